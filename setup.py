@@ -1,0 +1,55 @@
+"""Packaging of `lados`: everything but the version is read from settings.ini."""
+import configparser
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+here = Path(__file__).parent
+ini = configparser.ConfigParser(delimiters=["="], interpolation=None)
+ini.read(here / "settings.ini", encoding="utf-8")
+cfg = ini["DEFAULT"]
+licences = {"apache2": "Apache-2.0"}
+
+
+def words(key: str) -> list[str]:
+    """The whitespace-separated entries of `key` in settings.ini."""
+    return cfg[key].split()
+
+
+class BuildWithJobs(build_py):
+    """A wheel carries the job notebooks and presets as `lados/papermill`; an editable install reads nbs/papermill."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "lados", "papermill")
+            self.mkpath(str(target))
+            for path in sorted((here / "nbs" / "papermill").glob("*")):
+                if path.suffix in (".ipynb", ".yaml"):
+                    self.copy_file(str(path), str(target / path.name))
+
+
+extras = {name: words(f"{name}_requirements") for name in ("data", "train", "lab", "dev")}
+extras["train"] = extras["data"] + extras["train"]
+extras["all"] = sorted({r for rs in extras.values() for r in rs})
+version = re.search(r'^__version__ = "(.+)"', (here / "lados/__init__.py").read_text(), re.M)[1]
+
+setup(
+    name=cfg["lib_name"],
+    version=version,
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8") if (here / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    license=licences[cfg["license"]],
+    keywords=words("keywords"),
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=["lados", "lados.*"]),
+    cmdclass={"build_py": BuildWithJobs},
+    install_requires=words("requirements"),
+    extras_require=extras,
+    entry_points={"console_scripts": words("console_scripts"), "nbdev": ["lados=lados._modidx:d"]},
+)
