@@ -1,0 +1,34 @@
+"Fixtures that several topics share: homes of their own, and a small drawn dataset."
+
+import os
+
+import pytest
+
+from lados.core import settings
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    "A folder for this test alone that holds caches, runs and data."
+    for name in ("LADOS_HOME", "LADOS_RUNS", "LADOS_DATA"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("LADOS_THREADS", "1")
+    settings.cache_clear()
+    yield tmp_path
+    settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    "A drawn LADOS-style export: 24 photographs, a few crops of each, 128 pixels a side."
+    from lados.data.synthetic import synthetic
+
+    return synthetic(tmp_path_factory.mktemp("sample") / "export", sources=24, size=128, workers=2)
+
+
+@pytest.fixture(scope="session")
+def environment():
+    "What processes of their own get: one thread, and this package."
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
+    return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": root}
