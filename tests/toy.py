@@ -1,0 +1,41 @@
+"A toy that any network learns in a few epochs: coloured squares with a little noise, three of the classes."
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lados.data.manifest import Manifest, load_manifest
+from lados.model.batches import Dataset, prepare
+from lados.model.params import make_params
+
+COLOURS = {"oil": (30, 30, 30), "ship": (200, 60, 60), "background": (40, 90, 170)}
+TINY = {"backbone": "test_resnet", "pretrained": False, "size": 32, "cache_size": 32, "augment": "none", "batch_size": 8,
+        "epochs": 4, "lr": 0.003, "precision": "fp32", "patience": None}
+
+
+def toy_manifest(folder, train=24, held=6, noise=40, classes=tuple(COLOURS), seed=0):
+    "Draw the toy into `folder` and write its manifest there."
+    rng, rows = np.random.default_rng(seed), []
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, n in (("train", train), ("valid", held), ("test", held)):
+        for i in range(n):
+            label = classes[i % len(classes)]
+            pixels = np.array(COLOURS[label]) + rng.normal(0, noise, (32, 32, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{split}{i}.png")
+            rows.append({"image": f"{split}{i}.png", "split": split, "label": label, "width": 32, "height": 32,
+                         "source_group": f"{split}{i}"})
+    Manifest(pd.DataFrame(rows), folder, {"origin": {"path": "toy", "kind": "drawn"}}).save(folder)
+    return load_manifest(folder)
+
+
+def toy(folder, **options) -> Dataset:
+    "The toy, decoded."
+    return prepare(toy_manifest(folder, **options), 32, 32)
+
+
+def tiny(**changes):
+    "Parameters that train in a second."
+    return make_params({**TINY, **changes})
