@@ -1,0 +1,56 @@
+# lados. `make setup` once, `make demo` to see it work, `make test` before you hand anything in.
+#
+#   PYTHON=python3.12      which Python the environment is made from (3.11 or newer)
+#   VENV=.venv             where it is
+#   TORCH_INDEX=URL        where pip finds torch, such as the CPU-only builds; see README.md
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.lados-ready
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab bench readme clean
+
+help:
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY) ## make .venv and install lados into it; does nothing where that is done
+
+HAS_TORCH = import sys; from importlib.metadata import version; sys.exit(tuple(map(int, version("torch").split(".")[:2])) < (2, 11))
+
+# a torch that the base Python has (a GPU image, say) is seen from the environment, and kept if it is new enough
+$(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("lados needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null && echo --system-site-packages) $(VENV)
+	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
+	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
+	$(BIN)/python -m pip install -q -e '.[train,lab,dev]' -c $(VENV)/constraints.txt
+	@touch $@
+
+demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three pictures
+	$(BIN)/lados demo
+
+lab: setup ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir .
+
+bench: setup ## training speed beside the bare step, on this machine
+	$(BIN)/lados bench train
+
+# Notebooks run two at a time, one thread each. The papermill notebooks need a run folder: the tests of the command execute them.
+test: setup ## everything: notebooks in step, clean and running, README, style, tests
+	@step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH"; \
+	step "notebooks, modules and README in step" python tools/sync.py; \
+	step "style" ruff check lados tests tools setup.py; \
+	step "library notebooks and tutorials" env OMP_NUM_THREADS=1 LADOS_THREADS=1 \
+	    nbdev-test --skip-folder-re '^([_.]|papermill$$|apps$$)' --n-workers 2 --timing; \
+	echo "== tests"; python -m pytest -q --durations=10
+
+readme: setup ## write README.md from nbs/index.ipynb
+	$(BIN)/python tools/sync.py readme
+
+clean: ## remove caches and build outputs; data, runs and .venv stay
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .lados nbs/.last_checked
+	find lados nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -1,0 +1,260 @@
+"Runs are folders that tell the truth: whatever is killed, whenever, nothing keeps running and nothing is lost."
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from toy import tiny, toy_manifest
+
+from lados.core import RunError, read_json, write_json
+from lados.jobs.notebooks import run_notebook
+from lados.jobs.runs import Run, compare, find_run, new_run, runs
+from lados.model.bundle import load_bundle, save_bundle
+from lados.model.checkpoint import FORMAT, read_events, read_history, save_state
+
+CALLER = """
+    import sys
+    from pathlib import Path
+    from lados.core import LadosError
+    from lados.jobs.notebooks import run_notebook
+    from lados.jobs.runs import Run
+    try:
+        run_notebook(Run(Path(sys.argv[1])), sys.argv[2])
+    except LadosError as e:
+        print(e, file=sys.stderr)
+        sys.exit(e.exit_code)
+"""
+
+
+@pytest.fixture
+def toy_data(home):
+    return toy_manifest(home / "toy").root
+
+
+@pytest.fixture
+def call(home, environment):
+    "Start a process that executes a run; whatever is left of it in the end is killed."
+    started = []
+
+    def start(run, notebook="train"):
+        env = {**environment, **{k: v for k, v in os.environ.items() if k.startswith("LADOS_")}}
+        process = psutil.Popen([sys.executable, "-c", textwrap.dedent(CALLER), str(run.path), str(notebook)], env=env,
+                               stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        for p in [process, *(process.children(recursive=True) if process.is_running() else [])]:
+            with contextlib.suppress(psutil.Error):
+                p.kill()
+
+
+def params(data, **changes):
+    return tiny(data=data, audit=False, split="official", **changes).model_dump(mode="json")
+
+
+def epochs_of(run):
+    return [e["epoch"] for e in read_events(run.path / "events.jsonl") if e["event"] == "epoch"]
+
+
+def wait_for(condition, limit=60.0, process=None):
+    until = time.monotonic() + limit
+    while not (found := condition()):
+        assert time.monotonic() < until, "waited too long"
+        assert process is None or process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    return found
+
+
+def family(process):
+    "Caller, supervisor, kernel, and whatever they started."
+    children = process.children(recursive=True)
+    supervisor = next(p for p in children if "lados.jobs.notebooks" in p.cmdline())
+    kernel = next(p for p in children if "ipykernel_launcher" in " ".join(p.cmdline()))
+    return supervisor, kernel, [process, *children]
+
+
+def gone(processes, limit=15.0):
+    left = psutil.wait_procs(processes, limit)[1]
+    return not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def gapless(run):
+    rows = read_history(run.path / "history.csv")["epoch"].tolist()
+    assert rows == list(range(len(rows)))
+    return len(rows)
+
+
+def short_notebook(folder):
+    "Only the sections that a training needs."
+    cells = ["run = ''; params = {}", "from lados.model import report; job = report.begin(run, params)",
+             "report.open_data(job)", "report.learn(job)"]
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nb, folder / "short.ipynb")
+    return folder / "short.ipynb"
+
+
+def check_folder(run):
+    "Everything that DESIGN promises of a run folder."
+    nb = nbformat.read(run.path / "notebook.ipynb", 4)
+    code = [c for c in nb.cells if c.cell_type == "code"]
+    assert all(c.execution_count for c in code) and not any(o.output_type == "error" for c in code for o in c.outputs)
+    html = (run.path / "report.html").read_text()
+    fetched = re.findall(r"""(?:\bsrc\s*=|<link[^>]+href\s*=|@import|\burl\()\s*["']?(?:https?:)?//[^\s"')>]+""", html)
+    assert not fetched, fetched[:5]
+    assert not re.findall(r"""(?:import\(|from\s+|importScripts\()["']https?://""", html)
+    assert html.count("data:image/png") >= 6
+    assert "data:image" in html and "Traceback" not in html
+    metrics = read_json(run.path / "metrics.json")
+    assert 0 <= metrics["test"]["macro_f1"] <= 1 and metrics["cost"]["epochs"] == gapless(run)
+    assert read_json(run.path / "params.json")["backbone"] == "test_resnet"
+    assert [e["event"] for e in read_events(run.path / "events.jsonl")][-1] == "end"
+    for name in ("contact_sheet", "class_balance", "learning_curves", "confusion", "class_scores", "calibration", "leaks"):
+        assert (run.path / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    model = load_bundle(run.path)
+    assert model.card["manifest_hash"] and model.card["run"] == run.path.name and not model.net.training
+    files = [p for p in run.path.rglob("*") if p.is_file()]
+    assert not [p for p in files if p.suffix in (".pkl", ".pickle", ".pth", ".pt", ".bin", ".joblib", ".npy")]
+    assert not [p for p in files if ".tmp" in p.name], "no half files"
+    assert not [p for p in files if p.read_bytes()[:1] == b"\x80" or p.read_bytes()[:4] == b"PK\x03\x04"], "nothing pickled"
+
+
+def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
+    drawn = tiny(data=sample, epochs=2, name="drawn", ema=0.5, find_lr=True, batch_size="auto").model_dump(mode="json")
+    both = [new_run("train", "drawn", drawn), new_run("train", "toy", params(toy_data, epochs=2, name="toy"))]
+    callers = [call(r) for r in both]
+    wait_for(lambda: both[0].state == "running", process=callers[0])
+    assert [p.wait(120) for p in callers] == [0, 0], callers[0].stderr.read() + callers[1].stderr.read()
+    for run in both:
+        assert run.state == "succeeded" and epochs_of(run) == [0, 1]
+        check_folder(run)
+    assert find_run("latest").path in [r.path for r in both]
+    assert {r.path for r in runs()} == {r.path for r in both}
+    found = compare(both)
+    assert found["params"]["ema"] == [0.5, None] and "epochs" not in found["params"] and found["metrics"]
+
+
+def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
+    "One training, ended in five ways, goes on each time and ends with the curve of an undisturbed one."
+    asked = params(toy_data, epochs=90, mixup=0.2)
+    run, short, rng = new_run("train", "unlucky", asked), short_notebook(home), np.random.default_rng()
+    before = 0
+    for how in ("SIGTERM", "SIGINT", "caller", "supervisor", "kernel"):
+        process = call(run, short)
+        wait_for(lambda n=before: len(set(epochs_of(run))) > n + 1, process=process)
+        time.sleep(rng.uniform(0, 0.2))
+        assert run.state == "running" and find_run(run.path.name).alive
+        supervisor, kernel, all_of_them = family(process)
+        if how == "SIGTERM":
+            with pytest.raises(RunError, match="is being executed"):
+                run_notebook(run, short)
+        if how.startswith("SIG"):
+            process.send_signal(getattr(signal, how))
+        else:
+            {"caller": process, "supervisor": supervisor, "kernel": kernel}[how].kill()
+        assert gone(all_of_them), how
+        assert process.wait() != 0
+        assert run.state == ("failed" if how == "kernel" else "interrupted"), how
+        if how != "supervisor": # it writes how it ended
+            assert run.info["error"] and run.info["ended"]
+            cells = nbformat.read(run.path / "notebook.ipynb", 4).cells
+            done = [c.metadata.papermill.status for c in cells if "papermill" in c.metadata]
+            assert done.count("completed") >= 3 and "pictures** of `toy`" in str(cells), "what was done is kept"
+            assert (run.path / "report.html").exists()
+        assert (run.path / "checkpoint" / "last.safetensors").exists()
+        before = gapless(run)
+        assert before >= 1
+        assert not (run.path.parent / "latest").exists()
+    assert run_notebook(run).state == "succeeded"
+    check_folder(run)
+    told = set(epochs_of(run)) # a kill may come between an epoch's checkpoint and its event
+    assert gapless(run) == 90 and told <= set(range(90)) and len(told) >= 90 - 5
+    assert find_run("latest").path == run.path
+    from lados.data.manifest import load_manifest
+    from lados.model.batches import prepare
+    from lados.model.train import train
+    p = tiny(data=toy_data, epochs=90, mixup=0.2)
+    curve = ["train_loss", "valid_loss", "macro_f1"]
+    whole = train(p, prepare(load_manifest(run.path), p.size, p.cached)).history
+    pd.testing.assert_frame_equal(read_history(run.path / "history.csv")[curve], whole[curve], check_exact=True)
+
+
+def test_a_caller_that_dies_at_once_leaves_nothing_running(toy_data, call, home):
+    run = new_run("train", "brief", params(toy_data, epochs=500))
+    for moment in np.random.default_rng().uniform(0, 2.5, 2):
+        process = call(run, short_notebook(home))
+        wait_for(lambda p=process: any("lados.jobs.notebooks" in c.cmdline() for c in p.children()))
+        time.sleep(moment)
+        children = process.children(recursive=True)
+        process.kill()
+        assert gone([process, *children], 30)
+        assert run.state in ("created", "interrupted", "failed") and not run.alive
+
+
+def test_a_run_that_fails_says_why_and_keeps_what_there_is(toy_data, home):
+    run = new_run("train", "moved", params(home / "nowhere"))
+    with pytest.raises(Exception, match="nowhere") as e:
+        run_notebook(run)
+    assert "DataError" in str(e.value) and "--resume" in e.value.remedy
+    assert run.state == "failed" and "nowhere" in run.info["error"]
+    assert "What was asked" in (run.path / "notebook.ipynb").read_text() and (run.path / "report.html").exists()
+
+
+@pytest.mark.parametrize("place", ["below a file", "/proc", "/sys"])
+def test_unwritable_run_folder(home, place):
+    (home / "file").write_text("")
+    root = home / "file" / "runs" if place == "below a file" else Path(place, "runs")
+    with pytest.raises(RunError, match="cannot be written") as e:
+        new_run("train", "x", {}, root)
+    assert str(root) in e.value.problem and "LADOS_RUNS" in e.value.remedy
+
+
+def test_a_run_from_a_newer_version_is_refused(home, toy_data):
+    run = new_run("train", "future", params(toy_data))
+    write_json(run.path / "run.json", {**run.info, "format": FORMAT + 1})
+    for look in (lambda: run.info, lambda: run.state, lambda: run_notebook(run)):
+        with pytest.raises(RunError, match="another version"):
+            look()
+    assert not (run.path / "notebook.ipynb").exists()
+
+
+def test_a_checkpoint_or_bundle_from_a_newer_version_is_refused(home, toy_data, monkeypatch):
+    from lados.data.manifest import load_manifest
+    from lados.model import checkpoint
+    from lados.model.backbones import make_backbone, preprocessing
+    from lados.model.batches import prepare
+    from lados.model.bundle import Model, make_card
+    from lados.model.train import train
+    monkeypatch.setattr(checkpoint, "FORMAT", FORMAT + 1)
+    save_state(home / "run" / "checkpoint" / "last.safetensors", {}, {})
+    monkeypatch.undo()
+    with pytest.raises(RunError, match=f"format {FORMAT + 1}"):
+        train(tiny(), prepare(load_manifest(toy_data), 32, 32), home / "run")
+    net = make_backbone("test_resnet", size=32)
+    folder = save_bundle(home / "bundle", Model(net, {**make_card("test_resnet", preprocessing(net, 32)), "format": FORMAT + 1}))
+    with pytest.raises(RunError, match="another version"):
+        load_bundle(folder)
+
+
+def test_damaged_run_files_are_named(home, toy_data):
+    run = new_run("train", "hurt", params(toy_data))
+    text = (run.path / "run.json").read_text()
+    (run.path / "run.json").write_text(text[:len(text) // 2])
+    with pytest.raises(RunError, match=r"run\.json.*cut short"):
+        _ = run.info
+    (run.path / "run.json").write_text(json.dumps(json.loads(text)))
+    assert Run(run.path).state == "created"
