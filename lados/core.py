@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LadosError', 'ConfigError', 'DataError', 'PictureError', 'SourceError', 'WeightsError', 'TrainingError', 'RunError',
-           'did_you_mean', 'Settings', 'settings', 'atomic_write', 'to_json', 'write_json', 'read_json', 'sha256_file',
-           'sha256_text', 'utc_now']
+           'did_you_mean', 'Settings', 'settings', 'atomic_write', 'remove_unfinished', 'to_json', 'write_json',
+           'read_json', 'sha256_file', 'sha256_text', 'utc_now']
 
 # %% ../nbs/00_core.ipynb #03306dd8
 import hashlib
@@ -113,7 +113,7 @@ def atomic_write(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a callable gets a name with the same suffix: several writers choose their format by it
-    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:80]}.", suffix=f".tmp{path.suffix}")
+    fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}")
     os.close(fd)
     tmp = Path(name)
     try:
@@ -128,6 +128,14 @@ def atomic_write(
     finally:
         tmp.unlink(missing_ok=True)
     return path
+
+
+def remove_unfinished(
+    folder: str | Path, # and everything below it
+) -> None:
+    "Delete what `atomic_write` left lying when it was killed. Only for the one process that writes there."
+    for path in Path(folder).rglob(".*.tmp*"):
+        path.unlink(missing_ok=True)
 
 
 @cache

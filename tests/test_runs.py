@@ -22,7 +22,8 @@ from lados.core import RunError, read_json, write_json
 from lados.jobs.notebooks import run_notebook
 from lados.jobs.runs import Run, compare, find_run, new_run, runs
 from lados.model.bundle import load_bundle, save_bundle
-from lados.model.checkpoint import FORMAT, read_events, read_history, save_state
+from lados.model.checkpoint import read_history, save_state
+from lados.model.events import FORMAT, read_events
 
 CALLER = """
     import sys

@@ -20,7 +20,8 @@ from lados.core import TrainingError, to_json
 from lados.model import callbacks, learner
 from lados.model.backbones import batch_norms, preprocessing
 from lados.model.batches import prepare, training_batches
-from lados.model.checkpoint import load_state, read_events, read_history
+from lados.model.checkpoint import load_state, read_history
+from lados.model.events import read_events
 from lados.model.train import Checkpoints, lr_find, refit, start_network, train
 
 CURVE = ["epoch", "train_loss", "valid_loss", "macro_f1", "accuracy", "lr"]

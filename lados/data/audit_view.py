@@ -11,6 +11,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.table import Table
+from rich.text import Text
 
 from .links import CAUSES
 from ..labels import CLASSES
@@ -39,11 +40,12 @@ def _baseline_rows(values: dict[str, Any], splits: list[str]) -> list[list[str]]
     return rows
 
 
-def _support_rows(values: dict[str, Any], splits: list[str]) -> list[list[str]]:
+def _support_rows(values: dict[str, Any], splits: list[str]) -> list[list[str | Text]]:
     support = values["support"]
     seen = [c for c in CLASSES if any(n.get(c) for n in support.values())]
     counts = {c: [support[s].get(c, 0) for s in splits] for c in seen}
-    return [[c, *(f"[yellow]{n} few[/]" if n < values["few"] else str(n) for n in row)] for c, row in counts.items()]
+    return [[c, *(Text(f"{n} few", "yellow") if n < values["few"] else str(n) for n in row)]
+            for c, row in counts.items()]
 
 # %% ../../nbs/data/18_audit_view.ipynb #1dabb1c5
 def audit_table(
@@ -52,7 +54,7 @@ def audit_table(
     "The audit as a rich table: leaks, baselines and class support, one column a split, notes below."
     splits = list(values["support"])
     title = "{pictures} pictures, {source_groups} sources ({linked_groups} after linking)".format(**values)
-    notes = "\n".join(values["notes"])
+    notes = Text("\n".join(values["notes"])) # a file's name may hold what rich would read as markup
     table = Table("", *splits, title=title, title_justify="left", caption=notes, caption_justify="left")
     for section in (*((_leak_rows, _baseline_rows) if values["leaks"] else ()), _support_rows):
         for row in section(values, splits):

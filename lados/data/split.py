@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from ..core import ConfigError, DataError, did_you_mean
 from .balance import deal_groups
@@ -47,7 +48,7 @@ class SplitReport:
         "The report for a terminal: pictures got (and wished) for each class and split."
         splits = list(self.counts)
         table = Table("", *splits, title=f"split '{self.name}' {self.version}, seed {self.seed}", title_justify="left",
-                      caption="\n".join(self.notes), caption_justify="left")
+                      caption=Text("\n".join(self.notes)), caption_justify="left")
         table.add_row("share of the pictures", *(f"{self.reached[s]:.3f} ({self.wished[s]:.3f})" for s in splits))
         table.add_row("source groups", *(str(self.groups[s]) for s in splits))
         table.add_section()

@@ -174,5 +174,6 @@ def listed_names(
                 found.append((row[file].strip(), _classes(table, line, row[label].strip()),
                               _split(row.get("split"), table, "", notes)))
     if not found:
-        raise DataError(f"{path}: no table that lists pictures and labels", "give a CSV with columns file, label, split")
+        raise DataError(f"{path}: no table that lists pictures and labels",
+                        "give a CSV with columns file, label, split")
     return found

@@ -19,10 +19,9 @@ from typing import Any
 
 import psutil
 
-from ..core import RunError, TrainingError, atomic_write, utc_now
+from ..core import RunError, TrainingError, atomic_write, remove_unfinished, utc_now
 from .runs import Run, set_latest
-from ..model.checkpoint import read_events
-from ..model.parallel import follow_parent
+from ..model.events import follow_parent, read_events
 from ..model.params import jobs_folder
 
 # %% ../../nbs/jobs/41_notebooks.ipynb #e97631ed
@@ -100,6 +99,7 @@ def supervise(
     follow_parent(caller)
     run, stop, error = Run(Path(folder)), _Stop(), None
     with run.locked(wait=GRACE + 10):
+        remove_unfinished(run.path) # of an attempt that was killed
         run.update(state="running", started=utc_now(), pid=os.getpid(), caller=caller, error=None)
         threading.Thread(target=_watch_kernel, args=(lambda why: _abandon(run, why),), daemon=True).start()
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..core import RunError, read_json, settings, utc_now, write_json
-from ..model.checkpoint import FORMAT, read_events
+from ..model.events import FORMAT, read_events
 
 # %% ../../nbs/jobs/40_runs.ipynb #5a917563
 STATES = ("created", "running", "succeeded", "failed", "interrupted")

@@ -77,9 +77,11 @@ def _check_loaded(net: nn.Module, unloaded: nn.Module, name: str, path: Path) ->
     "timm passes over weights that it does not find in a file; a body left at random must not go unnoticed."
     head = {id(p) for p in net.get_classifier().parameters()}
     start = dict(unloaded.named_parameters())
-    left = [n for n, p in net.named_parameters() if p.ndim > 1 and id(p) not in head and p.any() and torch.equal(p, start[n])]
+    body = [(n, p) for n, p in net.named_parameters() if p.ndim > 1 and id(p) not in head]
+    left = [n for n, p in body if p.any() and torch.equal(p, start[n])]
     if left:
-        raise WeightsError(f"{path}: these weights do not fit {name} (it has none for {left[0]} and {len(left) - 1} more)", HUB_REMEDY)
+        raise WeightsError(f"{path}: these weights do not fit {name} "
+                           f"(it has none for {left[0]} and {len(left) - 1} more)", HUB_REMEDY)
 
 
 def _attempt(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
@@ -108,7 +110,7 @@ class Preprocessing:
         self,
         pictures: torch.Tensor, # uint8 [n, size, size, 3], RGB
     ) -> torch.Tensor: # float32 [n, 3, size, size], channels last in memory
-        "Normalised input. The permutation of NHWC bytes is a channels-last tensor already: nothing is copied but values."
+        "Normalised input. The permutation of NHWC bytes is channels-last already: nothing is copied but values."
         mean, std = (torch.tensor(v, device=pictures.device) * 255 for v in (self.mean, self.std))
         return ((pictures.float() - mean) / std).permute(0, 3, 1, 2)
 

@@ -24,7 +24,7 @@ from ..labels import CLASSES
 from .backbones import Preprocessing, autocast, make_backbone
 from .batches import Batches
 from .calibrate import apply_temperature
-from .checkpoint import FORMAT
+from .events import FORMAT
 
 # %% ../../nbs/model/27_bundle.ipynb #b5a30b95
 @dataclass

@@ -29,7 +29,7 @@ from torchvision.transforms import v2
 from ..core import TrainingError
 from ..labels import CLASSES
 from .backbones import autocast, freeze_statistics, set_trainable
-from .checkpoint import Events
+from .events import Events
 from .parallel import gather_rows, sum_over_all
 from .params import TrainParams
 

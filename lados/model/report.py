@@ -21,7 +21,7 @@ from . import figures
 from .batches import Dataset, prepare
 from .bundle import save_bundle
 from .charts import save as save_figure
-from .checkpoint import Events
+from .events import Events
 from .dataset import Opened, open_dataset
 from .evaluate import Evaluation, cross_validate, evaluate_trained, probe_baseline, write_table
 from .params import TrainParams, make_params
@@ -89,7 +89,8 @@ def _facts(job: Job) -> list[str]:
     meta, report, left = job.opened.manifest.meta, job.opened.report, job.data.problems
     shares = ", ".join(f"{n} {s} from {report.groups[s]} sources" for s, n in report.pictures.items())
     origin, policy = meta.get("origin") or {}, meta.get("policy") or {}
-    lines = [f"**{len(job.data.labels)} pictures** of `{origin.get('path', job.params.data)}` ({origin.get('kind', 'manifest')})",
+    kind = origin.get("kind", "manifest")
+    lines = [f"**{len(job.data.labels)} pictures** of `{origin.get('path', job.params.data)}` ({kind})",
              f"label policy: {policy.get('name', 'as given')}, version {policy.get('version', '-')}",
              f"split used: **{report.name}**, version {report.version}, seed {report.seed}: {shares}",
              *report.notes, *left[:10], *([f"{len(left) - 10} more pictures left out"] if len(left) > 10 else [])]
@@ -134,7 +135,7 @@ def learn(job: Job) -> Markdown:
 
 def _ending(t: Trained) -> list[str]:
     if t.best_epoch is None:
-        return ["no epochs: the network is frozen, and its head is a regularised logistic regression on augmented views"]
+        return ["no epochs: the network is frozen, its head a regularised logistic regression on augmented views"]
     best = t.history.loc[t.history["epoch"] == t.best_epoch, "macro_f1"].iloc[0]
     chosen = f"best epoch {t.best_epoch}: validation macro-F1 {best:.3f}" if t.selected else "the last epoch is kept"
     return [t.stopped or f"all {len(t.history)} epochs done", chosen]
@@ -152,10 +153,12 @@ def evaluate(job: Job) -> Markdown:
     job.events("evaluate")
     job.result = evaluate_trained(job.trained, job.params, job.data)
     job.metrics = {"split": job.opened.report.name, "views": job.result.views, "valid": job.result.valid,
-                   "temperature": job.result.model.temperature, "best_epoch": job.trained.best_epoch, "cost": job.trained.cost}
+                   "temperature": job.result.model.temperature, "best_epoch": job.trained.best_epoch,
+                   "cost": job.trained.cost}
     name, test = job.result.headline or (None, None)
     if test:
-        job.metrics["test"] = {"view": name, **{k: test[k] for k in ("pictures", "groups", "accuracy", "macro_f1", "intervals")}}
+        told = ("pictures", "groups", "accuracy", "macro_f1", "intervals")
+        job.metrics["test"] = {"view": name, **{k: test[k] for k in told}}
         job.metrics["probe"] = probe_baseline(job.trained, job.params, job.data)
     write_json(job.run / "metrics.json", job.metrics)
     write_table(job.result.table, job.run / "predictions.csv")
@@ -166,11 +169,12 @@ def _verdict(job: Job, name: str | None, test: dict | None) -> str:
     if test is None:
         return "Nothing was held out, so nothing can be said of how well it does on new pictures."
     first = f"**Macro-F1 {with_interval(test['macro_f1'], test['intervals']['macro_f1'])}** and accuracy " \
-            f"{with_interval(test['accuracy'], test['intervals']['accuracy'])} on {test['pictures']} {name} test pictures " \
-            f"from {test['groups']} sources (95 % bootstrap over sources)."
+            f"{with_interval(test['accuracy'], test['intervals']['accuracy'])} on {test['pictures']} {name} test " \
+            f"pictures from {test['groups']} sources (95 % bootstrap over sources)."
     probe = job.metrics["probe"]
     beside = f"\n\nA logistic regression on the features of the network it started from scores macro-F1 " \
-             f"{with_interval(probe['macro_f1'], probe['intervals']['macro_f1'])} on the same pictures." if probe else ""
+             f"{with_interval(probe['macro_f1'], probe['intervals']['macro_f1'])} on the same pictures." \
+             if probe else ""
     return first + beside + "\n\n" + views_markdown(job.result.views)
 
 
@@ -205,21 +209,19 @@ def mistakes(
     t = t[t["truth"] != t["predicted"]].nlargest(most, "confidence")
     if t.empty:
         return Markdown("No mistakes on the pictures that were held out.")
-    return job.figure("mistakes", figures.worst_mistakes([job.data.plain[int(i)] for i in t["row"]], t["truth"].tolist(),
-                                                         t["predicted"].tolist(), t["confidence"].tolist()))
+    told = (t[c].tolist() for c in ("truth", "predicted", "confidence"))
+    return job.figure("mistakes", figures.worst_mistakes([job.data.plain[int(i)] for i in t["row"]], *told))
 
 # %% ../../nbs/model/29b_report.ipynb #7d67def4
 def folds(job: Job) -> Markdown:
     "Cross-validation over group-safe folds, where it was asked for."
     if not job.params.folds:
         return Markdown("Not asked for (`folds`).")
-    found, job.metrics["folds"] = cross_validate(job.params, job.data), {}
-    job.metrics["folds"] = found
+    found = job.metrics["folds"] = cross_validate(job.params, job.data)
     write_json(job.run / "metrics.json", job.metrics)
-    rows = [[n, with_interval(s["macro_f1"], s["intervals"]["macro_f1"]), with_interval(s["accuracy"], s["intervals"]["accuracy"])]
-            for n, s in found.items()]
-    return Markdown(f"{job.params.folds} group-safe folds, every picture predicted once by a network that never saw its source:\n\n"
-                    + markdown_table(["", "macro-F1", "accuracy"], rows))
+    rows = [[n, *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))] for n, s in found.items()]
+    return Markdown(f"{job.params.folds} group-safe folds, every picture predicted once by a network that never saw "
+                    "its source:\n\n" + markdown_table(["", "macro-F1", "accuracy"], rows))
 
 
 def hand_on(job: Job) -> Markdown:
@@ -227,7 +229,8 @@ def hand_on(job: Job) -> Markdown:
     model, told = job.result.model, "the network that was scored above"
     if job.params.refit:
         model.net = refit(job.params, job.data, job.trained, job.run)
-        told = "a network trained in the same way on *all* the pictures; the scores above are of its twin that saw only the training split"
+        told = "a network trained in the same way on *all* the pictures; the scores above are of its twin that saw " \
+               "only the training split"
     model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
                    "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
                    "policy": job.opened.manifest.meta.get("policy")}

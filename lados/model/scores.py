@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 from sklearn import metrics as sk
 
 from ..core import DataError
@@ -244,11 +245,12 @@ def rich_table(
     caption: str = "", # below the table
 ) -> Table:
     "A table for the terminal; figures at the right."
-    table = Table(title=title or None, caption=caption or None, title_justify="left", caption_justify="left")
+    above, below = (Text(t) if t else None for t in (title, caption))
+    table = Table(title=above, caption=below, title_justify="left", caption_justify="left")
     for i, name in enumerate(head):
-        table.add_column(name, justify="right" if i else "left")
+        table.add_column(Text(name), justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row)) # a file's name may hold what rich would read as markup
     return table
 
 

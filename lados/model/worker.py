@@ -16,7 +16,8 @@ import torch.distributed as dist
 from ..core import LadosError, read_json, write_json
 from ..data.manifest import load_manifest
 from .batches import prepare
-from .parallel import follow_parent, report_error
+from .events import follow_parent
+from .parallel import report_error
 from .params import make_params
 from .train import Trained, train
 
