@@ -31,8 +31,9 @@ class BuildWithJobs(build_py):
                     self.copy_file(str(path), str(target / path.name))
 
 
-extras = {name: words(f"{name}_requirements") for name in ("data", "train", "lab", "dev")}
-extras["train"] = extras["data"] + extras["train"]
+extras = {name: words(f"{name}_requirements") for name in ("data", "predict", "train", "lab", "dev")}
+extras["predict"] = extras["data"] + extras["predict"]
+extras["train"] = extras["predict"] + extras["train"]
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 version = re.search(r'^__version__ = "(.+)"', (here / "lados/__init__.py").read_text(), re.M)[1]
 

@@ -129,13 +129,13 @@ def stock_fastai(
     steps: int, # after the first, which warms up
 ) -> float: # pictures a second
     "fastai as its documentation shows it."
-    from fastai.vision.all import ImageDataLoaders, Learner, Resize, aug_transforms
+    from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, vision_learner
 
     files, labels = _files(data, params.batch_size * (steps + 1))
     loaders = ImageDataLoaders.from_lists(
         ".", list(map(str, files)), labels, valid_pct=0.01, bs=params.batch_size, num_workers=settings().threads,
         item_tfms=Resize(params.size), batch_tfms=aug_transforms(flip_vert=True))
-    learn = Learner(loaders, start_network(params), nn.CrossEntropyLoss()).to_bf16()
+    learn = vision_learner(loaders, params.backbone, pretrained=False, loss_func=nn.CrossEntropyLoss()).to_bf16()
     times: list[float] = []
     with learn.no_bar(), learn.no_logging():
         learn.fit(1, 1e-3, cbs=[_clock(times)])

@@ -39,6 +39,17 @@ def main() -> None:
             raise
         say("error", str(e), "bold red", err)
         sys.exit(e.exit_code)
+    except ModuleNotFoundError as e:
+        if not e.name or e.name.startswith("lados") or os.environ.get("LADOS_DEBUG"):
+            raise
+        say("error", f"this needs the package {e.name}, which is not installed\n  -> pip install 'lados[train]'; "
+            "for `lados data` alone 'lados[data]' will do", "bold red", err)
+        sys.exit(2)
+    except OSError as e: # a full disk, a read-only folder
+        if os.environ.get("LADOS_DEBUG"):
+            raise
+        say("error", f"{e}\n  -> check that the place exists, is yours to write, and has room", "bold red", err)
+        sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)

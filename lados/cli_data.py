@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from .core import settings
+from .core import ConfigError, read_json, settings
 
 if TYPE_CHECKING:
     from lados.data.manifest import Manifest
@@ -42,6 +42,22 @@ def _home(folder: Path | None, name: str) -> Path:
     return folder or settings().lados_data / name
 
 
+def _called(path: Path) -> str:
+    "A dataset's name: that of its folder, since tables tend to be called `labels.csv` or `manifest.csv`."
+    path = path.resolve()
+    return path.parent.name if path.is_file() else path.name
+
+
+def _refuse_another(folder: Path, origin: Path) -> None:
+    "Raise ConfigError where the folder holds the manifest of another dataset."
+    note = folder / "manifest.json"
+    if not note.exists():
+        return
+    there = (read_json(note, "manifest.json").get("origin") or {}).get("path")
+    if there and Path(there).resolve() != origin.resolve():
+        raise ConfigError(f"{folder} holds the manifest of another dataset, {there}", "give another folder with --out")
+
+
 @app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="A COCO export, PNG masks, class folders, or a CSV of file,label")],
@@ -53,8 +69,10 @@ def import_(
     "Read a dataset as it is and write its manifest. Pictures stay where they are."
     from lados.data.readers import import_dataset
 
+    folder = _home(out_, _called(path))
+    _refuse_another(folder, path)
     manifest = import_dataset(path, policy, min_area, group_column or None)
-    written = manifest.save(_home(out_, path.resolve().stem if path.is_file() else path.resolve().name))
+    written = manifest.save(folder)
     groups = manifest.frame["source_group"].nunique()
     say(f"{len(manifest)} pictures", f"from {groups} sources -> {written}", "bold")
     _counts(manifest.counts())
@@ -107,14 +125,14 @@ def synthetic(
 @app.command()
 def audit(
     data: Annotated[Path, typer.Argument(help="A manifest, or anything `lados data import` reads")],
-    out_: Annotated[Path | None, typer.Option("--out", help="Folder (default: audit/ beside the data)")] = None,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder to fill (default: data/audit/NAME)")] = None,
     names_only: Annotated[bool, typer.Option("--names-only", help="Do not open the pictures")] = False,
 ) -> None:
     "Find which held-out pictures training knows, and by what."
     from lados.data.provenance import audit as look
 
     found = look(_to_audit(data, names_only), hashes=not names_only)
-    folder = found.save(out_ or settings().lados_data / "audit" / data.resolve().stem)
+    folder = found.save(out_ or settings().lados_data / "audit" / _called(data))
     out.print(found.table())
     out.print(f"written to {folder}")
 
@@ -144,10 +162,8 @@ def split(
     look: Annotated[bool, typer.Option("--audit/--no-audit", help="Join sources that the audit links")] = True,
 ) -> None:
     "Share pictures out so that no source photograph is in two splits."
-    from lados.model.dataset import open_dataset
-    from lados.model.params import make_params
+    from lados.model.dataset import open_manifest, share_out
 
-    how_params = make_params({"data": data, "split": how, "seed": seed, "fractions": fractions, "audit": look})
-    opened = open_dataset(how_params)
+    opened = share_out(open_manifest(data), how, fractions, seed, look)
     out.print(opened.report.table())
     out.print(f"written to {opened.manifest.save(out_)}")

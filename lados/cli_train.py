@@ -24,11 +24,17 @@ def _asked(assignments: list[str]) -> dict[str, Any]:
     "`key=value` pairs as typed values."
     import yaml
 
-    wrong = [a for a in assignments if "=" not in a]
-    if wrong:
-        raise ConfigError(f"--set {wrong[0]}: not key=value", "write for example --set lr=0.001")
-    pairs = (a.split("=", 1) for a in assignments)
-    return {k.strip(): yaml.safe_load(v) for k, v in pairs}
+    found = {}
+    for a in assignments:
+        key, equals, value = a.partition("=")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or key.strip() == "preset":
+            raise ConfigError(f"--set {a}: not a parameter as key=value", "write for example --set lr=0.001; "
+                              "a preset is named by --preset")
+    return found
 
 
 def _print_parameters() -> None:
@@ -53,6 +59,8 @@ def train(
     "Train by running the training notebook; the run folder holds the report, the scores and the model."
     if help_params:
         return _print_parameters()
+    if resume and (preset or dry_run):
+        raise ConfigError("a run goes on with its own preset, and not as a dry run", "leave the option out")
     asked = {"data": data, "name": name, "backbone": backbone, "epochs": epochs, "dry_run": dry_run or None,
              **({} if pretrained is None else _asked([f"pretrained={pretrained}"])), **_asked(set_ or [])}
     given = {k: v for k, v in asked.items() if v is not None or k in _asked(set_ or [])}
@@ -86,12 +94,16 @@ def _existing(path: Path) -> Path:
 
 def _resumed(name: str, given: dict[str, Any]) -> "Run":
     "A run to go on with; parameters given now stand above its own."
+    from lados.jobs.notebooks import await_turn
     from lados.jobs.runs import find_run
     from lados.model.params import make_params
 
     run = find_run(name)
     if given:
-        write_json(run.path / "params.json", _named(make_params({**run.params, **given}))[1])
+        values = _named(make_params({**run.params, **given}))[1]
+        await_turn(run)
+        with run.locked():
+            write_json(run.path / "params.json", values)
     return run
 
 # %% ../nbs/69c_cli_train.ipynb #67d18099
@@ -118,10 +130,9 @@ def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
         done = event["epoch"] + event["step"] / event["steps"]
         bar.update(task, completed=done, told=f"loss {event['loss']:.3f}{left}")
     elif kind == "epoch":
-        losses = f"train loss {event['train_loss']:.3f}  valid loss {event['valid_loss']:.3f}"
-        speed = f"{event['pictures_per_s']:.1f} pictures/s"
-        score = f"macro-F1 {event['macro_f1']:.3f}{'  *' * event['best']}"
-        out.print(f"epoch {event['epoch']:3}  {losses}  {speed}  {score}")
+        names = {"train_loss": "train loss", "valid_loss": "valid loss", "macro_f1": "macro-F1"}
+        told = "  ".join(f"{words} {event[n]:.3f}" for n, words in names.items() if event[n] is not None)
+        out.print(f"epoch {event['epoch']:3}  {told}  {event['pictures_per_s']:.1f} pictures/s{'  *' * event['best']}")
     elif kind in ("data", "trained", "evaluate", "end"):
         doing = "writing the report" if kind == "end" else "evaluating"
         bar.update(task, description=event.get("doing", doing))
@@ -143,7 +154,7 @@ def demo() -> None:
     "Draw the sample, train by the notebook, evaluate, classify three pictures, and say where to look."
     from lados.data.manifest import load_manifest
     from lados.labels import CLASSES
-    from lados.model.evaluate import classify, load_model
+    from lados.model.predict import classify, load_model
 
     started = time.perf_counter()
     run = _watch(_started("demo", {}))

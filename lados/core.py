@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # %% ../nbs/00_core.ipynb #81bc5f59
@@ -87,7 +88,7 @@ class Settings(BaseSettings):
     lados_home: Path = Path(".lados") # caches and embedded services
     lados_runs: Path = Path("papermill_runs") # one folder a run
     lados_data: Path = Path("data") # where imported and downloaded datasets go
-    lados_threads: int | None = None # CPU threads for decoding and training; None: all the process may use
+    lados_threads: int | None = Field(None, ge=1) # CPU threads for decoding and training; None: all the process may use
     max_pixels: int = 150_000_000 # a picture with more pixels is refused before it is decompressed
     roboflow_api_key: str | None = None # for `lados data download --source roboflow`
     roboflow_url: str = "https://api.roboflow.com" # a mirror or a test server
@@ -101,8 +102,12 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    "The settings of this process. `settings.cache_clear()` reads the environment anew."
-    return Settings()
+    "The settings of this process; `settings.cache_clear()` reads the environment anew. Raises ConfigError."
+    try:
+        return Settings()
+    except ValidationError as e:
+        wrong = "; ".join(f"{'.'.join(map(str, x['loc'])).upper()}={x['input']!r}: {x['msg']}" for x in e.errors())
+        raise ConfigError(f"environment: {wrong}", "correct the variable, or the line in .env") from None
 
 # %% ../nbs/00_core.ipynb #54b9f1a9
 def atomic_write(
@@ -134,8 +139,9 @@ def remove_unfinished(
     folder: str | Path, # and everything below it
 ) -> None:
     "Delete what `atomic_write` left lying when it was killed. Only for the one process that writes there."
-    for path in Path(folder).rglob(".*.tmp*"):
-        path.unlink(missing_ok=True)
+    for path in Path(folder).rglob(".*"):
+        if ".tmp" in path.name: # safetensors calls its own `.tmpXXXXXX`
+            path.unlink(missing_ok=True)
 
 
 @cache

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
 OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs")} # modules that belong to a level of another name
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
-NEEDS = {"core": [], "labels": [], "cli": ["data", "train"], "data": ["data"], "model": ["data", "train"],
-         "jobs": ["data", "train"], "bench": ["data", "train"]} # level -> extras that its imports may come from; the base requirements always
+NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
+         "model": ["data", "predict", "train"], "jobs": ["data", "predict", "train"], "bench": ["data", "predict", "train"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
 
 if not (ROOT / "nbs").is_dir():
@@ -149,13 +149,13 @@ def test_every_requirement_is_used():
     unseen = {"ipykernel": "papermill runs notebooks in it", "torchvision": "torch's partner that fastai loads",
               "pyarrow": "pandas writes parquet with it"}
     used = {d.lower() for m in MODULES.values() for package in m.others() for d in distributions().get(package, [])}
-    assert requirements("data", "train") - used - set(unseen) == set()
+    assert requirements("data", "predict", "train") - used - set(unseen) == set()
 
 
 def test_constraints_pin_every_requirement():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", p) for p in pins), "one name==version a line"
-    assert requirements("data", "train", "lab", "dev") <= {p.split("==")[0].lower() for p in pins}
+    assert requirements("data", "predict", "train", "lab", "dev") <= {p.split("==")[0].lower() for p in pins}
 
 
 def test_a_wheel_carries_job_notebooks_and_presets(tmp_path):

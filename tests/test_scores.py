@@ -163,14 +163,22 @@ def test_small_and_lopsided_sets():
     assert absent["emulsion"]["ap"] is None and not absent["emulsion"]["reliable"] and absent["oil"]["reliable"]
 
 
-def test_temperature_is_the_minimum_of_the_log_loss():
+def test_temperature_is_the_most_likely_one():
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        z = rng.normal(0, rng.uniform(0.5, 6), (200, 5)) * 3
+        n = int(rng.choice([3, 30, 300]))
+        z = rng.normal(0, rng.uniform(0.5, 6), (n, 5)) * 3
         y = np.array([rng.choice(5, p=q) for q in softmax(z / rng.uniform(0.4, 8))])
         t = fit_temperature(z, y)
-        losses = [sk.log_loss(y, apply_temperature(z, x), labels=range(5)) for x in (t, t * 1.01, t / 1.01)]
-        assert t.note is None and losses[0] == min(losses)
+        loss = [n * sk.log_loss(y, apply_temperature(z, x), labels=range(5)) + 1 / x - 1 + np.log(x)
+                for x in (t, t * 1.01, t / 1.01)]
+        assert loss[0] == min(loss)
+
+
+@pytest.mark.parametrize("n", [1, 6])
+def test_a_few_perfect_answers_do_not_make_it_sure_of_everything(n):
+    logits = np.random.default_rng(0).normal(0, 0.3, (n, 6)) # a model that knows next to nothing, and was lucky
+    assert apply_temperature(logits, fit_temperature(logits, logits.argmax(1))).max(1).mean() < 0.5
 
 
 def test_expected_calibration_error_by_hand():

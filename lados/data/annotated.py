@@ -9,6 +9,7 @@ __all__ = ['SPLIT_NAMES', 'PICTURE_SUFFIXES', 'Annotated', 'Notes', 'split_of', 
 # %% ../../nbs/data/11b_annotated.ipynb #4702e116
 import hashlib
 import io
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -50,7 +51,8 @@ class Notes(list):
         message: str, # what was wrong, and what was done about it
     ) -> None:
         "Append one note."
-        self.append({"kind": kind, "file": str(file), "message": message})
+        name = os.fsencode(file).decode("utf-8", "backslashreplace") # a name that is no text must not spoil the JSON
+        self.append({"kind": kind, "file": name, "message": message})
 
     def counts(self) -> dict[str, int]:
         "How many notes of each kind, the commonest first."
@@ -59,7 +61,7 @@ class Notes(list):
 # %% ../../nbs/data/11b_annotated.ipynb #70e02c85
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid",
                "test": "test", "testing": "test"}
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif"})
 
 
 def split_of(
@@ -109,7 +111,10 @@ def inspect_picture(
 ) -> PictureFile:
     "Size and hash of a picture file; raises PictureError where it is empty, cut short, too large, or no picture."
     try:
+        str(path).encode()
         content = Path(path).read_bytes()
+    except UnicodeEncodeError:
+        raise PictureError(f"{os.fsencode(path)!r}: the name of the file is not UTF-8", "rename the file") from None
     except OSError as e:
         raise PictureError(f"{path}: cannot be read ({e.strerror})", "check the path and its permissions") from None
     if not content:

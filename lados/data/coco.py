@@ -6,7 +6,7 @@
 __all__ = ['CocoFile', 'coco_files', 'category_classes', 'read_coco']
 
 # %% ../../nbs/data/12b_coco.ipynb #88bc4c1a
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,6 +101,9 @@ def read_coco(
     used = set()
     for file in files:
         for record in _read_file(file, notes):
+            if record.path in used:
+                notes.add("listed-twice", record.path, f"listed again in {file.json}; the first entry counts")
+                continue
             used.add(record.path)
             yield record
     own = {folder for file in files for folder in file.folders}
@@ -115,8 +118,11 @@ def _read_file(file: CocoFile, notes: Notes) -> Iterator[Annotated]:
     outlined = defaultdict(list)
     for a in annotations:
         outlined[str(a.get("image_id"))].append((classes[str(a.get("category_id"))], a))
-    for entry in _distinct(pictures, file.json, notes):
-        if record := _annotated(entry, outlined.pop(str(entry["id"]), []), file, notes):
+    entries = list(_distinct(pictures, file.json, notes))
+    last = Counter(_parts(e["file_name"])[-1] for e in entries)
+    for entry in entries:
+        alone = last[_parts(entry["file_name"])[-1]] == 1
+        if record := _annotated(entry, outlined.pop(str(entry["id"]), []), file, notes, alone):
             yield record
     for image_id, lost in outlined.items():
         notes.add("unknown-image-id", file.json, f"{len(lost)} annotations refer to image_id {image_id}, "
@@ -138,9 +144,10 @@ def _distinct(pictures: list[dict], json: Path, notes: Notes) -> Iterator[dict]:
             yield entry
 
 # %% ../../nbs/data/12b_coco.ipynb #b82474e2
-def _annotated(entry: dict, annotations: list[tuple[str, dict]], file: CocoFile, notes: Notes) -> Annotated | None:
+def _annotated(entry: dict, annotations: list[tuple[str, dict]], file: CocoFile, notes: Notes,
+               alone: bool) -> Annotated | None:
     "One picture's record; None, and a note, where it is not on disk or has no size."
-    path = _find(entry["file_name"], file.folders)
+    path = _find(entry["file_name"], file.folders, alone)
     if path is None:
         looked = file.folders[0] if file.folders else file.json.parent
         return notes.add("missing-picture", looked / entry["file_name"],
@@ -161,8 +168,12 @@ def _frame(entry: dict[str, Any], path: Path) -> tuple[int, int]:
     return inspect_picture(path)[:2]
 
 
-def _find(name: str, folders: Iterable[Path]) -> Path | None:
-    "The picture's path; where the export says `train/a.jpg` or a path of another machine, its last part is enough."
-    parts = [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
-    tries = (folder.joinpath(*tail) for tail in (parts, parts[-1:]) for folder in folders)
+def _parts(name: str) -> list[str]:
+    return [p for p in name.replace("\\", "/").split("/") if p not in ("", ".", "..")]
+
+
+def _find(name: str, folders: Iterable[Path], alone: bool) -> Path | None:
+    "The picture's path; where its last part stands `alone`, that is enough: the rest may be of another machine."
+    parts = _parts(name)
+    tries = (folder.joinpath(*tail) for tail in (parts, parts[-1:])[:1 + alone] for folder in folders)
     return next((p for p in tries if p.is_file()), None)

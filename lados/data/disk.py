@@ -98,7 +98,8 @@ def _check_members(infos: list[zipfile.ZipInfo], limit: float, name: str) -> Non
                           "do not unpack it; get the dataset from its own page")
     for i in infos:
         path = PurePosixPath(i.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0] or stat.S_ISLNK(i.external_attr >> 16):
+        drive = ":" in "".join(path.parts[:1])
+        if path.is_absolute() or ".." in path.parts or drive or stat.S_ISLNK(i.external_attr >> 16):
             raise SourceError(f"{name} holds a member that leads out of its folder: {i.filename!r}",
                               "do not unpack it; get the dataset from its own page")
 

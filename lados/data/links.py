@@ -71,7 +71,12 @@ def _first_twin(group: np.ndarray, train: np.ndarray) -> np.ndarray:
 # %% ../../nbs/data/17_links.ipynb #e3e70e41
 def _frame_table(manifest: Manifest) -> pd.DataFrame:
     "Rows that are video frames: `row`, `video`, `frame`, in the order of the film."
-    found = [(row, *f) for row, f in enumerate(map(video_frame, stems(manifest))) if f]
+    names = stems(manifest)
+    found = [(row, *f) for row, f in enumerate(map(video_frame, names)) if f]
+    # of pictures that were simply numbered, one in 24 looks like a frame; of frames of a film, nearly all
+    numbered = {n for n in names if n.isascii() and n.isdigit() and len(n) > 2}
+    if sum(video_frame(n) is not None for n in numbered) < len(numbered) / 2:
+        found = [f for f in found if f[1]]
     return pd.DataFrame(found, columns=["row", "video", "frame"]).sort_values(["video", "frame", "row"])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import requests
 
-from ..core import SourceError, did_you_mean, read_json, settings, utc_now, write_json
+from ..core import SourceError, did_you_mean, read_json, settings, sha256_file, utc_now, write_json
 from .disk import disk_trouble, only_one, unzip
 from .sample import small_sample
 from .transfer import Bar, Remote, fetch
@@ -195,7 +195,8 @@ def _bring(source: Source, out: Path, work: Path, wanted: dict[str, Any], patien
     folder = _dataset_root(unpacked)
     if wanted["seed"] is not None:
         folder = small_sample(folder, sample, wanted["pictures"], wanted["seed"])
-    origin = {"is": remote.identity, "bytes": archive.stat().st_size, "checksum": remote.checksum, "page": source.page}
+    origin = {"is": remote.identity, "bytes": archive.stat().st_size, "checksum": remote.checksum, "page": source.page,
+              "sha256": sha256_file(archive)} # Roboflow gives no checksum: two downloads can at least be compared
     write_json(folder / MARK, {"wanted": wanted, "archive": origin, "downloaded": utc_now(), "licence": LICENCE,
                                "citation": CITATION, "inventory": _inventory(folder)})
     folder.replace(out)

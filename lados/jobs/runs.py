@@ -33,6 +33,8 @@ class Run:
     def info(self) -> dict[str, Any]:
         "What `run.json` says."
         info = read_json(self.path / "run.json", "run.json", RunError)
+        if not isinstance(info, dict) or info.get("state") not in STATES or "job" not in info:
+            raise RunError(f"{self.path}: its run.json is not that of a run", "delete the folder, or restore the file")
         if info.get("format", 0) > FORMAT:
             raise RunError(f"{self.path}: made by another version (format {info['format']}, this reads up to {FORMAT})",
                            "use the lados version that made it")
@@ -48,10 +50,10 @@ class Run:
     def alive(self) -> bool:
         "Whether a process holds the run's lock."
         try:
-            with self.locked():
-                return False
-        except RunError:
-            return True
+            with (self.path / "run.lock").open() as f: # to look must not make others believe that the run is held
+                return not _try_lock(f, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     @contextmanager
     def locked(
@@ -83,9 +85,9 @@ class Run:
         write_json(self.path / "run.json", {**self.info, **values})
 
 
-def _try_lock(f: IO) -> bool:
+def _try_lock(f: IO, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(f, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -180,13 +182,15 @@ def flat(
     tree: dict[str, Any], # nested
     prefix: str = "", # before every name
 ) -> dict[str, Any]: # dotted name -> number, text, bool or none
-    "The leaves of a nested dict; lists are passed over."
+    "The leaves of a nested dict; short lists as text, tables passed over."
     out: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             out |= flat(value, f"{prefix}{key}.")
         elif not isinstance(value, list):
             out[f"{prefix}{key}"] = value
+        elif not any(isinstance(v, list | dict) for v in value):
+            out[f"{prefix}{key}"] = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in value)
     return out
 
 

@@ -165,8 +165,9 @@ def prepare(
     large = build_cache(manifest.paths, shas, cached) if cached and cached != size else plain
     names = [c.split("|")[0] for c in manifest.frame["label"]]
     labels = np.array([CLASSES.index(c) for c in names], dtype=np.int64)
-    data = Dataset(manifest, large, plain, labels, [str(e) for e in plain.errors.values()])
-    good = np.array([i for i in range(len(labels)) if i not in plain.errors], dtype=int)
+    errors = {**large.errors, **plain.errors}
+    data = Dataset(manifest, large, plain, labels, [str(errors[i]) for i in sorted(errors)])
+    good = np.array([i for i in range(len(labels)) if i not in errors], dtype=int)
     return data if len(good) == len(labels) else data.subset(good)
 
 

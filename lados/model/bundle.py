@@ -97,7 +97,8 @@ def load_bundle(
     "Load a bundle; RunError where it is missing, damaged or from another version."
     folder = find_bundle(path)
     card = read_json(folder / "card.json", "bundle card", RunError)
-    if card.get("format", 0) > FORMAT or "backbone" not in card:
+    lacking = {"backbone", "classes", "preprocessing", "calibration"} - card.keys()
+    if card.get("format", 0) > FORMAT or lacking:
         raise RunError(f"{folder}: made by another version (format {card.get('format')}, this reads up to {FORMAT})",
                        "use the lados version that made it, or train the run anew")
     if tuple(card["classes"]) != CLASSES:

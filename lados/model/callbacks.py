@@ -95,7 +95,8 @@ class Step(Callback):
     def before_batch(self) -> None:
         if self.training:
             k = self.params.accumulate # batches of one step share its rate
-            share = rate_share(self.epoch + self.iter // k / math.ceil(self.n_iter / k), self.params)
+            # the middle of the step: a rate of nothing would waste the first one, or all of a one-step training
+            share = rate_share(self.epoch + (self.iter // k + 0.5) / math.ceil(self.n_iter / k), self.params)
             for group in self.opt.opt.param_groups:
                 group["lr"] = self.params.lr * group["lr_scale"] * share
 
@@ -164,8 +165,9 @@ class Validation(Callback):
         self,
         net: nn.Module, # what is validated, because it is what will be kept
         clock: Callable[[], float] = time.perf_counter,
+        held_out: bool = True, # false: there are no validation pictures, and scores on others would mislead
     ):
-        self.net, self.clock, self.row = net, clock, {}
+        self.net, self.clock, self.held_out, self.row = net, clock, held_out, {}
 
     def before_train(self) -> None:
         self.start, self.total, self.seen = self.clock(), torch.zeros((), device=self.dls.device).double(), 0
@@ -191,12 +193,12 @@ class Validation(Callback):
     def after_validate(self) -> None:
         self.learn.model = self.trained
         logits, truth = (gather_rows(torch.cat(x), len(self.dls.valid.rows)) for x in (self.logits, self.truth))
-        guess = logits.argmax(1)
-        self.row |= {"valid_loss": cross_entropy(logits, truth).item(),
-                     "accuracy": (guess == truth).float().mean().item(),
-                     "macro_f1": f1_score(truth.cpu(), guess.cpu(), average="macro", zero_division=0),
-                     "seconds": self.clock() - self.start}
-        _check_finite(self.row["valid_loss"], f"on the validation pictures after epoch {self.epoch}")
+        guess, loss = logits.argmax(1), cross_entropy(logits, truth).item()
+        _check_finite(loss, f"on the {'validation' if self.held_out else 'training'} pictures after epoch {self.epoch}")
+        found = {"valid_loss": loss, "accuracy": (guess == truth).float().mean().item(),
+                 "macro_f1": f1_score(truth.cpu(), guess.cpu(), average="macro", zero_division=0)}
+        self.row |= found if self.held_out else dict.fromkeys(found)
+        self.row["seconds"] = self.clock() - self.start
 
 
 def _check_finite(loss: float, where: str) -> None:
@@ -263,8 +265,11 @@ class Keep(Callback):
         self.state = state or {"history": [], "best": None, "best_epoch": None, "epochs_done": 0, "stopped": None}
 
     def before_fit(self) -> None:
-        if self.state["stopped"]:
-            raise CancelFitException
+        s = self.state
+        if s["stopped"]:
+            if self.params.patience and s["epochs_done"] - 1 - s["best_epoch"] >= self.params.patience:
+                raise CancelFitException
+            s["stopped"] = None # more patience was asked for since
 
     def after_epoch(self) -> None:
         s, row = self.state, self.validation.row

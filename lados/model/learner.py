@@ -7,9 +7,11 @@ __all__ = ['Place', 'choose_place', 'measured_place', 'loss_function', 'make_opt
            'step_time', 'find_batch_size']
 
 # %% ../../nbs/model/27_learner.ipynb #0f018539
+import contextlib
 import copy
 import math
 import platform
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +24,7 @@ from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
 from torch import nn
 
-from ..core import TrainingError, read_json, settings, write_json
+from ..core import LadosError, TrainingError, read_json, settings, write_json
 from ..labels import CLASSES
 from .backbones import autocast, choose_precision, param_groups, pick_device, uses_channels_last
 from .batches import Batches, Dataset
@@ -67,16 +69,26 @@ def measured_place(
 ) -> Place:
     "Whether bfloat16 is faster on this CPU: measured once a machine and backbone, so that curves repeat."
     notes = settings().lados_home / "precision.json"
-    known = read_json(notes) if notes.exists() else {}
-    key = f"{platform.processor()}/{torch.__version__}/{settings().threads}/{params.backbone}/{params.size}"
+    known = {}
+    with contextlib.suppress(LadosError): # missing or damaged: measured anew
+        known = read_json(notes)
+    key = f"{_processor()}/{torch.__version__}/{settings().threads}/{params.backbone}/{params.size}"
     if key not in known:
         copied = copy.deepcopy(net)
         rounds = [[step_time(copied, params.size, 8, replace(place, dtype=d)) for d in (torch.float32, torch.bfloat16)]
                   for _ in range(3)] # in turns, so that what else the machine does hits both
         full, half = map(min, zip(*rounds, strict=True))
         known[key] = "bf16" if half * margin < full else "fp32"
-        write_json(notes, known)
+        with contextlib.suppress(OSError): # a home that cannot be written costs another measurement, not the run
+            write_json(notes, known)
     return replace(place, dtype=torch.bfloat16 if agree(known[key] == "bf16") else torch.float32)
+
+
+def _processor() -> str:
+    "The CPU's model, which `platform` does not know on Linux."
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor()
 
 
 def loss_function(

@@ -21,13 +21,24 @@ from ..core import ConfigError, did_you_mean
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, values: dict[str, Any]) -> dict[str, Any]:
+        "Python counts with True; whoever writes `epochs: yes` meant something else."
+        kinds = {n: str(f.annotation) for n, f in cls.model_fields.items()}
+        wrong = [n for n, v in values.items() if isinstance(v, bool) and "bool" not in kinds.get(n, "bool")]
+        if wrong:
+            raise ValueError(f"{wrong[0]}={values[wrong[0]]}: not a value for it")
+        return values
+
 
 class DataParams(_Strict):
     "Which pictures, and how they are shared out."
 
     data: Path | None = Field(None, description="a manifest, or what `lados data import` reads; none: the sample")
     audit: bool = Field(True, description="look for leaking pictures, and split by what is found")
-    split: Literal["group-safe", "official"] = Field("group-safe", description="how pictures are shared out")
+    split: Literal["auto", "group-safe", "official"] = Field(
+        "auto", description="how pictures are shared out; auto: as `lados data split` did, else group-safe")
     fractions: tuple[float, float, float] = Field((0.7, 0.15, 0.15), description="train, valid, test; sum 1")
     size: int = Field(224, ge=32, le=1024, description="side of the square the model sees, pixels")
     cache_size: int | None = Field(None, ge=32, le=2048, description="side of the cached picture; none: size x 8/7")
@@ -148,6 +159,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as e:
         raise ConfigError(f"{path}: the parameters file cannot be read ({e.strerror})", "check the path") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: the parameters file is not UTF-8 text", "save it as UTF-8") from None
     except yaml.YAMLError as e:
         raise ConfigError(f"{path}: not valid YAML ({str(e).splitlines()[0]})", "write `name: value` lines") from None
     if not isinstance(values, dict):
@@ -168,7 +181,10 @@ def load_params(
             raise ConfigError(f"unknown preset '{preset}'", did_you_mean(str(preset), presets()))
         path = jobs_folder() / f"{preset}.yaml"
     values = _read_yaml(path)
-    base = load_params(values.pop("preset")).model_dump(exclude_unset=True) if "preset" in values else {}
+    base = values.pop("preset", None)
+    if base is not None and base not in presets():
+        raise ConfigError(f"{path}: unknown preset '{base}'", did_you_mean(str(base), presets()))
+    base = load_params(base).model_dump(exclude_unset=True) if base else {}
     make_params({**base, **values}, source=str(path)) # a fault in the file is told with the file's name
     return make_params({**base, **values, "preset": path.stem, **overrides}, source=f"preset {path.stem}")
 

@@ -15,16 +15,18 @@ import numpy as np
 from IPython.display import Markdown
 from matplotlib.figure import Figure
 
-from ..core import write_json
+from ..core import DataError, TrainingError, write_json
+from ..data.manifest import load_manifest
 from ..labels import CLASSES, COLOURS
 from . import figures
 from .batches import Dataset, prepare
 from .bundle import save_bundle
 from .charts import save as save_figure
 from .events import Events
-from .dataset import Opened, open_dataset
-from .evaluate import Evaluation, cross_validate, evaluate_trained, probe_baseline, write_table
+from .dataset import Opened, difference, open_dataset
+from .evaluate import Evaluation, cross_validate, evaluate_trained, probe_baseline
 from .params import TrainParams, make_params
+from .predict import write_table
 from .scores import markdown_table, to_markdown, with_interval
 from .train import Trained, lr_find, refit, train
 from .views import views_markdown
@@ -77,12 +79,23 @@ def open_data(job: Job) -> Markdown:
     "Open, audit and split the data, decode it into the cache, and say what it is."
     job.events("data", doing="opening, auditing and splitting")
     job.opened = open_dataset(job.params)
+    _refuse_other_data(job)
     job.opened.manifest.save(job.run)
     job.opened.audit.save(job.run / "audit")
     write_json(job.run / "split.json", job.opened.report.to_dict())
     job.events("data", doing="decoding into the cache", pictures=len(job.opened.manifest))
     job.data = prepare(job.opened.manifest, job.params.size, job.params.cached)
     return Markdown("\n".join(_facts(job)))
+
+
+def _refuse_other_data(job: Job) -> None:
+    "A run that goes on with other pictures would be tested on what it has learned from."
+    if not (job.run / "checkpoint" / "last.safetensors").exists():
+        return
+    changed = difference(load_manifest(job.run, check=False), job.opened.manifest)
+    if changed:
+        raise DataError(f"{job.params.data}: not what this run began with: {changed}",
+                        "put the data, the split and the seed back as they were, or start a new run")
 
 
 def _facts(job: Job) -> list[str]:
@@ -215,9 +228,12 @@ def mistakes(
 # %% ../../nbs/model/29b_report.ipynb #7d67def4
 def folds(job: Job) -> Markdown:
     "Cross-validation over group-safe folds, where it was asked for."
-    if not job.params.folds:
+    if not job.params.folds or job.params.dry_run:
         return Markdown("Not asked for (`folds`).")
-    found = job.metrics["folds"] = cross_validate(job.params, job.data)
+    try:
+        found = job.metrics["folds"] = cross_validate(job.params, job.data)
+    except (DataError, TrainingError) as e: # too few sources, say; the model above is none the worse for it
+        return Markdown(f"Not possible with this data: {e.problem}.")
     write_json(job.run / "metrics.json", job.metrics)
     rows = [[n, *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))] for n, s in found.items()]
     return Markdown(f"{job.params.folds} group-safe folds, every picture predicted once by a network that never saw "

@@ -8,6 +8,7 @@ __all__ = ['NAMES', 'Checkpoints', 'last_state', 'Trained', 'start_network', 'pe
 # %% ../../nbs/model/28_train.ipynb #d4e13bc2
 import re
 import resource
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from safetensors import SafetensorError
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from ..core import RunError, TrainingError, write_json
+from ..core import RunError, TrainingError, read_json, write_json
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
 from .callbacks import HeadFirst, Keep, Resume, Step, Validation, Watch
@@ -230,7 +231,7 @@ def _fit(params: TrainParams, net: nn.Module, loaders: Loaders, place: Place, pr
     set_trainable(net, norms=not params.freeze_bn)
     learn = make_learner(wrap(net, place.device, params.freeze_epochs > 0), loaders, params, place, [
         Resume(done, params.seed, rank), HeadFirst(params, net), Step(params, net, ema, scaler),
-        Validation(saver.kept), Watch(events), keep], saver.opt)
+        Validation(saver.kept, held_out=select), Watch(events), keep], saver.opt)
     learn.fit(params.epochs)
     events("trained", **{k: keep.state[k] for k in ("best", "best_epoch", "epochs_done", "stopped")})
     return Trained(saver.load_best() if first else saver.kept, prep, place, pd.DataFrame(keep.state["history"]),
@@ -263,11 +264,20 @@ def refit(
     run: Path | None = None,
 ) -> nn.Module: # evaluation mode
     "Train on all pictures; checkpoints lie in `refit/` of the run folder."
-    folder = run / "refit" if run else None
-    if folder:
-        folder.mkdir(exist_ok=True)
     epochs = trained.best_epoch + 1 if trained.stopped else params.epochs
-    return train(params.model_copy(update={"epochs": epochs, "patience": None}), data, folder, split="all").net
+    params = params.model_copy(update={"epochs": epochs, "patience": None})
+    folder = _folder_for(run / "refit", params, data) if run else None
+    return train(params, data, folder, split="all").net
+
+
+def _folder_for(folder: Path, params: TrainParams, data: Dataset) -> Path:
+    "The folder, emptied where what lies in it was asked for otherwise: such a checkpoint is not to be gone on from."
+    asked = {"params": params.model_dump(mode="json"), "manifest_hash": data.manifest.hash}
+    note = folder / "asked.json"
+    if not note.exists() or read_json(note) != asked:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(note, asked)
+    return folder
 
 # %% ../../nbs/model/28_train.ipynb #14ed2c0a
 def lr_find(
