@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_data import err, out
-from .core import LadosError, settings
+from .core import ConfigError, LadosError, did_you_mean, settings
 
 if TYPE_CHECKING:
     from lados.jobs.runs import Run
@@ -85,6 +85,7 @@ def bench_train(
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16")] = "auto",
     steps: Annotated[int, typer.Option(help="Steps a round")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds after the warm-up")] = 3,
+    only: Annotated[list[str] | None, typer.Option(help="bare step, lados, timm or stock fastai; repeatable")] = None,
 ) -> None:
     "Training speed and memory: the bare step, lados, timm's loop and stock fastai, in turns."
     from lados import bench
@@ -92,7 +93,10 @@ def bench_train(
     from lados.model.scores import rich_table
 
     params = make_params({"backbone": backbone, "size": size, "batch_size": batch_size, "precision": precision})
-    speeds = bench.bench_train(params, steps, rounds, tell=lambda line: err.print(line))
-    rows = list(bench.speed_rows(speeds, bench.bench_memory(params)))
+    names = tuple(only or bench.CONTESTANTS)
+    if unknown := set(names) - bench.CONTESTANTS.keys():
+        raise ConfigError(f"unknown contestant '{min(unknown)}'", did_you_mean(min(unknown), bench.CONTESTANTS))
+    speeds = bench.bench_train(params, steps, rounds, names, lambda line: err.print(line))
+    rows = list(bench.speed_rows(speeds, bench.bench_memory(params, names)))
     out.print(rich_table(["", "pictures/s (range)", "of the bare step", "peak memory"], rows,
                          caption=f"{backbone}, {size} px, batch {batch_size}"))

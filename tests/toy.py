@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from lados.core import sha256_file
 from lados.data.manifest import Manifest, load_manifest
 from lados.model.batches import Dataset, prepare
 from lados.model.params import make_params
@@ -26,7 +27,7 @@ def toy_manifest(folder, train=24, held=6, noise=40, classes=tuple(COLOURS), see
             pixels = np.array(COLOURS[label]) + rng.normal(0, noise, (32, 32, 3))
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{split}{i}.png")
             rows.append({"image": f"{split}{i}.png", "split": split, "label": label, "width": 32, "height": 32,
-                         "source_group": f"{split}{i}"})
+                         "source_group": f"{split}{i}", "sha256": sha256_file(folder / f"{split}{i}.png")})
     Manifest(pd.DataFrame(rows), folder, {"origin": {"path": "toy", "kind": "drawn"}}).save(folder)
     return load_manifest(folder)
 

@@ -100,11 +100,13 @@ def difference(
     "What changed between two states of a dataset, in words."
     if before.hash == now.hash:
         return ""
-    was, has = (Counter(m.frame["sha256"]) for m in (before, now))
+    # by content, as far as it is known
+    keys = [[s or str(p) for s, p in zip(m.frame["sha256"], m.paths, strict=True)] for m in (before, now)]
+    was, has = map(Counter, keys)
     gone, new = (was - has).total(), (has - was).total()
     told = [f"{new} pictures are new"] * (new > 0) + [f"{gone} are gone"] * (gone > 0)
     for what in ("split", "label", "source_group"):
-        a, b = (dict(zip(m.frame["sha256"], m.frame[what], strict=True)) for m in (before, now))
+        a, b = (dict(zip(k, m.frame[what], strict=True)) for k, m in zip(keys, (before, now), strict=True))
         if n := sum(a[k] != b[k] for k in a.keys() & b.keys()):
             told.append(f"{n} have another {what.replace('_', ' ')}")
     return ", ".join(told) or "the same pictures, counted otherwise"

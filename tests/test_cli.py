@@ -1,0 +1,234 @@
+"The commands, as a user types them: what they answer, what they write, and what they say when something is wrong."
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from toy import TINY, toy_manifest
+
+from lados import cli
+from lados.core import read_json, settings
+from lados.data.manifest import load_manifest
+from lados.jobs.runs import find_run, runs
+
+LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+ASKED = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with a toy dataset, other toy pictures, and one finished run of two epochs."
+    folder = tmp_path_factory.mktemp("place")
+    toy_manifest(folder / "toy")
+    toy_manifest(folder / "other", train=1, held=6, seed=1)
+    names = {"LADOS_HOME": "home", "LADOS_RUNS": "runs", "LADOS_DATA": "data"}
+    env = {**os.environ, **{k: str(folder / v) for k, v in names.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
+    done = subprocess.run([*LADOS, "train", "--data=toy", "--name=first", *ASKED,
+                           "--epochs=2", "--set=audit=false"], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout and "epoch   1" in done.stdout and "group-safe" in done.stdout
+    return folder, env
+
+
+@pytest.fixture
+def lados(place, monkeypatch, capsys):
+    "Run a command in this process; gives its exit code and what it printed."
+    folder, env = place
+    monkeypatch.chdir(folder)
+    for name in ("LADOS_HOME", "LADOS_RUNS", "LADOS_DATA"):
+        monkeypatch.setenv(name, env[name])
+    settings.cache_clear()
+
+    def command(*words):
+        monkeypatch.setattr(sys, "argv", ["lados", *map(str, words)])
+        with pytest.raises(SystemExit) as e:
+            cli.main()
+            raise SystemExit(0)
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return e.value.code or 0, printed.out + printed.err
+
+    yield command
+    settings.cache_clear()
+
+
+def test_runs_are_listed_and_compared(lados, place):
+    code, text = lados("train", "--data=toy", "--name=dry", *ASKED, "--epochs=3", "--dry-run", "--set=lr=0.002", "--set=audit=false")
+    assert code == 0 and {r.state for r in runs()} == {"succeeded"}
+    assert find_run("latest").path == find_run("first").path, "a dry run is not to be used"
+    assert len(load_manifest(find_run("dry").path)) <= 3 * TINY["batch_size"], "one batch of each split"
+    code, text = lados("runs")
+    assert code == 0 and text.count("succeeded") == 2 and "2/2" in text and "1/1" in text
+    code, text = lados("runs", "compare", "first", "dry")
+    assert code == 0 and "0.003" in text and "0.002" in text and "dry_run" in text and "weight_decay" not in text
+
+
+def test_a_damaged_run_is_a_line_of_the_list(lados, place):
+    broken = place[0] / "runs" / "20200101T000000Z-train-broken"
+    broken.mkdir()
+    for content in ("{}", "[]", '{"state": "runn', '{"state": "odd", "job": "train"}'):
+        (broken / "run.json").write_text(content)
+        code, text = lados("runs")
+        assert code == 0 and "damaged" in text and "first" in text
+    (broken / "run.json").unlink()
+    broken.rmdir()
+
+
+def test_evaluating_and_predicting_agree(lados, place):
+    code, text = lados("evaluate", "--run=first", "--data=other", "--split=test", "--out=scores.json")
+    scores = read_json(place[0] / "scores.json")
+    assert code == 0 and "beside it, majority" in text and "flatter" not in text
+    lados("evaluate", "--run=first", "--data=other", "--split=test", "--out=scored.csv")
+    scored, tables = pd.read_csv(place[0] / "scored.csv"), []
+    pictures = [f"other/{n}" for n in scored["image"]]
+    for ending in ("csv", "json", "parquet"):
+        code, text = lados("predict", *pictures, "--run=first", f"--out=said.{ending}")
+        assert code == 0 and "pictures a second" in text
+        read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending]
+        tables.append(read(place[0] / f"said.{ending}"))
+    for said in tables:
+        assert np.allclose(said.filter(like="p_"), scored.filter(like="p_"), atol=1e-5)
+        assert (said["predicted"] == scored["truth"]).mean() == scores["accuracy"]
+    code, text = lados("evaluate", "--run=first", "--data=toy")
+    assert "trained on 30 of these pictures" in text
+
+
+def test_unreadable_pictures_become_rows(lados, place):
+    flight = place[0] / "flight"
+    flight.mkdir()
+    for name in ("a.png", "wave[1].png", os.fsdecode(b"caf\xe9.png")):
+        Image.new("RGB", (40, 30), "navy").save(flight / name)
+    (flight / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    code, text = lados("predict", "flight", "flight/gone.jpg", "--run=first", "--out=answers.csv")
+    rows = pd.read_csv(place[0] / "answers.csv").set_index("image")
+    assert code == 1 and len(rows) == 5 and "wave[1].png" in text
+    assert rows["error"].notna().sum() == 2 and rows.loc["flight/gone.jpg", "error"]
+    assert rows.loc["flight/wave[1].png", "predicted"] == rows.loc["flight/a.png", "predicted"] == rows.loc[r"flight/caf\xe9.png", "predicted"]
+    (place[0] / "list.csv").write_text("path;note\nflight/a.png;calm\n")
+    assert lados("predict", "list.csv", "flight/wave[1].png", "--run=first")[0] == 0
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["predict", "toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
+    (["evaluate", "--data=toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
+    (["predict", "empty"], "no pictures in empty"),
+    (["predict", "nowhere.csv"], "nowhere.csv"),
+    (["predict", "toy", "--run=second"], "no such run"),
+    (["train", "--data=x[/b]"], "x[/b]: no such file or folder"),
+    (["train", "--set=lr"], "not a parameter as key=value"),
+    (["train", "--set=lr=[1"], "not a parameter as key=value"),
+    (["train", "--set=preset=small"], "--preset"),
+    (["train", "--set=epochs=yes"], "epochs=True: not a value for it"),
+    (["train", "--set=lerning_rate=1"], "unknown parameter 'lerning_rate'"),
+    (["train", "--preset=loop.yaml"], "unknown preset 'loop.yaml'"),
+    (["train", "--preset=latin.yaml"], "not UTF-8"),
+    (["train", "--resume=first", "--dry-run"], "not as a dry run"),
+    (["train", "--resume=first", "--set=size=64"], "made with size=32"),
+    (["data", "split", "toy", "--out=x", "--how=fair"], "unknown way to split 'fair'"),
+])
+def test_refusals_are_messages(lados, place, words, told):
+    (place[0] / "empty").mkdir(exist_ok=True)
+    (place[0] / "loop.yaml").write_text("preset: loop.yaml\n")
+    (place[0] / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    before = sorted(p.name for p in (place[0] / "runs").iterdir()), find_run("first").params
+    code, text = lados(*words)
+    assert code in (1, 2) and told in text and "->" in text
+    assert "size" in told or before == (sorted(p.name for p in (place[0] / "runs").iterdir()), find_run("first").params)
+    if "size" in told: # asked for in good faith: put it back
+        assert lados("train", "--resume=first", "--set=size=32", "--set=cache_size=32")[0] == 0
+
+
+def test_wrong_environment_is_a_message(lados, monkeypatch):
+    monkeypatch.setenv("LADOS_THREADS", "many")
+    settings.cache_clear()
+    code, text = lados("runs")
+    assert code == 2 and "LADOS_THREADS='many'" in text
+
+
+def test_a_run_that_is_being_executed_is_left_alone(lados, place):
+    run = find_run("first")
+    before = (run.path / "params.json").read_text()
+    run.update(state="running", pid=os.getpid(), caller=os.getppid())
+    with (run.path / "run.lock").open() as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        code, text = lados("train", "--resume=first", "--set=lr=0.5")
+    run.update(state="succeeded")
+    assert code == 2 and "is being executed" in text and (run.path / "params.json").read_text() == before
+
+
+def test_a_resumed_run_keeps_to_its_pictures(lados, place):
+    "Nothing that was tested on may be learned from later, and the other way round."
+    for change in ("--set=seed=3", "--set=fractions=[0.5, 0.25, 0.25]"):
+        before = load_manifest(find_run("first").path).hash
+        code, text = lados("train", "--resume=first", change)
+        assert code == 1 and "another split" in text and load_manifest(find_run("first").path).hash == before
+    code, text = lados("train", "--resume=first", "--set=seed=0", "--set=fractions=[0.7, 0.15, 0.15]", "--epochs=3")
+    assert code == 0 and len(pd.read_csv(find_run("first").path / "history.csv")) == 3
+
+
+def test_a_split_that_was_made_is_the_one_that_is_trained_on(lados, place):
+    made = place[0] / "made"
+    code, text = lados("data", "split", "toy", f"--out={made}", "--seed=5", "--fractions", "0.5", "0.2", "0.3", "--no-audit")
+    assert code == 0 and "seed 5" in text
+    code, text = lados("train", "--data=made", "--name=kept", *ASKED, "--epochs=1", "--set=audit=false")
+    kept = find_run("kept")
+    assert code == 0 and load_manifest(kept.path).hash == load_manifest(made).hash
+    assert read_json(kept.path / "split.json")["seed"] == 5 and kept.metrics["split"] == "group-safe"
+    assert lados("data", "split", "toy", "--out=mixed", "--how=random", "--no-audit")[0] == 0
+    assert load_manifest(place[0] / "mixed").meta["split"]["name"] == "random"
+
+
+def test_an_import_does_not_replace_another_dataset(lados, place):
+    for folder in ("A", "B"):
+        (place[0] / folder).mkdir()
+        Image.new("RGB", (8, 8), "navy").save(place[0] / folder / "sea.png")
+        (place[0] / folder / "labels.csv").write_text("file,label\nsea.png,background\n")
+        assert lados("data", "import", f"{folder}/labels.csv")[0] == 0
+    assert {p.name for p in (place[0] / "data").iterdir()} >= {"A", "B"}
+    code, text = lados("data", "import", "B/labels.csv", "--out=data/A")
+    assert code == 2 and "another dataset" in text and "A/labels.csv" in text
+    assert lados("data", "import", "A/labels.csv")[0] == 0, "its own may be made anew"
+
+
+def test_names_that_are_no_text_are_left_out_of_an_import(lados, place):
+    folder = place[0] / "latin" / "oil"
+    folder.mkdir(parents=True)
+    for name in ("sea.png", os.fsdecode(b"caf\xe9.png")):
+        Image.new("RGB", (8, 8), "navy").save(folder / name)
+    code, text = lados("data", "import", "latin")
+    assert code == 0 and "1 pictures" in text and "not UTF-8" in text
+    assert json.loads((place[0] / "data" / "latin" / "manifest.json").read_text())["warning_counts"]["unreadable-picture"] == 1
+
+
+def test_predicting_needs_nothing_of_training(place):
+    "`lados[predict]`: without fastai, papermill and their companions."
+    code = """
+import sys
+class NotInstalled:
+    def find_spec(self, name, *_):
+        if name.split(".")[0] in ("fastai", "papermill", "nbconvert", "IPython", "ipykernel", "psutil"):
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+sys.meta_path.insert(0, NotInstalled())
+from lados.cli import main
+main()
+"""
+    folder, env = place
+    for words, status, told in ((["predict", "toy/train0.png", "--run=runs/latest"], 0, "pictures a second"),
+                                (["train", "--resume=first"], 2, "pip install 'lados[train]'")):
+        done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == status and told in done.stdout + done.stderr, done.stderr
+
+
+def test_the_bench_measures_speed_and_memory(place):
+    folder, env = place
+    words = ["bench", "train", "--backbone=test_resnet", "--size=32", "--batch-size=4", "--steps=2", "--rounds=1",
+             "--only=bare step", "--only=lados"]
+    done = subprocess.run([*LADOS, *words], cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"{name} " in done.stdout for name in ("bare step", "lados")) and "GB" in done.stdout
