@@ -248,7 +248,7 @@ def rich_table(
     above, below = (Text(t) if t else None for t in (title, caption))
     table = Table(title=above, caption=below, title_justify="left", caption_justify="left")
     for i, name in enumerate(head):
-        table.add_column(Text(name), justify="right" if i else "left")
+        table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row)) # a file's name may hold what rich would read as markup
     return table
