@@ -545,3 +545,25 @@ def test_records_stream(tmp_path):
     root = large_export(tmp_path, 50)
     start, records = time.perf_counter(), read_coco(root, Notes())
     assert next(records).path.is_file() and time.perf_counter() - start < 2
+
+
+def test_pictures_of_one_name_in_several_folders_are_not_mixed_up(tmp_path):
+    "Two cameras number their pictures alike; a list that names folders which are not there must not guess."
+    root = export(tmp_path / "train", ["camA/1.jpg", "camB/1.jpg"], [(0, 2, rectangle(0, 0, 50, 50)), (1, 5, rectangle(0, 0, 50, 50))])
+    found = import_dataset(root)
+    assert dict(zip(found.frame["image"], found.frame["label"], strict=True)) == {"camA/1.jpg": "oil", "camB/1.jpg": "ship"}
+    for folder in ("camA", "camB"):
+        (root / folder / "1.jpg").unlink()
+    picture(root / "1.jpg")
+    with pytest.raises(DataError, match="none of its pictures"):
+        import_dataset(root)
+    alone = export(tmp_path / "alone", ["elsewhere/1.jpg"], pictures=False)
+    picture(alone / "1.jpg")
+    assert len(import_dataset(alone)) == 1, "one of that name: it is meant"
+
+
+def test_a_picture_that_two_lists_name_counts_once(tmp_path):
+    root = export(tmp_path / "both", ["a.jpg", "b.jpg"], name="first.coco.json")
+    (root / "second.coco.json").write_text(json.dumps(document(["b.jpg"])))
+    notes = Notes()
+    assert len(list(read_coco(root, notes))) == 2 and notes.counts()["listed-twice"] == 1

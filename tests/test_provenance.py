@@ -235,3 +235,13 @@ def test_one_picture_under_many_names_does_not_fill_the_memory():
 
 def picture_bits() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**63, 4, dtype=np.uint64) << np.uint64([8, 0, 0, 0])
+
+
+def test_pictures_that_are_merely_numbered_are_no_film():
+    "Every 24th of them would pass for a frame; where nearly all bare numbers are such multiples they are frames."
+    def groups(numbers):
+        frame = pd.DataFrame({"image": [f"{n}.jpg" for n in numbers], "label": "oil", "split": "train"})
+        return audit(Manifest(frame, "."), hashes=False).groups.nunique()
+
+    assert groups(range(100, 900)) == 800
+    assert groups(range(120, 480, 24)) == 1

@@ -1,6 +1,7 @@
 "Runs are folders that tell the truth: whatever is killed, whenever, nothing keeps running and nothing is lost."
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from toy import tiny, toy_manifest
 
 from lados.core import RunError, read_json, write_json
+from lados.data.manifest import Manifest
 from lados.jobs.notebooks import run_notebook
 from lados.jobs.runs import Run, compare, find_run, new_run, runs
 from lados.model.bundle import load_bundle, save_bundle
@@ -259,3 +261,24 @@ def test_damaged_run_files_are_named(home, toy_data):
         _ = run.info
     (run.path / "run.json").write_text(json.dumps(json.loads(text)))
     assert Run(run.path).state == "created"
+
+
+def test_looking_at_a_run_does_not_make_it_look_alive(home, toy_data):
+    run = new_run("train", "looked-at", params(toy_data))
+    assert not run.alive and not (run.path / "run.lock").exists(), "looking leaves no trace"
+    with run.locked():
+        assert run.alive
+    with (run.path / "run.lock").open() as f: # another looker, in the middle of its look
+        fcntl.flock(f, fcntl.LOCK_SH)
+        assert not run.alive
+
+
+def test_cross_validation_with_few_sources(home):
+    "As many folds as there are sources, at most; the model is handed on all the same."
+    few = toy_manifest(home / "few", train=6, held=3)
+    frame = few.frame.assign(source_group=[f"s{i // 3}" for i in range(len(few))], split="")
+    Manifest(frame, few.root, {}).save(few.root)
+    run = new_run("train", "few", tiny(data=few.root, audit=False, folds=5, epochs=1).model_dump(mode="json"))
+    assert run_notebook(run).state == "succeeded" and load_bundle(run.path)
+    assert "4 group-safe folds" in (run.path / "report.html").read_text()
+    assert 0 <= run.metrics["folds"]["this training"]["macro_f1"] <= 1

@@ -423,6 +423,14 @@ def test_zip_that_climbs_out(service, tmp_path, archive):
     assert not list(tmp_path.rglob("*evil")) and not (tmp_path / "x").exists()
 
 
+def test_zip_with_an_entry_for_the_folder_itself(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as z:
+        z.writestr("./", "")
+        z.writestr("./a.txt", "sea")
+    unzip(tmp_path / "a.zip", tmp_path / "a")
+    assert (tmp_path / "a" / "a.txt").read_text() == "sea"
+
+
 def test_zip_bomb(tmp_path):
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as z:

@@ -281,6 +281,33 @@ def test_refit_learns_from_every_picture(data, tmp_path):
     assert start["pictures"] == len(data.labels)
 
 
+def test_a_refit_goes_on_only_from_its_own_kind(data, tmp_path):
+    trained = train(tiny(epochs=2), data, tmp_path)
+    refit(tiny(epochs=2), data, trained, tmp_path)
+    again = refit(tiny(epochs=3, lr=0.001), data, trained, tmp_path)
+    fresh = train(tiny(epochs=3, lr=0.001, patience=None), data, split="all").net
+    assert same(weights(again), weights(fresh)), "nothing of the first refit is left in the second"
+
+
+def test_more_patience_wakes_a_stopped_run(data, tmp_path):
+    stopped = train(tiny(epochs=40, patience=1), data, tmp_path)
+    assert stopped.stopped and len(stopped.history) < 40
+    woken = train(tiny(epochs=len(stopped.history) + 2, patience=30), data, tmp_path)
+    assert not woken.stopped and len(woken.history) == len(stopped.history) + 2
+
+
+def test_without_held_out_pictures_no_score_is_told(data, tmp_path):
+    rows = train(tiny(epochs=2), data, tmp_path, split="all").history
+    assert rows[["valid_loss", "macro_f1", "accuracy"]].isna().all().all() and rows["train_loss"].notna().all()
+
+
+def test_one_step_moves_the_weights(data):
+    params = tiny(epochs=1, batch_size=24, warmup=0.5)
+    start = weights(start_network(params))
+    history, net = (lambda t: (t.history, t.net))(train(params, data))
+    assert history["lr"][0] > 0 and not same(start, weights(net))
+
+
 def test_exploding_training_keeps_the_checkpoint_before(data, tmp_path, monkeypatch):
     stop_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):

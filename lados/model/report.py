@@ -236,7 +236,8 @@ def folds(job: Job) -> Markdown:
         return Markdown(f"Not possible with this data: {e.problem}.")
     write_json(job.run / "metrics.json", job.metrics)
     rows = [[n, *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))] for n, s in found.items()]
-    return Markdown(f"{job.params.folds} group-safe folds, every picture predicted once by a network that never saw "
+    made = min(job.params.folds, job.data.manifest.frame["source_group"].nunique())
+    return Markdown(f"{made} group-safe folds, every picture predicted once by a network that never saw "
                     "its source:\n\n" + markdown_table(["", "macro-F1", "accuracy"], rows))
 
 
