@@ -158,6 +158,7 @@ def test_small_and_lopsided_sets():
     alone = scores([0, 1, 1], [[0.5, 0.5]] * 3, NAMES[:2], ["a"] * 3)
     assert alone["confusion"] == [[1, 0], [2, 0]], "a tie is answered with the first class"
     assert alone["intervals"]["macro_f1"] is None and "one source group" in alone["reason"]
+    assert [c["groups"] for c in alone["per_class"].values()] == [1, 1], "as where there are intervals"
     assert scores([0, 0], [[1.0], [1.0]], NAMES[:1])["log_loss"] == 0
     absent = scores([0] * 12, np.tile([0.6, 0.4], (12, 1)), NAMES[:2])["per_class"]
     assert absent["emulsion"]["ap"] is None and not absent["emulsion"]["reliable"] and absent["oil"]["reliable"]

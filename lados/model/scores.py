@@ -151,6 +151,8 @@ class _Resampling:
         result |= {"groups": len(np.unique(g)), "resampled": f"{unit}s", "level": self.level, "n_boot": self.n_boot,
                    "seed": self.seed, "intervals": dict.fromkeys(overall)}
         if result["groups"] < 2:
+            for i, entry in enumerate(result["per_class"].values()):
+                entry["groups"] = len(np.unique(g[truth[:, i]]))
             return result | {"reason": f"there is one {unit}; an interval takes at least two"}
         draws = cluster_bootstrap(counts, g, figures, self.n_boot, self.seed)
         result["intervals"] = {name: self.interval(draws[:, i]) for i, name in enumerate(overall)}
