@@ -44,7 +44,7 @@ test: setup ## everything: notebooks in step, clean and running, README, style, 
 	@step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH"; \
 	step "notebooks, modules and README in step" python tools/sync.py; \
 	step "style" ruff check lados tests tools setup.py; \
-	step "library notebooks and tutorials" env OMP_NUM_THREADS=1 LADOS_THREADS=1 \
+	step "library notebooks and tutorials" env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 \
 	    nbdev-test --skip-folder-re '^([_.]|papermill$$|apps$$)' --n-workers 2 --timing; \
 	echo "== tests"; python -m pytest -q --durations=10
 

@@ -193,8 +193,9 @@ def _settled(run: Run, status: int) -> dict[str, Any]:
 
 
 def _quiet() -> dict[str, str]:
-    "The environment without other libraries' deprecation notes, which have no place in a report."
-    return {"PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning", **os.environ}
+    "The environment without what has no place in a report: notes to developers, and bars that nobody sees."
+    hidden = "ignore::FutureWarning,ignore::UserWarning,ignore:IProgress not found"
+    return {"PYTHONWARNINGS": hidden, "TQDM_DISABLE": "1", **os.environ}
 
 
 def _wait(child: subprocess.Popen, run: Run, on_event: Callable[[dict[str, Any]], None]) -> int:

@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import nn
 from ..core import RunError, TrainingError, read_json, write_json
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
+from .bar import Bar
 from .callbacks import HeadFirst, Keep, Resume, Step, Validation, Watch
 from .checkpoint import load_state, optimizer_tensors, restore_optimizer, save_state
 from .checkpoint import under_prefix, with_prefix, write_history
@@ -139,10 +140,10 @@ def last_state(
 class Trained:
     "The outcome of a training."
 
-    net: nn.Module # best weights, evaluation mode
+    net: nn.Module = field(repr=False) # best weights, evaluation mode
     prep: Preprocessing
     place: Place
-    history: pd.DataFrame # one row an epoch
+    history: pd.DataFrame = field(repr=False) # one row an epoch
     best_epoch: int | None # none after zero epochs
     stopped: str | None # why before the last epoch
     cost: dict[str, float] # seconds, pictures_per_s, peak_memory_gb
@@ -231,7 +232,7 @@ def _fit(params: TrainParams, net: nn.Module, loaders: Loaders, place: Place, pr
     set_trainable(net, norms=not params.freeze_bn)
     learn = make_learner(wrap(net, place.device, params.freeze_epochs > 0), loaders, params, place, [
         Resume(done, params.seed, rank), HeadFirst(params, net), Step(params, net, ema, scaler),
-        Validation(saver.kept, held_out=select), Watch(events), keep], saver.opt)
+        Validation(saver.kept, held_out=select), Watch(events), keep, *([Bar(done)] if first else [])], saver.opt)
     learn.fit(params.epochs)
     events("trained", **{k: keep.state[k] for k in ("best", "best_epoch", "epochs_done", "stopped")})
     return Trained(saver.load_best() if first else saver.kept, prep, place, pd.DataFrame(keep.state["history"]),
