@@ -7,13 +7,17 @@ __all__ = ['HUB_REMEDY', 'make_backbone', 'Preprocessing', 'preprocessing', 'bat
            'param_groups', 'is_depthwise', 'choose_precision', 'uses_channels_last', 'autocast', 'pick_device']
 
 # %% ../../nbs/model/23_backbones.ipynb #d9a943e9
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import timm
 import torch
+from huggingface_hub import constants
 from timm.data import resolve_model_data_config
 from timm.optim import param_groups_layer_decay
 from torch import nn
@@ -84,7 +88,32 @@ def _check_loaded(net: nn.Module, unloaded: nn.Module, name: str, path: Path) ->
                            f"(it has none for {left[0]} and {len(left) - 1} more)", HUB_REMEDY)
 
 
+def _hub_answers(patience: float = 5.0) -> bool:
+    "Whether the model hub's host can be reached at all, seconds; through a proxy only its client can tell."
+    host = urlsplit(constants.ENDPOINT)
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((host.hostname, host.port or 443), patience).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    "Within it the hub's client looks into its cache only, where it would otherwise retry for a minute."
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _attempt(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
+    if pretrained is True and not constants.HF_HUB_OFFLINE and not _hub_answers():
+        with _hub_offline():
+            return _attempt(name, pretrained, options)
     try:
         return timm.create_model(name, pretrained=bool(pretrained), **options)
     except Exception as e: # the hub client and torch raise whatever they like
