@@ -111,6 +111,8 @@ def predict(
     files = [f for p in paths for f in pictures(p)]
     if not files:
         raise DataError(f"no pictures in {', '.join(paths)}", "name files, folders or globs of pictures")
+    if not any(f.exists() for f in files):
+        raise DataError(f"{files[0]}: no such file or folder", "check the path")
     writable(save)
     model, start = load_model(bundle_of(run)), time.perf_counter()
     table = classify(model, files)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .cli_data import out
+from .cli_data import out, say
 from .cli_models import show_answers
-from .core import ConfigError, DataError, write_json
+from .core import ConfigError, DataError, read_json, write_json
 
 if TYPE_CHECKING:
     from lados.jobs.runs import Run
@@ -146,7 +146,12 @@ def _show_run(run: "Run") -> None:
     if metrics.get("views"):
         out.print(views_table(metrics["views"], f"split used: {metrics['split']}"))
     for name, s in metrics.get("folds", {}).items():
-        out.print(f"cross-validated, {name}: macro-F1 {s['macro_f1']:.3f}, accuracy {s['accuracy']:.3f}")
+        what = {"this training": "trained as asked", "probe": "plain logistic regression"}[name]
+        out.print(f"cross-validated on all {s['pictures']} pictures, {what}: "
+                  f"macro-F1 {s['macro_f1']:.3f}, accuracy {s['accuracy']:.3f}")
+    split = run.path / "split.json"
+    for note in read_json(split)["notes"] if split.exists() else []:
+        say("note", note)
     out.print(f"report  {run.path / 'report.html'}\nbundle  {run.path / 'bundle'}")
 
 # %% ../nbs/69c_cli_train.ipynb #3a698261

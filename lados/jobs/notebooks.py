@@ -156,8 +156,9 @@ def run_notebook(
     if status == 0 and info["state"] == "succeeded":
         return run
     kind = RunError if info["state"] == "interrupted" else TrainingError
-    resume = f"`lados train --resume {run.path.name}` goes on from the last epoch"
-    raise kind(info["error"], f"see {run.path / 'report.html'}; {resume}")
+    kept = (run.path / "checkpoint" / "last.safetensors").exists()
+    resume = f"; `lados train --resume {run.path.name}` goes on from the last epoch" if kept else ""
+    raise kind(info["error"], f"see {run.path / 'report.html'}{resume}")
 
 
 def await_turn(
@@ -211,12 +212,16 @@ def _wait(child: subprocess.Popen, run: Run, on_event: Callable[[dict[str, Any]]
 
 @contextlib.contextmanager
 def _passing_signals_to(child: subprocess.Popen) -> Iterator[None]:
-    "While in the block, SIGINT and SIGTERM go to the child; it answers by ending."
+    "While in the block, SIGINT and SIGTERM go to the child; it answers by ending, once it has saved what there is."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {n: signal.signal(n, lambda number, _: child.send_signal(signal.SIGTERM))
-              for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def hand_down(number: int, _: Any) -> None:
+        os.write(2, b"stopping; the checkpoint and the notebook so far are kept ...\n") # print is not safe here
+        child.send_signal(number)
+
+    before = {n: signal.signal(n, hand_down) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

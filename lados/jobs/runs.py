@@ -151,7 +151,8 @@ def find_run(
     near = [r for r in runs(root) if r.path.name.startswith(str(name)) or r.path.name.endswith(str(name))]
     if len(near) != 1:
         what = f"{len(near)} runs are called so" if near else "no such run"
-        raise RunError(f"{name}: {what} in {root}", "`lados runs` lists them")
+        raise RunError(f"{name}: {what} in {root.resolve()}",
+                       "`lados runs` lists them; runs are looked for below the current folder, or in LADOS_RUNS")
     return near[0]
 
 
