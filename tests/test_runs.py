@@ -212,7 +212,8 @@ def test_a_run_that_fails_says_why_and_keeps_what_there_is(toy_data, home):
     run = new_run("train", "moved", params(home / "nowhere"))
     with pytest.raises(Exception, match="nowhere") as e:
         run_notebook(run)
-    assert "DataError" in str(e.value) and "--resume" in e.value.remedy
+    assert "DataError" in str(e.value) and "report.html" in e.value.remedy
+    assert "--resume" not in e.value.remedy, "there is no epoch to go on from"
     assert run.state == "failed" and "nowhere" in run.info["error"]
     assert "What was asked" in (run.path / "notebook.ipynb").read_text() and (run.path / "report.html").exists()
 

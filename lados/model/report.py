@@ -235,19 +235,15 @@ def folds(job: Job) -> Markdown:
     if not job.params.folds or job.params.dry_run:
         return Markdown("Not asked for (`folds`).")
     try:
-        found, temperature = cross_validate(job.params, job.data)
+        found = job.metrics["folds"] = cross_validate(job.params, job.data)
     except (DataError, TrainingError) as e: # too few sources, say; the model above is none the worse for it
         return Markdown(f"Not possible with this data: {e.problem}.")
-    # every picture has judged it, not only the few of the validation split
-    job.result.model.card["calibration"]["temperature"] = job.metrics["temperature"] = temperature
-    job.metrics["folds"] = found
     write_json(job.run / "metrics.json", job.metrics)
     rows = [[FOLD_NAMES[n], *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))]
             for n, s in found.items()]
     made = min(job.params.folds, job.data.manifest.frame["source_group"].nunique())
     return Markdown(f"{made} group-safe folds, every picture predicted once by a network that never saw "
-                    "its source:\n\n" + markdown_table(["", "macro-F1", "accuracy"], rows)
-                    + f"\n\nThe temperature that is handed on is fitted on these answers: {temperature:.2f}.")
+                    "its source:\n\n" + markdown_table(["", "macro-F1", "accuracy"], rows))
 
 
 def hand_on(job: Job) -> Markdown:
