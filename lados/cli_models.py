@@ -57,7 +57,7 @@ def evaluate(
 def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame"]:
     "Score and show a run's own held-out pictures."
     from lados.data.manifest import load_manifest
-    from lados.model.bundle import find_bundle
+    from lados.model.card import find_bundle
     from lados.model.evaluate import reevaluate
     from lados.model.predict import load_model
     from lados.model.views import views_table

@@ -241,7 +241,8 @@ def test_a_checkpoint_or_bundle_from_a_newer_version_is_refused(home, toy_data, 
     from lados.model import checkpoint
     from lados.model.backbones import make_backbone, preprocessing
     from lados.model.batches import prepare
-    from lados.model.bundle import Model, make_card
+    from lados.model.bundle import Model
+    from lados.model.card import make_card
     from lados.model.train import train
     monkeypatch.setattr(checkpoint, "FORMAT", FORMAT + 1)
     save_state(home / "run" / "checkpoint" / "last.safetensors", {}, {})

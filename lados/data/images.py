@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPE_VERSION', 'FILL', 'FORMATS', 'RESIZES', 'PictureInfo', 'probe', 'decode', 'resize', 'load_square']
 
-# %% ../../nbs/data/15_images.ipynb #d44d22c8
+# %% ../../nbs/data/15_images.ipynb #ba45a6ab
 import io
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import (AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, ImageFile, Jpeg2KImagePlugin, JpegImagePlugin,
                  PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
 
-from ..core import ConfigError, PictureError, did_you_mean, settings
+from ..core import ConfigError, NoPicture, PictureError, PictureTooLarge, did_you_mean, settings
 
 # %% ../../nbs/data/15_images.ipynb #0bd9c70e
 RECIPE_VERSION = 1 # raised whenever the same file would give other pixels; part of the cache's key
@@ -50,7 +50,7 @@ class PictureInfo:
     frames: int # pages of a TIFF, frames of a GIF; only the first is ever decoded
     orientation: int # EXIF, 1 to 8; 1 is upright
 
-# %% ../../nbs/data/15_images.ipynb #05b0ffb3
+# %% ../../nbs/data/15_images.ipynb #6a1c9dde
 @contextmanager
 def _stream(source: str | Path | bytes, name: str) -> Iterator[Any]:
     "The source as an open binary file."
@@ -68,13 +68,13 @@ def _stream(source: str | Path | bytes, name: str) -> Iterator[Any]:
 def _kind(head: bytes, name: str) -> str:
     "The key of `FORMATS` that the first bytes tell."
     if not head:
-        raise PictureError(f"{name}: the file is empty (0 bytes)", _AGAIN)
+        raise NoPicture(f"{name}: the file is empty (0 bytes)", _AGAIN)
     for kind, (magic, _) in FORMATS.items():
         if re.match(magic, head, re.DOTALL):
             return kind
     foreign = next((k for k, m in _FOREIGN.items() if re.match(m, head, re.DOTALL)), f"begins with {head[:12]!r}")
     problem = f"{name}: not a picture that lados reads ({foreign})"
-    raise PictureError(problem, f"convert it to one of {', '.join(FORMATS)}")
+    raise NoPicture(problem, f"convert it to one of {', '.join(FORMATS)}")
 
 
 def _hollow(f: Any) -> bool:
@@ -97,7 +97,7 @@ def _reading(name: str) -> Iterator[None]:
         why = str(e) or type(e).__name__
         raise PictureError(f"{name}: the picture is cut short or damaged ({why})", _AGAIN) from None
 
-# %% ../../nbs/data/15_images.ipynb #fb5f9cba
+# %% ../../nbs/data/15_images.ipynb #4250b9e2
 @contextmanager
 def _open(source: str | Path | bytes, name: str, max_pixels: int | None) -> Iterator[tuple[str, Image.Image]]:
     "The format and the picture, header read and size checked, nothing decompressed yet."
@@ -109,12 +109,12 @@ def _open(source: str | Path | bytes, name: str, max_pixels: int | None) -> Iter
             f.seek(0)
             im = FORMATS[kind][1](f, "") # no file name: Pillow would map the file, and a cut one kills the process
         if not 0 < im.width * im.height <= (most := max_pixels or settings().max_pixels):
-            raise PictureError(f"{name}: {im.width}x{im.height} pixels, and lados takes 1 to {most:,} in all",
+            raise PictureTooLarge(f"{name}: {im.width}x{im.height} pixels, and lados takes 1 to {most:,} in all",
                                "make it smaller, or raise MAX_PIXELS if you trust it")
         try:
             yield kind, im
         except MemoryError:
-            raise PictureError(f"{name}: not enough memory to decode it", "make it smaller") from None
+            raise PictureTooLarge(f"{name}: not enough memory to decode it", "make it smaller") from None
 
 
 def _orientation(im: Image.Image) -> int:
@@ -217,7 +217,7 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = { # EXIF orientation -> 
     8: lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
-# %% ../../nbs/data/15_images.ipynb #daea42ff
+# %% ../../nbs/data/15_images.ipynb #e74ad7f5
 def _shrink(im: Image.Image, kind: str, at_least: int | None) -> int:
     "Ask a JPEG for a smaller size; return the factor left to do. The shorter side stays >= `at_least`."
     if not at_least:
@@ -227,12 +227,22 @@ def _shrink(im: Image.Image, kind: str, at_least: int | None) -> int:
         im.draft(im.mode, (im.width // scale, im.height // scale))
     return max(1, min(im.size) // at_least)
 
-# %% ../../nbs/data/15_images.ipynb #98867b41
+
+def _check_memory(im: Image.Image, kind: str, full: int, most: int | None, name: str) -> None:
+    "Refuse what would hold more than `most` bytes: pixels once or twice over; a progressive JPEG all coefficients, too."
+    need = im.width * im.height * (8 if kind in ("WEBP", "AVIF", "JPEG2000") else 4)
+    need += 3 * full if im.info.get("progressive") else 0
+    if most and need > most:
+        raise PictureTooLarge(f"{name}: decoding it takes {need >> 20} MB, and {most >> 20} are allowed",
+                              "send it smaller, or as a baseline JPEG; MAX_DECODE_MB is the limit")
+
+# %% ../../nbs/data/15_images.ipynb #ce3dd753
 def decode(
     source: str | Path | bytes, # a file, or its bytes
     max_pixels: int | None = None, # refuse more pixels than this; None: `settings().max_pixels`
     at_least: int | None = None, # may come out shrunk, with the shorter side still >= this; None: full size
     name: str = "", # what messages call it; default: the path
+    max_memory: int | None = None, # refuse what would hold more bytes than this while decoding; None: no limit
 ) -> np.ndarray: # uint8, height x width x 3, RGB, upright
     "The first frame of any picture. Raises PictureError where it is unreadable, cut short or too large. Thread-safe."
     name = name or (f"picture of {len(source)} bytes" if isinstance(source, bytes) else str(source))
@@ -241,7 +251,8 @@ def decode(
             ImageFile.LOAD_TRUNCATED_IMAGES = False # other libraries set it, and half a picture is worse than none
             deep = im.mode in ("RGB", "RGBA") and ";16" in str(im.tile[0].args if im.tile else "")
             before = _orientation(im) if kind == "TIFF" else 1
-            factor = _shrink(im, kind, at_least)
+            full, factor = im.width * im.height, _shrink(im, kind, at_least)
+            _check_memory(im, kind, full, max_memory, name)
             im.load()
         after = _orientation(im) # 1 for TIFF, which Pillow turns itself; a PNG's EXIF may stand behind its pixels
         rgb = _to_rgb(im, factor)
@@ -287,14 +298,15 @@ def resize(
         raise ConfigError(f"unknown resize mode '{mode}'", did_you_mean(mode, RESIZES))
     return RESIZES[mode](picture, size)
 
-# %% ../../nbs/data/15_images.ipynb #2bf64e0b
+# %% ../../nbs/data/15_images.ipynb #3dfb065f
 def load_square(
     source: str | Path | bytes, # a file, or its bytes
     size: int, # pixels a side
     mode: str = "squash", # a key of `RESIZES`
     max_pixels: int | None = None, # refuse more pixels than this; None: `settings().max_pixels`
     name: str = "", # what messages call it
+    max_memory: int | None = None, # refuse what would hold more bytes than this while decoding; None: no limit
 ) -> np.ndarray: # uint8, size x size x 3
     "Decode and resize: the one recipe behind the cache, evaluation and serving."
     # a quarter to spare: the scaled JPEG decode then stays 44 dB from the full one, at a fraction of its time
-    return resize(decode(source, max_pixels, at_least=-(-size * 5 // 4), name=name), size, mode)
+    return resize(decode(source, max_pixels, -(-size * 5 // 4), name, max_memory), size, mode)

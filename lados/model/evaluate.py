@@ -6,7 +6,7 @@
 __all__ = ['Evaluation', 'answers', 'evaluate_trained', 'probe_baseline', 'cross_validate', 'evaluate_on', 'reevaluate',
            'baselines_on', 'trained_on']
 
-# %% ../../nbs/model/29_evaluate.ipynb #321e0a5e
+# %% ../../nbs/model/29_evaluate.ipynb #c15c492f
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,10 @@ from ..data.provenance import lookup_baseline
 from ..data.split import group_folds
 from ..labels import CLASSES
 from .batches import Dataset, plain_batches, prepare
-from .bundle import Model, find_bundle, make_card, predict_logits
+from .bundle import Model, predict_logits
 from .calibrate import fit_temperature, reliability, softmax
+from .card import find_bundle, make_card
+from .doubt import fit_conformal
 from .params import TrainParams
 from .predict import running_on
 from .scores import scores
@@ -30,7 +32,7 @@ from .probe import features, regression_head
 from .train import Trained, start_network, train
 from .views import evaluate_views, is_multi_label, rows_to_score
 
-# %% ../../nbs/model/29_evaluate.ipynb #ae0e0014
+# %% ../../nbs/model/29_evaluate.ipynb #46a62aa3
 @dataclass
 class Evaluation:
     "What a trained network scores."
@@ -81,7 +83,9 @@ def evaluate_trained(
     if len(valid_rows):
         z = _logits(model, data, valid_rows)
         model.card["calibration"]["temperature"] = fit_temperature(z, data.labels[valid_rows])
-        valid = scores(data.labels[valid_rows], model.probabilities(z), CLASSES, _groups(data, valid_rows))
+        groups, y = _groups(data, valid_rows), data.labels[valid_rows]
+        valid = scores(y, model.probabilities(z), CLASSES, groups)
+        model.card["conformal"] = fit_conformal(model.probabilities(z), y, len(set(groups)))
     z = _logits(model, data, test_rows)
     probs, y = model.probabilities(z), data.labels[test_rows]
     before = after = None

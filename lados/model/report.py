@@ -7,7 +7,7 @@ __all__ = ['FOLD_NAMES', 'Job', 'begin', 'asked', 'open_data', 'balance', 'leaks
            'evaluate', 'per_class', 'classes_figure', 'confusion', 'calibration', 'mistakes', 'folds', 'hand_on',
            'cost']
 
-# %% ../../nbs/model/29b_report.ipynb #4de53516
+# %% ../../nbs/model/29b_report.ipynb #7e4b60c5
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .dataset import Opened, difference, open_dataset
 from .evaluate import Evaluation, cross_validate, evaluate_trained, probe_baseline
 from .params import TrainParams, make_params
 from .predict import write_table
+from .reference import add_reference
 from .scores import markdown_table, to_markdown, with_interval
 from .train import Trained, lr_find, refit, train
 from .views import views_markdown
@@ -226,7 +227,7 @@ def mistakes(
     told = (t[c].tolist() for c in ("truth", "predicted", "confidence"))
     return job.figure("mistakes", figures.worst_mistakes([job.data.plain[int(i)] for i in t["row"]], *told))
 
-# %% ../../nbs/model/29b_report.ipynb #7d67def4
+# %% ../../nbs/model/29b_report.ipynb #b48733df
 FOLD_NAMES = {"this training": "trained as asked", "probe": "plain logistic regression on frozen features"}
 
 
@@ -256,6 +257,7 @@ def hand_on(job: Job) -> Markdown:
     model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
                    "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
                    "policy": job.opened.manifest.meta.get("policy")}
+    add_reference(model, job.data)
     save_bundle(job.run / "bundle", model)
     job.events("end")
     return Markdown(f"`bundle/` holds {told}. Use it with `lados predict --run {job.run.name} PICTURES` "
