@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'root', 'main']
 
-# %% ../nbs/70_cli.ipynb #b1511a24
+# %% ../nbs/70_cli.ipynb #6dcd64e8
 import os
 import sys
 import warnings
@@ -18,14 +18,15 @@ from .cli_data import app as data_app
 from .cli_data import err, say
 from .cli_models import evaluate, predict
 from .cli_runs import bench_app, runs_app
+from .cli_serve import engines, export, serve
 from .cli_train import demo, train
 from .core import LadosError
 
-# %% ../nbs/70_cli.ipynb #cd284167
-app = typer.Typer(help="Train, evaluate and run classifiers for aerial photographs of oil spills.",
+# %% ../nbs/70_cli.ipynb #773441f9
+app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",
                   no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for command in (train, evaluate, predict, demo):
+for command in (train, evaluate, predict, export, engines, serve, demo):
     app.command()(command)
 for name, group in (("data", data_app), ("runs", runs_app), ("bench", bench_app)):
     app.add_typer(group, name=name)
@@ -42,7 +43,7 @@ def root(
     version: Annotated[bool, typer.Option(
         "--version", callback=_say_version, is_eager=True, help="Print the version")] = False,
 ) -> None:
-    "Train, evaluate and run classifiers for aerial photographs of oil spills."
+    "Train, evaluate and serve classifiers for aerial photographs of oil spills."
 
 
 def main() -> None:

@@ -154,12 +154,13 @@ def _show_run(run: "Run") -> None:
         say("note", note)
     out.print(f"report  {run.path / 'report.html'}\nbundle  {run.path / 'bundle'}")
 
-# %% ../nbs/69c_cli_train.ipynb #3a698261
+# %% ../nbs/69c_cli_train.ipynb #25ebe0cc
 def demo() -> None:
     "Draw the sample, train by the notebook, evaluate, classify three pictures, and say where to look."
     from lados.data.manifest import load_manifest
     from lados.labels import CLASSES
-    from lados.model.predict import classify, load_model
+    from lados.serve.predictor import Predictor
+    from lados.serve.table import classify
 
     started = time.perf_counter()
     run = _watch(_started("demo", {}))
@@ -167,7 +168,7 @@ def demo() -> None:
     held = load_manifest(run.path).only("test")
     chosen = [held.frame.index[held.frame["label"] == c][0] for c in CLASSES if (held.frame["label"] == c).any()][:3]
     files = [held.paths[i] for i in chosen]
-    show_answers(classify(load_model(run.path), files))
+    show_answers(classify(Predictor.setup(run.path), files))
     out.print(f"\nDone in {time.perf_counter() - started:.0f} s. Where to look next: open "
               f"{run.path / 'report.html'} in a browser (the executed notebook is beside it), see `lados runs`, "
               "classify your own pictures with `lados predict FOLDER`, and read README.md for the real dataset and "

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Answer', 'Predictor', 'classify_files']
 
-# %% ../../nbs/serve/31_predictor.ipynb #5f54403e
+# %% ../../nbs/serve/31_predictor.ipynb #e60be13b
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -21,11 +21,11 @@ from ..data.images import load_square
 from ..labels import CLASSES
 from ..model.calibrate import apply_temperature
 from ..model.card import find_bundle, read_card
-from ..model.doubt import distances, prediction_set
+from ..model.doubt import distances, is_unsure, prediction_set
 from .choice import check_engine, choose_engine, read_reference
 from .engines import Engine, open_engine
 
-# %% ../../nbs/serve/31_predictor.ipynb #fdf7b914
+# %% ../../nbs/serve/31_predictor.ipynb #83b89b04
 @dataclass(frozen=True, slots=True)
 class Answer:
     "What is said of one picture."
@@ -46,16 +46,16 @@ class Answer:
         return asdict(self)
 
 
-def _doubts(options: list[str] | None, strange: bool, most: int) -> str | None:
+def _doubts(options: list[str] | None, strange: bool, unsure: bool, most: int) -> str | None:
     "Why a human should look; none where none needs to."
+    words = [o.replace("_", " ") for o in options or []]
     if strange:
         return "unlike the training pictures: ask a human"
-    if options and len(options) > most:
-        words = [o.replace("_", " ") for o in options]
+    if len(words) > most:
         return f"{', '.join(words[:-1])} or {words[-1]}: ask a human"
-    return None
+    return f"{words[0]}, but less surely than most: ask a human" if unsure else None
 
-# %% ../../nbs/serve/31_predictor.ipynb #02059e27
+# %% ../../nbs/serve/31_predictor.ipynb #a9dc1363
 class Predictor:
     "A bundle that is ready to answer. `predict` from one thread at a time; `decode` and `encode` from any."
 
@@ -115,7 +115,8 @@ class Predictor:
         "The answer for one picture."
         options, values = prediction_set(probs, self.card.get("conformal")), probs.tolist()
         strange = bool(self.outlier and distance > self.outlier["threshold"])
-        reason, best = _doubts(options, strange, self.most), int(probs.argmax())
+        unsure, best = is_unsure(probs, self.card.get("conformal")), int(probs.argmax())
+        reason = _doubts(options, strange, unsure, self.most)
         return Answer(CLASSES[best], values[best], dict(zip(CLASSES, values, strict=True)), options, reason is not None,
                       reason, None if np.isnan(distance) else float(distance), strange, self.name, self.engine.name)
 
