@@ -39,7 +39,7 @@ class Classifier(Protocol):
 
     def current(self) -> bool: ...
 
-# %% ../nbs/59_classifier.ipynb #4ce3a16e
+# %% ../nbs/59_classifier.ipynb #7d67de97
 class Local:
     "A model in this process."
 
@@ -54,7 +54,7 @@ class Local:
         self.found = self.asked.resolve()
         self.predictor = Predictor.setup(self.found, engine or settings().lados_engine)
         self.lock = threading.Lock()
-        self.about = {"model": self.predictor.name, "engine": self.predictor.engine.name, "place": "in this page"}
+        self.about = {"model": self.predictor.name, "engine": self.predictor.engine.name, "place": "loaded by this page"}
 
     def current(self) -> bool:
         "Whether `latest` still points to what was loaded."
@@ -99,7 +99,7 @@ def model_folder() -> Path:
         raise RunError(f"{path}: no model there", "`lados demo` or `lados train` makes one; MODEL_PATH names another")
     return path
 
-# %% ../nbs/59_classifier.ipynb #729d1c3b
+# %% ../nbs/59_classifier.ipynb #00db5994
 TRIES = 3 # for an API that says it is busy
 LONGEST_WAIT_S = 5.0 # between them
 
@@ -116,7 +116,7 @@ class Remote:
         key, self.url = key or settings().api_key, url.rstrip("/")
         headers = {"X-API-Key": key} if key else {}
         self.client = httpx.Client(headers=headers, timeout=httpx.Timeout(timeout, connect=5.0))
-        self.about = {**_served(self._ask("GET", "/models")), "place": f"at {self.url}"}
+        self.about = {**_served(self._ask("GET", "/models")), "place": f"asked at {self.url}"}
 
     def current(self) -> bool:
         "Never for long: another model may be promoted at any time."

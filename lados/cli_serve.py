@@ -39,7 +39,7 @@ def export(
     out.print(parity_table(found))
     for name, e in found["engines"].items():
         if not e["passed"]:
-            say("failed", f"{name}: {'; '.join(e['failed'])}. It is kept, marked, and not chosen by --engine auto", "red")
+            say("failed", f"{name}: {'; '.join(e['failed'])}. It is kept, marked, and never chosen by itself", "red")
     return None
 
 

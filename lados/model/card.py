@@ -59,7 +59,8 @@ def read_card(
         raise RunError(f"{folder}: made by another version (format {made}, this reads up to {FORMAT})",
                        "use the lados version that made it, or train the run anew")
     if tuple(card["classes"]) != CLASSES:
-        raise RunError(f"{folder}: its classes are {card['classes']}", f"this version knows {list(CLASSES)}, in this order")
+        raise RunError(f"{folder}: its classes are {card['classes']}",
+                       f"this version knows {list(CLASSES)}, in this order")
     return card
 
 # %% ../../nbs/model/20_card.ipynb #d8186fff
@@ -72,7 +73,8 @@ def seal(
     "Write the checksums of every file in the bundle."
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and ".tmp" not in p.name)
-    return atomic_write(folder / SUMS, "".join(f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in files))
+    lines = [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
+    return atomic_write(folder / SUMS, "".join(lines))
 
 
 def sealed(
@@ -93,7 +95,7 @@ def verify(
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise RunError(f"{path}: this file of the bundle is missing", "copy the bundle again, or `lados export RUN`")
+            raise RunError(f"{path}: this file of the bundle is missing", "copy the bundle again, or export the run")
         if known and known.get(name) != sha256_file(path):
             raise RunError(f"{path}: the file is not what was written (its SHA-256 differs from {SUMS})",
                            "copy the bundle again from where it was made, or `lados export RUN`")

@@ -156,7 +156,8 @@ def export_int8(
         network = openvino.Core().read_model(bundle / "openvino" / "model.xml")
         seen = nncf.Dataset([p[None] for p in pictures])
         kind = nncf.ModelType.TRANSFORMER if transformer else None
-        small = nncf.quantize(network, seen, preset=nncf.QuantizationPreset.MIXED, subset_size=len(pictures), model_type=kind)
+        small = nncf.quantize(network, seen, preset=nncf.QuantizationPreset.MIXED, subset_size=len(pictures),
+                              model_type=kind)
         with _whole_folder(bundle / "openvino" / "int8") as tmp:
             openvino.save_model(small, tmp / "int8.xml", compress_to_fp16=False)
             for path in tmp.iterdir():

@@ -11,7 +11,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -67,8 +67,8 @@ BAD = (400, 408, 413, 415, 422, 503)
 
 app = FastAPIOffline(
     title="lados", version=__version__, lifespan=_lifespan, static_url="/static",
-    description="What is on the water in an aerial photograph: oil, emulsion, sheen, a ship, a platform, or nothing; how "
-                "sure, whether a human should look, and where in the picture.",
+    description="What is on the water in an aerial photograph: oil, emulsion, sheen, a ship, a platform, or nothing; "
+                "how sure, whether a human should look, and where in the picture.",
     responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
 
@@ -81,7 +81,8 @@ async def _uploads(request: Request, service: Service, held: Any, pictures: int)
     "The pictures of a request; a length that is too large is refused before anything is read."
     limits, declared = _limits(service.settings, pictures), request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limits.picture * pictures + limits.rest:
-        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request", "send less; MAX_UPLOAD_SIZE_MB is the limit")
+        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request",
+                              "send less; MAX_UPLOAD_SIZE_MB is the limit")
     return await read_uploads(request.stream(), request.headers.get("content-type", ""), limits, held)
 
 
@@ -116,7 +117,8 @@ async def predict(request: Request, service: Serving) -> Response:
         _counted(loaded, e)
         raise
     named = {k: entry[k] for k in ("model", "engine")}
-    request.state.labels.update(named, outcome="abstained" if entry["abstain"] else "answered", **{"class": entry["label"]})
+    outcome = "abstained" if entry["abstain"] else "answered"
+    request.state.labels.update(named, outcome=outcome, **{"class": entry["label"]})
     return respond(200, {**entry, "request_id": request.state.request_id})
 
 # %% ../../nbs/serve/34_api.ipynb #2c2e9a09
@@ -129,7 +131,8 @@ async def _either(service: Service, loaded: Loaded, upload: Upload, owner: objec
         return {"filename": upload.name, "error": of_error(e)[0]}
 
 
-@app.post("/predict_batch", response_model=Batch, responses=_errors(*BAD), openapi_extra=_body(many=True), tags=["pictures"])
+@app.post("/predict_batch", response_model=Batch, responses=_errors(*BAD), openapi_extra=_body(many=True),
+          tags=["pictures"])
 async def predict_batch(request: Request, service: Serving) -> Response:
     "Classify several pictures, at most `BATCH_JOB_THRESHOLD`: a form with the field `files`, once for each."
     loaded = None
@@ -152,7 +155,7 @@ async def predict_batch(request: Request, service: Serving) -> Response:
 @app.post("/explain", response_model=Heat, responses=_errors(*BAD), openapi_extra=_body(many=False), tags=["pictures"])
 async def explain(
     request: Request, service: Serving,
-    label: Annotated[str | None, Query(max_length=40, description="the class to explain; default: the likeliest")] = None,
+    label: Annotated[str | None, Query(max_length=40, description="a class; default: the likeliest")] = None,
 ) -> Response:
     "Show where in a picture the answer comes from, as a heat map and as shares of the picture's thirds."
     with service.request() as loaded, service.budget.hold() as held:
@@ -194,7 +197,7 @@ async def promote(
     request: Request, service: Serving, asked: Promotion,
     x_api_key: Annotated[str | None, Header(description="the service's API key")] = None,
 ) -> Response:
-    "Serve another model. It is loaded, checked on this machine and warmed first; no request fails, whatever comes of it."
+    "Serve another model. It is loaded, checked on this machine and warmed first; no request fails on the way."
     check_key(x_api_key, service.settings.api_key)
     before = service.current.predictor.name if service.current else None
     new = await service.promote(asked.model, asked.engine)

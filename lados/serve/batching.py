@@ -46,7 +46,7 @@ class Batcher:
 
     def __init__(
         self,
-        predict: Callable[[np.ndarray], tuple[np.ndarray, ...]], # pictures [n, ...] -> arrays [n, ...]; in its own thread
+        predict: Callable[[np.ndarray], tuple[np.ndarray, ...]], # pictures [n, ...] -> arrays [n, ...]
         most: int = 8, # pictures in a batch
         limit: int = 64, # pictures that may wait
     ):
@@ -77,7 +77,7 @@ class Batcher:
         picture: np.ndarray, # uint8 [size, size, 3]
         deadline: float = math.inf, # on the clock of `time.monotonic`
         owner: object = None, # pictures of one owner wait for one another; none: an owner of its own
-    ) -> tuple[tuple, float, float, int]: # row of each result, seconds waited, seconds in the engine, pictures in the batch
+    ) -> tuple[tuple, float, float, int]: # row of each result, seconds waited, in the engine, pictures in the batch
         "Wait for a picture's turn and its result. Raises Overloaded."
         if self._closed:
             raise Overloaded("the service is shutting down")

@@ -9,6 +9,7 @@ __all__ = ['ENGINES', 'Engine', 'Kind', 'engine_files', 'missing', 'open_engine'
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def _openvino(name: str, file: str, precision: str, folder: Path) -> Engine:
 
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ServeError("engine openvino-bf16: this processor has no bfloat16", "serve with --engine auto, or openvino")
+        raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino")
     # threads are not pinned: pinned ones of two processes would all sit on the first cores
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision,
                "INFERENCE_NUM_THREADS": settings().threads, "ENABLE_CPU_PINNING": False}
@@ -115,7 +116,7 @@ def engine_files(
     "Which of a bundle's files an engine reads."
     there = [*sealed(folder)] or [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
     found = [[t for t in there if t == f or (f.endswith("/") and t.startswith(f))] for f in ENGINES[name].files]
-    return sum(found, []) if all(found) else []
+    return [*chain.from_iterable(found)] if all(found) else []
 
 
 def missing(
@@ -148,4 +149,4 @@ def open_engine(
         return ENGINES[name].open(folder)
     except (OSError, RuntimeError) as e:
         first = str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__
-        raise ServeError(f"engine {name} cannot open {folder} ({first})", "export the run anew with this version") from e
+        raise ServeError(f"engine {name} cannot open {folder} ({first})", "export the run anew") from e

@@ -64,7 +64,7 @@ class Explanation:
 def masked(
     picture: np.ndarray, # uint8 [size, size, 3]
     grid: np.ndarray, # float [h, w, c] the engine's features of it
-) -> tuple[np.ndarray, np.ndarray]: # pictures to be classified: itself, blurred, through each mask; masks [g, size, size]
+) -> tuple[np.ndarray, np.ndarray]: # pictures to classify: itself, blurred, through each mask; masks [g, size, size]
     "What the network has to be shown for an explanation."
     size = picture.shape[0]
     masks = np.stack([cv2.resize(m, (size, size), interpolation=cv2.INTER_LINEAR) for m in group_maps(grid)])

@@ -8,7 +8,6 @@ __all__ = ['PROBLEMS', 'CLOSE', 'Forbidden', 'problem', 'of_error', 'respond', '
 # %% ../../nbs/serve/33e_http.ipynb #c849e543
 import asyncio
 import hmac
-import json
 import re
 import time
 from collections.abc import Awaitable, MutableMapping
@@ -19,7 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..core import ConfigError, LadosError, NoPicture, PictureError, PictureTooLarge, RunError, ServeError, to_json
+from ..core import ConfigError, NoPicture, PictureError, PictureTooLarge, RunError, ServeError, to_json
 from .batching import Overloaded
 from .service import NoSuchModel, NotReady
 from .telemetry import LOG, log_request
@@ -99,7 +98,8 @@ def check_key(
 ) -> None:
     "Raise Forbidden unless the key fits."
     if not wanted:
-        raise Forbidden("this is closed, because the service has no API key", "set API_KEY where the service runs, and restart it")
+        raise Forbidden("this is closed, because the service has no API key",
+                        "set API_KEY where the service runs, and restart it")
     if given is None or not hmac.compare_digest(given.encode(), wanted.encode()):
         raise Forbidden("the API key is missing or wrong", "send the key of the service in the header X-API-Key")
 
@@ -107,8 +107,8 @@ def check_key(
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _SAFE = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
          (b"cache-control", b"no-store"), (b"cross-origin-resource-policy", b"same-site")]
-_POLICY = {True: b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' "
-                 b"data:; worker-src 'self' blob:; frame-ancestors 'none'", # the documentation pages
+_POLICY = {True: b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+                 b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'", # the documentation pages
            False: b"default-src 'none'; frame-ancestors 'none'"}
 
 

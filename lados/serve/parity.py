@@ -67,10 +67,11 @@ def compare(
     same = float((probs.argmax(1) == truth.probs.argmax(1)).mean())
     f1 = now["macro_f1"] - was["macro_f1"]
     recall = {c: now["recall"][c] - r for c, r in was["recall"].items()}
-    limits = [(same >= AGREEMENT, f"the same first class for {same:.1%} of the pictures, below {AGREEMENT:.0%}")] if exact \
-        else [(f1 >= -F1_DROP, f"macro-F1 changes by {f1:+.3f}, more than -{F1_DROP}"),
-              *((d >= -RECALL_DROP, f"recall of {c} changes by {d:+.3f}, more than -{RECALL_DROP}") for c, d in recall.items())]
-    failed = [why for held, why in limits if not held]
+    limits = {f"the same first class for {same:.1%} of the pictures, below {AGREEMENT:.0%}": same >= AGREEMENT} \
+        if exact else {f"macro-F1 changes by {f1:+.3f}, more than -{F1_DROP}": f1 >= -F1_DROP,
+              **{f"recall of {c} changes by {d:+.3f}, more than -{RECALL_DROP}": d >= -RECALL_DROP
+                 for c, d in recall.items()}}
+    failed = [why for why, held in limits.items() if not held]
     return {"max_difference": float(off.max()), "mean_difference": float(off.mean()), "agreement": same,
             "macro_f1": now["macro_f1"], "macro_f1_change": f1, "recall_change": recall,
             "passed": not failed, "failed": failed}
@@ -120,8 +121,8 @@ def _certify(bundle: Path, name: str, truth: Truth) -> dict[str, Any]:
 def _run_data(folder: Path, bundle: Path, size: int) -> Dataset:
     "The run's pictures, as the network sees them; ConfigError where they are gone."
     if not (folder / "manifest.csv").exists():
-        raise ConfigError(f"{bundle}: there is no run around this bundle, so there are no pictures to certify engines with",
-                          "export the run it came from: `lados export RUN`")
+        raise ConfigError(f"{bundle}: there is no run around this bundle, so there are no pictures to certify "
+                          "engines with", "export the run it came from: `lados export RUN`")
     return prepare(load_manifest(folder), size)
 
 
@@ -179,7 +180,8 @@ def _write(model: Model, bundle: Path, name: str, data: Dataset) -> None:
 
 def _runnable(bundle: Path) -> list[str]:
     "Every engine and foreign format whose files are there."
-    return [n for n in ENGINES if engine_files(bundle, n)] + [n for n, (f, _) in _OTHERS.items() if (bundle / f).exists()]
+    others = [n for n, (file, _) in _OTHERS.items() if (bundle / file).exists()]
+    return [n for n in ENGINES if engine_files(bundle, n)] + others
 
 # %% ../../nbs/serve/31b_parity.ipynb #cff8dec2
 def parity_table(
@@ -195,5 +197,6 @@ def parity_table(
 def _figures(e: dict[str, Any]) -> list[str]:
     if "agreement" not in e:
         return ["-"] * 6
-    return [f"{e['max_difference']:.4f}", f"{e['agreement']:.1%}", f"{e['macro_f1_change']:+.3f}", f"{e['bytes'] / 1e6:.0f}",
+    told = f"{e['max_difference']:.4f}", f"{e['agreement']:.1%}", f"{e['macro_f1_change']:+.3f}"
+    return [*told, f"{e['bytes'] / 1e6:.0f}",
             *(f"{e['pictures_per_s'][b]:.0f}" for b in ("1", "8"))]

@@ -126,7 +126,7 @@ class ModelEntry(_Model):
     error: str | None = Field(description="why it cannot be served", examples=[None])
     engines: dict[str, str] = Field(description="engine -> passed, failed or not certified",
                                     examples=[{"openvino-int8": "passed"}])
-    card: dict[str, Any] | None = Field(description="what the bundle says of itself", examples=[{"backbone": "resnet50"}])
+    card: dict[str, Any] | None = Field(description="what it says of itself", examples=[{"backbone": "resnet50"}])
 
 
 class Models(_Model):
@@ -160,5 +160,5 @@ class Metrics(_Model):
     model: str | None
     engine: str | None
     training: dict[str, Any] = Field(description="scores that the run reported, from its card")
-    inference: dict[str, Any] = Field(description="outcomes, classes, abstentions, latency by stage in seconds, and what "
-                                                  "the latest answers say")
+    inference: dict[str, Any] = Field(
+        description="outcomes, classes, abstentions, latency by stage in seconds, and what the latest answers say")

@@ -11,7 +11,6 @@ import errno
 import os
 import shutil
 import socket
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -85,7 +84,8 @@ def listen(
         sock.close()
         taken = getattr(e, "errno", None) == errno.EADDRINUSE
         why = "another program listens there" if taken else str(getattr(e, "strerror", None) or e)
-        raise ServeError(f"{host}:{port}: the address cannot be used ({why})", "give another with --port, or stop that program") from None
+        raise ServeError(f"{host}:{port}: the address cannot be used ({why})",
+                         "give another with --port, or stop that program") from None
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
@@ -97,9 +97,9 @@ def config(
 ) -> uvicorn.Config:
     "How uvicorn is set up."
     patience = int(settings().deadline_s) + 30 # a body that is being read, and its answer
-    return uvicorn.Config("lados.serve.api:app", workers=workers, http=PatientProtocol, log_config=None, access_log=False,
-                          server_header=False, timeout_graceful_shutdown=patience, limit_concurrency=1000, ws="none",
-                          timeout_keep_alive=30, **more)
+    return uvicorn.Config("lados.serve.api:app", workers=workers, http=PatientProtocol, log_config=None,
+                          access_log=False, server_header=False, timeout_graceful_shutdown=patience,
+                          limit_concurrency=1000, ws="none", timeout_keep_alive=30, **more)
 
 
 def serve(

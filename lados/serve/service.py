@@ -198,7 +198,8 @@ class Service:
         (probs, away), waited, engine, together = await loaded.batcher(picture, start + self.settings.deadline_s, owner)
         answer = loaded.predictor.encode(probs, float(away))
         loaded.recent.add(answer)
-        return answer, {"decode": decoded, "queue": waited, "engine": engine, "total": time.monotonic() - start}, together
+        seconds = {"decode": decoded, "queue": waited, "engine": engine, "total": time.monotonic() - start}
+        return answer, seconds, together
 
     async def explain(
         self,
@@ -207,7 +208,7 @@ class Service:
         name: str, # for messages
         label: str | None = None, # the class to explain; none: the likeliest
     ) -> Explanation:
-        "Where the answer comes from; the masked pictures take turns with others'. PictureError, ConfigError, Overloaded."
+        "Where it comes from; the masked pictures take turns with others'. PictureError, ConfigError, Overloaded."
         picture, loop = await self.decode(loaded, data, name), asyncio.get_running_loop()
         grid = await loop.run_in_executor(self._maps, loaded.predictor.engine.grid, picture[None])
         seen, masks = await loop.run_in_executor(self._maps, masked, picture, grid[0])

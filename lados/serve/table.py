@@ -16,9 +16,9 @@ import pandas as pd
 from ..labels import CLASSES
 from .predictor import Answer, Predictor, classify_files
 
-# %% ../../nbs/serve/31c_table.ipynb #638c421b
-COLUMNS = ["image", "predicted", "confidence", *(f"p_{c}" for c in CLASSES), "prediction_set", "abstain", "reason", "distance",
-           "error"]
+# %% ../../nbs/serve/31c_table.ipynb #d34879e2
+COLUMNS = ["image", "predicted", "confidence", *(f"p_{c}" for c in CLASSES), "prediction_set", "abstain", "reason",
+           "distance", "error"]
 
 
 def row(
@@ -42,4 +42,5 @@ def classify(
 ) -> pd.DataFrame: # `COLUMNS`; one row a file, in order
     "Classify picture files; unreadable ones become rows with an error."
     answers = classify_files(predictor, paths, progress)
-    return pd.DataFrame([row(p, a) for p, a in zip(paths, answers, strict=True)], columns=COLUMNS)
+    table = pd.DataFrame([row(p, a) for p, a in zip(paths, answers, strict=True)], columns=COLUMNS)
+    return table.fillna({"reason": ""})

@@ -102,7 +102,7 @@ class _Form:
         self.header, self.disposition, self.file = b"", b"", False
         self.parts += 1
         if self.parts > self.limits.pictures + 16:
-            raise BadForm(f"the form has more than {self.limits.pictures + 16} fields", "send pictures and nothing else")
+            raise BadForm(f"the form has more than {self.limits.pictures + 16} fields", "send pictures only")
 
     def on_header_begin(self) -> None:
         self.field, self.value = b"", b""
@@ -161,7 +161,7 @@ async def read_uploads(
     except TimeoutError:
         raise SlowBody(f"the body did not arrive within {limits.seconds:g} s", "send it again, or smaller") from None
     raise NoPicture(f"a body of type {plain_name(content_type)!r} is no picture",
-                    "send multipart/form-data with the picture in the field `file`, or the picture itself as image/jpeg")
+                    "send multipart/form-data with the picture in the field `file`, or the picture as image/jpeg")
 
 
 async def _read_one(body: AsyncIterator[bytes], limits: Limits, held: Held, name: str) -> list[Upload]:
@@ -182,8 +182,9 @@ async def _read_form(body: AsyncIterator[bytes], boundary: bytes, limits: Limits
                 raise BadForm("the form holds too much beside pictures", "send pictures and nothing else")
         parser.finalize()
     except FormParserError as e:
-        raise BadForm(f"the form is damaged ({e})", "send multipart/form-data as clients like curl -F make it") from None
+        raise BadForm(f"the form is damaged ({e})", "send multipart/form-data as curl -F makes it") from None
     if not form.complete or not form.uploads:
         why = "holds no picture" if form.complete else "is cut short"
-        raise BadForm(f"the form {why}", "send the picture in the field `file`, with a file name: curl -F file=@picture.jpg")
+        raise BadForm(f"the form {why}",
+                      "send the picture in the field `file`, with a file name: curl -F file=@picture.jpg")
     return form.uploads
