@@ -31,9 +31,11 @@ class BuildWithJobs(build_py):
                     self.copy_file(str(path), str(target / path.name))
 
 
-extras = {name: words(f"{name}_requirements") for name in ("data", "predict", "train", "lab", "dev")}
+names = ("data", "predict", "train", "serve", "export", "app", "lab", "dev")
+extras = {name: words(f"{name}_requirements") for name in names}
 extras["predict"] = extras["data"] + extras["predict"]
 extras["train"] = extras["predict"] + extras["train"]
+extras["export"] = extras["predict"] + extras["serve"] + extras["export"]
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 version = re.search(r'^__version__ = "(.+)"', (here / "lados/__init__.py").read_text(), re.M)[1]
 

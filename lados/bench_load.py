@@ -124,9 +124,9 @@ async def _open(port: int, pictures: list[bytes], rate: float, seconds: float) -
 
 
 def load(
-    port: int,
+    port: int, # of a server on 127.0.0.1
     pictures: list[bytes], # JPEGs
-    seconds: float,
+    seconds: float, # to measure for
     connections: int = 0, # closed loop over so many; 0: open loop
     rate: float = 0, # of the open loop, pictures a second
 ) -> Load:
@@ -178,7 +178,7 @@ _START = {
 
 @contextmanager
 def server(
-    bundle: Path,
+    bundle: Path, # its folder
     engine: str, # a key of `ENGINES`, or `PLAIN`
 ) -> Iterator[tuple[int, psutil.Process]]: # port, process
     "A server in a process of its own, ready. Raises ServeError where it does not start."

@@ -80,7 +80,7 @@ class Bare:
 
 
 def bare(
-    bundle: Path,
+    bundle: Path, # its folder
     engine: str, # a key of `ENGINES`
     seconds: float = 3.0, # for each batch
 ) -> Bare:
@@ -100,9 +100,9 @@ def _bare(bundle: Path, engine: str, seconds: float) -> Bare:
 
 
 def bench_http(
-    bundle: Path,
+    bundle: Path, # its folder
     engine: str, # a key of `ENGINES`, or `PLAIN`
-    connections: tuple[int, ...] = (1, 16, 64),
+    connections: tuple[int, ...] = (1, 16, 64), # clients at once
     seconds: float = 6.0, # for each number of connections
 ) -> tuple[dict[int, Load], float]: # by connections; resident memory of the server afterwards, MB
     "Requests over HTTP, closed loop."
@@ -123,10 +123,10 @@ class Overload:
 
 
 def bench_overload(
-    bundle: Path,
+    bundle: Path, # its folder
     engine: str, # a key of `ENGINES`
     sustainable: float, # pictures a second
-    seconds: float = 10.0,
+    seconds: float = 10.0, # of overload
     times: float = 3.0, # the sustainable rate
 ) -> Overload:
     "Requests at a rate that cannot be answered."
@@ -142,7 +142,7 @@ def bench_overload(
 
 
 def bench_folder(
-    bundle: Path,
+    bundle: Path, # its folder
     engine: str, # a key of `ENGINES`
     count: int = 2000, # pictures
 ) -> tuple[float, float]: # pictures a second of the folder; of the bare engine with eight at a time
@@ -165,7 +165,7 @@ def _folder(bundle: Path, engine: str, paths: list[Path]) -> tuple[float, float]
 
 # %% ../nbs/68b_bench_serve.ipynb #b4f39a3f
 def usable(
-    bundle: Path,
+    bundle: Path, # its folder
 ) -> list[str]:
     "Engines that can be opened here."
     return [n for n in ENGINES if not missing(bundle, n) and _opens(bundle, n)]
@@ -180,7 +180,7 @@ def _opens(bundle: Path, name: str) -> bool:
 
 
 def http_rows(
-    engine: str,
+    engine: str, # its name in the table
     alone: Bare | None, # none: the plain server, which has no bare engine
     found: dict[int, Load], # by connections
     memory: float, # MB

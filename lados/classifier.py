@@ -99,7 +99,7 @@ def model_folder() -> Path:
         raise RunError(f"{path}: no model there", "`lados demo` or `lados train` makes one; MODEL_PATH names another")
     return path
 
-# %% ../nbs/59_classifier.ipynb #00db5994
+# %% ../nbs/59_classifier.ipynb #d6f5cef0
 TRIES = 3 # for an API that says it is busy
 LONGEST_WAIT_S = 5.0 # between them
 
@@ -152,7 +152,7 @@ class Remote:
             answer = _patiently(once)
         except (httpx.TransportError, httpx.InvalidURL) as e:
             raise ServeError(f"the API at {self.url} does not answer ({str(e) or type(e).__name__})",
-                             "start it there, or unset LADOS_API_URL to load the model here") from None
+                             "start it there with `lados serve`, or unset LADOS_API_URL to load the model here") from None
         return _contents(answer, self.url)
 
 

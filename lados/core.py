@@ -8,10 +8,11 @@ __all__ = ['LadosError', 'ConfigError', 'DataError', 'PictureError', 'NoPicture'
            'atomic_write', 'remove_unfinished', 'to_json', 'write_json', 'read_json', 'sha256_file', 'sha256_text',
            'utc_now']
 
-# %% ../nbs/00_core.ipynb #03306dd8
+# %% ../nbs/00_core.ipynb #ab602d9e
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -91,6 +92,9 @@ def did_you_mean(
 
 # %% ../nbs/00_core.ipynb #38559521
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+# %% ../nbs/00_core.ipynb #d67e84a1
+sys.modules.setdefault("openvino_telemetry", None) # `import` of a module that is None raises ImportError
 
 # %% ../nbs/00_core.ipynb #a1054a14
 class Settings(BaseSettings):

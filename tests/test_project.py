@@ -20,10 +20,13 @@ from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
-OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs")} # modules that belong to a level of another name
+OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app")} # of a level of another name
+OWN |= {"bench_load": "bench", "bench_serve": "bench"}
+OWN |= dict.fromkeys(("pages", "spool", "corrections", "classifier", "gallery", "intake", "desk"), "widgets")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
-         "model": ["data", "predict", "train"], "jobs": ["data", "predict", "train"], "bench": ["data", "predict", "train"]} # level -> extras that its imports may come from; the base requirements always
+         "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
+         "widgets": ["data", "predict", "serve", "app"], "jobs": ["data", "predict", "train"], "bench": ["data", "predict", "train", "serve"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
 
 if not (ROOT / "nbs").is_dir():
@@ -120,6 +123,11 @@ def test_light_modules_load_nothing_heavy(module):
 # --- what an install carries
 
 
+def plain(name: str) -> str:
+    "A distribution's name as all its spellings have it."
+    return name.lower().replace("_", "-")
+
+
 def requirements(*extras: str) -> set[str]:
     "Distributions that settings.ini names for lados with these extras, lower case."
     import configparser
@@ -127,7 +135,7 @@ def requirements(*extras: str) -> set[str]:
     ini = configparser.ConfigParser(delimiters=["="], interpolation=None)
     ini.read(ROOT / "settings.ini", encoding="utf-8")
     keys = ["requirements", *(f"{e}_requirements" for e in extras)]
-    return {re.match(r"[\w.-]+", r)[0].lower() for k in keys for r in ini["DEFAULT"][k].split()}
+    return {plain(re.match(r"[\w.-]+", r)[0]) for k in keys for r in ini["DEFAULT"][k].split()}
 
 
 @functools.cache
@@ -140,22 +148,24 @@ def test_every_import_is_required_by_the_right_extra(level):
     named = requirements(*NEEDS[level])
     for m in (m for m in MODULES.values() if m.level == level):
         for package in m.others():
-            owners = {d.lower() for d in distributions().get(package, [package])}
+            owners = {plain(d) for d in distributions().get(package, [package])}
             assert owners & named, f"{m.name} imports {package} ({owners}), which no extra of {NEEDS[level]} requires"
 
 
 def test_every_requirement_is_used():
     "Nothing is installed for nothing; what is used without being imported is named here, with its reason."
     unseen = {"ipykernel": "papermill runs notebooks in it", "torchvision": "torch's partner that fastai loads",
-              "pyarrow": "pandas writes parquet with it"}
-    used = {d.lower() for m in MODULES.values() for package in m.others() for d in distributions().get(package, [])}
-    assert requirements("data", "predict", "train") - used - set(unseen) == set()
+              "pyarrow": "pandas writes parquet with it", "uvloop": "uvicorn's event loop", "httptools": "uvicorn's parser",
+              "onnx": "torch writes ONNX with it", "onnxscript": "torch writes ONNX with it",
+              "voila": "serves the pages, in a process of its own", "ipywidgets": "what anywidget builds on"}
+    used = {plain(d) for m in MODULES.values() for package in m.others() for d in distributions().get(package, [])}
+    assert requirements("data", "predict", "train", "serve", "export", "app") - used - set(unseen) == set()
 
 
 def test_constraints_pin_every_requirement():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", p) for p in pins), "one name==version a line"
-    assert requirements("data", "predict", "train", "lab", "dev") <= {p.split("==")[0].lower() for p in pins}
+    assert requirements("data", "predict", "train", "serve", "export", "app", "lab", "dev") <= {plain(p.split("==")[0]) for p in pins}
 
 
 def test_a_wheel_carries_job_notebooks_and_presets(tmp_path):

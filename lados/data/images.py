@@ -224,7 +224,7 @@ _TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = { # EXIF orientation -> 
     8: lambda a: cv2.rotate(a, cv2.ROTATE_90_COUNTERCLOCKWISE),
 }
 
-# %% ../../nbs/data/15_images.ipynb #305c2ea4
+# %% ../../nbs/data/15_images.ipynb #f5173c9e
 def _shrink(im: Image.Image, kind: str, at_least: int | None) -> int:
     "Ask a JPEG for a smaller size; return the factor left to do. The shorter side stays >= `at_least`."
     if not at_least:
@@ -242,7 +242,7 @@ def _inside(im: Image.Image, kind: str, full: int, deep: bool, name: str) -> int
         tags = im.tag_v2
         strip = im.width * min(im.height, tags.get(278, im.height))
         need += 8 * (tags[322] * tags[323] if 322 in tags else strip)
-    if kind == "JPEG" and (scans := _scans(im)) > 1:
+    if kind == "JPEG" and ((scans := _scans(im)) > 1 or im.info.get("progressive")):
         if scans > SCANS:
             raise PictureError(f"{name}: a JPEG of {scans} scans, each of which takes as long as a picture", "save it anew")
         sampled = [h * v for _, h, v, _ in im.layer]

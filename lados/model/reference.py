@@ -38,7 +38,7 @@ def spread(
 def run_served(
     served: Served, # in evaluation mode
     pictures: np.ndarray, # uint8 [n, size, size, 3]
-    batch_size: int = 32,
+    batch_size: int = 32, # pictures a pass
 ) -> tuple[np.ndarray, np.ndarray]: # logits [n, k], embeddings [n, d]; float32
     "The network in 32 bits."
     device = next(served.parameters()).device

@@ -87,7 +87,7 @@ def read_reference(
 def check_engine(
     engine: Engine,
     reference: dict[str, np.ndarray], # from `read_reference`
-    temperature: float,
+    temperature: float, # of the bundle's calibration
 ) -> float: # mean difference of a probability, 0..1
     "Run the reference pictures; ServeError where the answers are not those that were certified."
     if "pictures" not in reference:

@@ -41,12 +41,12 @@ CLOSE = {408, 413, 503} # answered before the body was read: the rest of it is n
 
 
 def problem(
-    status: int,
+    status: int, # of HTTP
     title: str, # the kind of problem
     detail: str, # what was wrong with this request
     remedy: str = "", # what to do
     path: str = "", # of the request
-    request_id: str = "",
+    request_id: str = "", # under which the log knows it
 ) -> dict[str, Any]:
     "A problem document."
     return {"type": f"/problems/{re.sub('[^a-z]+', '-', title.lower())}", "title": title, "status": status,
@@ -56,7 +56,7 @@ def problem(
 def of_error(
     error: Exception,
     path: str = "", # of the request
-    request_id: str = "",
+    request_id: str = "", # under which the log knows it
 ) -> tuple[dict[str, Any], str]: # problem document, outcome
     "What a client is told of an error."
     kind = next((k for k in type(error).__mro__ if k in PROBLEMS), None)
@@ -68,10 +68,10 @@ def of_error(
 
 
 def respond(
-    status: int,
+    status: int, # of HTTP
     content: Any, # JSON
-    headers: dict[str, str] | None = None,
-    media_type: str = "application/json",
+    headers: dict[str, str] | None = None, # further ones
+    media_type: str = "application/json", # of the content
 ) -> Response:
     "JSON, with non-ASCII characters as they are."
     return Response(to_json(content, indent=None), status, headers, media_type)

@@ -110,7 +110,7 @@ class Predictor:
     def encode(
         self,
         probs: np.ndarray, # [classes]
-        distance: float = float("nan"),
+        distance: float = float("nan"), # to the training pictures; NaN: not known
     ) -> Answer:
         "The answer for one picture."
         options, values = prediction_set(probs, self.card.get("conformal")), probs.tolist()

@@ -49,7 +49,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        "Refuse a head that has grown too long."
+        "Take `data`; a head that has grown too long is refused."
         super().data_received(data)
         if self._head is not None and not self.transport.is_closing():
             self._head += len(data)

@@ -79,8 +79,8 @@ class Recent:
 # %% ../../nbs/serve/33_telemetry.ipynb #0ac077dc
 def count(
     outcome: str, # answered, abstained, bad_picture, too_large, unsupported, overloaded, cancelled or error
-    engine: str,
-    model: str,
+    engine: str, # its name; empty: none was reached
+    model: str, # its name; empty: none was reached
     answer: Answer | None = None,
     seconds: dict[str, float] | None = None, # stage -> seconds
     batch: int | None = None, # pictures in the call of the engine
@@ -172,11 +172,11 @@ def log_as_json(
 
 
 def log_request(
-    method: str,
+    method: str, # of HTTP
     path: str, # without the query
-    status: int,
-    seconds: float,
-    request_id: str,
+    status: int, # of the answer
+    seconds: float, # until it was out
+    request_id: str, # that the client was told
     **labels: Any, # outcome, class, engine, model, error ...
 ) -> None:
     "Write the line of one request."

@@ -1,0 +1,220 @@
+"Real servers for the tests of the HTTP service: bundles made on the spot, processes on free ports, and impolite clients."
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+from PIL import Image
+from toy import tiny, toy_manifest
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY = "a-key-that-nobody-guesses-0123456789"
+PORT = re.compile(r"^port (\d+)$", re.M)
+START = """
+from lados.serve.server import listen, serve
+if __name__ == "__main__":
+    sock = listen("127.0.0.1", {port})
+    print("port", sock.getsockname()[1], flush=True)
+    serve(sock, {workers})
+"""
+
+
+def make_run(folder, seed=0, backbone="test_resnet", size=32, train=True, **card):
+    "A run folder with a toy's manifest and a bundle: trained and calibrated, or with random weights."
+    import torch
+
+    from lados.model.backbones import make_backbone, preprocessing
+    from lados.model.batches import prepare
+    from lados.model.bundle import Model, save_bundle
+    from lados.model.card import make_card
+    from lados.model.evaluate import evaluate_trained
+    from lados.model.reference import add_reference
+    from lados.model.train import train as fit
+
+    folder = Path(folder)
+    manifest = toy_manifest(folder, train=48, held=24, seed=seed)
+    card = {"run": folder.name, **card}
+    if train:
+        params, data = tiny(epochs=4, seed=seed), prepare(manifest, size, size)
+        model = evaluate_trained(fit(params, data), params, data).model
+        add_reference(model, data)
+    else:
+        torch.manual_seed(seed)
+        net = make_backbone(backbone, size=size).eval()
+        model = Model(net, make_card(backbone, preprocessing(net, size)))
+    model.card |= card
+    save_bundle(folder / "bundle", model)
+    return folder
+
+
+def copy_run(run, folder):
+    "The same run under another name."
+    shutil.copytree(run, folder)
+    edit_card(Path(folder, "bundle"), run=Path(folder).name)
+    return Path(folder)
+
+
+def edit_card(bundle, **changes):
+    "Change entries of a card, take those out that are `...`, and seal the bundle anew."
+    from lados.core import read_json, write_json
+    from lados.model.card import seal
+
+    card = {**read_json(bundle / "card.json"), **changes}
+    write_json(bundle / "card.json", {k: v for k, v in card.items() if v is not ...})
+    seal(bundle)
+
+
+def encoded(pixels, fmt="PNG", **options) -> bytes:
+    "A picture file of an array or a Pillow image."
+    buffer = io.BytesIO()
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def colours(count, seed=0, side=(40, 60)) -> list[bytes]:
+    "PNG files of one colour each with some noise; a trained toy answers each of them otherwise."
+    rng = np.random.default_rng(seed)
+    shades = rng.integers(0, 255, (count, 3))
+    return [encoded((s + rng.normal(0, 12, (*side, 3))).clip(0, 255).astype(np.uint8)) for s in shades]
+
+
+class Server:
+    "A process that serves; its environment is what a user would set."
+
+    def __init__(self, home, model, workers=1, port=0, python=sys.executable, code=START, **env):
+        self.home = Path(home)
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.out, self.err = self.home / "out.log", self.home / "err.log"
+        names = {"LADOS_HOME": self.home, "LADOS_RUNS": self.home / "runs", "MODEL_PATH": model, "LADOS_ENGINE": "torch",
+                 "LADOS_THREADS": 1, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "API_KEY": KEY, **env}
+        clean = {k: v for k, v in os.environ.items() if k not in ("PROMETHEUS_MULTIPROC_DIR", "CORS_ORIGINS")}
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(
+                [python, "-c", code.format(port=port, workers=workers)], cwd=self.home, stdout=out, stderr=err,
+                env={**clean, **{k: str(v) for k, v in names.items() if v is not None}})
+        self.port = int(wait_for(lambda: PORT.search(self.out.read_text()), 60, self)[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    def alive(self) -> "Server":
+        "Wait until it answers at all."
+        wait_for(lambda: self.get("/health").status_code == 200, 60, self)
+        return self
+
+    def ready(self, seconds=120) -> "Server":
+        "Wait until a model is loaded."
+        wait_for(lambda: self.get("/ready").status_code == 200, seconds, self)
+        return self
+
+    def get(self, path, **options) -> httpx.Response:
+        return self.client.get(path, **options)
+
+    def post(self, path, **options) -> httpx.Response:
+        return self.client.post(path, **options)
+
+    def predict(self, data, name="sea.png") -> httpx.Response:
+        return self.post("/predict", files={"file": (name, data)})
+
+    def promote(self, model, engine="torch", key=KEY) -> httpx.Response:
+        return self.post("/models/promote", json={"model": model, "engine": engine}, headers={"X-API-Key": key} if key else {})
+
+    def connect(self, seconds=20) -> socket.socket:
+        "A connection of its own, for what no client library would send."
+        return socket.create_connection(("127.0.0.1", self.port), timeout=seconds)
+
+    def lines(self) -> list[dict]:
+        "The log, a document a line; whatever else is printed fails here."
+        return [json.loads(line) for line in self.out.read_text().splitlines() if not PORT.match(line)]
+
+    def family(self) -> list[psutil.Process]:
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def stop(self, how=signal.SIGTERM, seconds=60) -> int:
+        "End it; the exit code."
+        self.client.close()
+        if self.process.poll() is None:
+            family = self.family()
+            self.process.send_signal(how)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                for p in family:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        p.kill()
+                self.process.wait()
+                raise
+        return self.process.returncode
+
+
+@contextlib.contextmanager
+def serving(home, model, **options) -> Iterator[Server]:
+    "A server for a while."
+    server = Server(home, model, **options)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def wait_for(condition, seconds, server=None):
+    "What `condition` gives once it is true."
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if found := condition():
+                return found
+        died = server is not None and server.process.poll() is not None
+        if died or time.monotonic() > end:
+            told = f"{server.out.read_text()[-3000:]}\n{server.err.read_text()[-3000:]}" if server else ""
+            raise AssertionError(f"{'the server ended' if died else f'not within {seconds} s'}: {told}")
+        time.sleep(0.05)
+
+
+class Memory:
+    "How far a process grows while a block runs."
+
+    def __init__(self, pid):
+        self.process, self.peak = psutil.Process(pid), 0
+
+    def __enter__(self):
+        self.before, self.over = self.process.memory_info().rss, threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.over.wait(0.003):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.peak = max(self.peak, self.process.memory_info().rss)
+
+    def __exit__(self, *error):
+        self.over.set()
+        self.thread.join()
+
+    @property
+    def grown(self) -> float: # MB
+        return max(0, self.peak - self.before) / 1e6
+
+
+def read_all(sock, most=1 << 20) -> bytes:
+    "What comes until the other side closes; what came before an abrupt end counts, too."
+    found = b""
+    with contextlib.suppress(OSError):
+        while len(found) < most and (more := sock.recv(65536)):
+            found += more
+    return found
