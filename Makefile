@@ -36,8 +36,9 @@ demo: setup ## the whole job on a drawn sample: train, report, evaluate, classif
 lab: setup ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir .
 
-bench: setup ## training speed beside the bare step, on this machine
+bench: setup ## training and serving speed, on this machine
 	$(BIN)/lados bench train
+	$(BIN)/lados bench serve
 
 # Notebooks run two at a time, one thread each. The papermill notebooks need a run folder: the tests of the command execute them.
 test: setup ## everything: notebooks in step, clean and running, README, style, tests

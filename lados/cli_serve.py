@@ -47,7 +47,8 @@ def _by_notebook(folder: Path, formats: list[str]) -> None:
     from lados.jobs.notebooks import run_notebook
     from lados.jobs.runs import new_run
 
-    run = new_run("export", folder.resolve().name, {"source": str(folder.resolve()), "formats": formats})
+    # not the run's own name: `--run NAME` must go on meaning the run
+    run = new_run("export", f"{folder.resolve().name}-engines", {"source": str(folder.resolve()), "formats": formats})
     out.print(f"run {run.path.name}")
     run_notebook(run, "export")
     out.print(f"report  {run.path / 'report.html'}")

@@ -61,7 +61,7 @@ def _set(environment: dict[str, str | None]) -> None:
         if value is not None:
             os.environ[name] = value
 
-# %% ../nbs/56_pages.ipynb #2e8b5382
+# %% ../nbs/56_pages.ipynb #25b05e7d
 EXTENSIONS = ("@jupyter-widgets/jupyterlab-manager", "@voila-dashboards/widgets-manager8", "anywidget")
 CULL_AFTER_S = 1800 # a kernel without a browser ends after this
 
@@ -83,7 +83,7 @@ def voila_config(
     "The configuration of Voila for a page."
     headers = {"Content-Security-Policy": security_policy(port), "Referrer-Policy": "no-referrer"}
     tornado = {"headers": headers, "allow_remote_access": False, "websocket_max_message_size": 100 * 2**20,
-               "ws_ping_interval": 30_000, "ws_ping_timeout": 30_000}
+               "ws_ping_interval": 30_000, "ws_ping_timeout": 30_000, "disable_check_xsrf": True}
     # sockets in the file system, which other users cannot reach, where their paths are not too long for the system
     transport = "ipc" if len(tempfile.gettempdir()) < 40 and sys.platform != "win32" else "tcp"
     return {

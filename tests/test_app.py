@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("voila", reason="the page needs voila")
+httpx = pytest.importorskip("httpx")
 psutil = pytest.importorskip("psutil")
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -29,6 +31,7 @@ from lados.labels import CLASSES  # noqa: E402
 ROOT = Path(__file__).resolve().parents[1]
 LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ENGINE = "openvino" if find_spec("openvino") else "torch" # a kernel has it in half a second, where torch takes five
 SEA, OIL, SHIP = (40, 90, 170), (30, 30, 30), (200, 60, 60)
 DOUBTFUL = 2 # of the five pictures
 
@@ -52,7 +55,8 @@ def model(tmp_path_factory):
 
     from lados.model.backbones import preprocessing
     from lados.model.bundle import Model, save_bundle
-    from lados.model.card import make_card
+    from lados.model.card import make_card, seal
+    from lados.model.export import export_format
     from lados.model.train import train
     from lados.serve.predictor import Predictor
 
@@ -63,7 +67,11 @@ def model(tmp_path_factory):
     sure = sorted(float(plain.predict(plain.decode(p)[None])[0].max()) for p in PICTURES.values())
     limit = 1 - (sure[DOUBTFUL - 1] + sure[DOUBTFUL]) / 2
     card["conformal"] = {"method": "set by hand", "level": 0.999, "pictures": 0, "marginal": limit, "per_class": {}}
-    return save_bundle(home / "bundle", Model(net, card))
+    bundle = save_bundle(home / "bundle", Model(net, card))
+    if ENGINE != "torch":
+        export_format(Model(net, card), bundle, ENGINE)
+        seal(bundle)
+    return bundle
 
 
 def free_port() -> int:
@@ -75,11 +83,11 @@ def free_port() -> int:
 class Served:
     "A `lados` command that listens, in a home of its own."
 
-    def __init__(self, home, *command, **environment):
-        self.home, self.port = home, free_port()
+    def __init__(self, home, *command, port=None, **environment):
+        self.home, self.port = home, port or free_port()
         home.mkdir(exist_ok=True)
         own = {"LADOS_HOME": home / "home", "LADOS_RUNS": home / "runs", "LADOS_DATA": home / "data", "PYTHONPATH": ROOT,
-               "OMP_NUM_THREADS": "1", **environment}
+               "LADOS_ENGINE": ENGINE, "OMP_NUM_THREADS": "1", **environment}
         self.log = (home / "log.txt").open("a+")
         self.process = subprocess.Popen([*LADOS, *command, "--port", str(self.port)], cwd=home, stdout=self.log, stderr=self.log,
                                         env={**os.environ, **{k: str(v) for k, v in own.items()}}, start_new_session=True)
@@ -99,7 +107,7 @@ class Served:
 
     def warm(self) -> bool:
         "Whether the kernel that waits has nothing left to do."
-        return bool(self.kernels()) and all(p.cpu_percent(0.5) < 20 and p.cpu_times().user > 1 for p in self.kernels())
+        return bool(self.kernels()) and all(p.cpu_percent(0.5) < 20 and p.cpu_times().user > 0.5 for p in self.kernels())
 
     def stop(self) -> int:
         if self.process.poll() is None:
@@ -133,7 +141,21 @@ def chromium():
 
 
 @pytest.fixture
-def visit(chromium):
+def serving(tmp_path):
+    "Starts commands that a test has for itself."
+    started = []
+
+    def start(name, *command, **environment):
+        started.append(Served(tmp_path / name, *command, **environment))
+        return started[-1]
+
+    yield start
+    for served in started:
+        served.stop()
+
+
+@pytest.fixture
+def visit(chromium, serving): # `serving` outlives the pages
     "Opens pages; at the end none of them may have asked another host, shown a traceback, or met an error of its own."
     contexts, asked, errors = [], [], []
 
@@ -155,6 +177,8 @@ def visit(chromium):
         for page in context.pages:
             shown = page.locator("body").inner_text()
             assert "Traceback" not in shown and "Error:" not in shown, shown
+            with page.expect_event("close"):
+                page.close(run_before_unload=True) # as a user does; to close the context would be to crash the tab
         context.close()
     assert not errors
     assert not [u for u in asked if not u.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:"))]
@@ -229,7 +253,7 @@ def test_an_afternoon_with_the_page(server, visit):
     assert heat.evaluate("e => e.style.opacity") == "0.15"
     assert viewer.locator(".row").count() == len(CLASSES) and viewer.locator(".row.within").count() >= 1
     text = viewer.inner_text()
-    assert "torch" in text and "ms" in text and "96 × 72" in text and "What speaks for" in text
+    assert ENGINE in text and "ms" in text and "96 × 72" in text and "What speaks for" in text
     viewer.locator(".row", has_text="sheen").click()
     viewer.locator("figcaption", has_text="What speaks for sheen").wait_for()
 
@@ -303,21 +327,23 @@ def test_twenty_pictures_of_ten_megabytes(server, visit, tmp_path):
     settled(page, 21, 60)
     assert page.locator(".card.done").count() == 20
     assert "Larger than 10 MB" in card(page, "too-large.png").inner_text()
-    mine = sorted(server.kernels(), key=lambda p: p.cpu_times().user)[-1]
-    assert mine.memory_info().rss < 1.5e9
+    assert max(p.memory_info().rss for p in server.kernels()) < 1e9
+    until(lambda: len(server.kernels()) <= 2, "kernels of closed tabs to end") # this one, and the next that waits
+    pages = server.home / "home" / "pages"
+    assert len(list(pages.rglob("*.jpg"))) == 20
     page.get_by_role("button", name="Clear").click()
     settled(page, 0)
-    until(lambda: not [p for p in (server.home / "home" / "pages").rglob("*.jpg")], "the spool to be empty")
+    until(lambda: not list(pages.rglob("*.jpg")), "the folder to be empty")
 
 
 def test_stopping_and_two_tabs(server, visit):
     "Stop lets go of what has no answer. Another tab has its own pictures, and the same corrections."
     one, two = visit(server), visit(server)
-    drop(one, *((f"{i}.png", picture(SEA, 100 + i, (900, 900))) for i in range(40)))
+    drop(one, *((f"{i}.png", picture(SEA, 100 + i, (120, 120))) for i in range(60)))
     one.wait_for_selector(".progress:not([hidden])")
     one.get_by_role("button", name="Stop").click()
     one.wait_for_selector(".progress[hidden]", state="attached")
-    assert one.locator(".card").count() < 40
+    assert one.locator(".card").count() < 60
     drop(two, ("ship.png", PICTURES["ship.png"]), ("renamed.png", PICTURES["=1+1.png"]))
     settled(two, 2)
     assert set(names(two)) == {"ship.png", "renamed.png"} and "ship.png" not in names(one)
@@ -337,49 +363,42 @@ def test_on_a_phone(server, visit):
 # --- models that are not there, and models that are elsewhere
 
 
-def test_without_a_model_the_page_says_what_to_do(model, visit, tmp_path):
+def test_without_a_model_the_page_says_what_to_do(model, serving, visit, tmp_path):
     "And finds it when it has come, without a new start."
-    served = Served(tmp_path / "empty", "app", "classifier", "--no-browser")
-    try:
-        page = visit(served)
-        panel = page.locator(".problem")
-        panel.wait_for()
-        assert "no model there" in panel.inner_text() and "lados demo" in panel.inner_text()
-        (tmp_path / "empty" / "runs").mkdir()
-        (tmp_path / "empty" / "runs" / "latest").symlink_to(model)
-        panel.get_by_role("button", name="Try again").click()
-        page.wait_for_selector("text=toy-run")
-        drop(page, ("sea.png", PICTURES["sea.png"]))
-        settled(page, 1)
-        assert page.locator(".card.done").count() == 1
-    finally:
-        served.stop()
+    page = visit(serving("empty", "app", "classifier", "--no-browser"))
+    panel = page.locator(".problem")
+    panel.wait_for()
+    assert "no model there" in panel.inner_text() and "lados demo" in panel.inner_text()
+    (tmp_path / "empty" / "runs").mkdir()
+    (tmp_path / "empty" / "runs" / "latest").symlink_to(model)
+    panel.get_by_role("button", name="Try again").click()
+    page.wait_for_selector("text=toy-run")
+    drop(page, ("sea.png", PICTURES["sea.png"]))
+    settled(page, 1)
+    assert page.locator(".card.done").count() == 1
 
 
-def test_an_api_is_asked(model, visit, tmp_path):
+def test_an_api_is_asked(model, serving, visit):
     "The same page, with the model elsewhere; an API that goes away fails cards, and one click asks again when it is back."
-    api = Served(tmp_path / "api", "serve", MODEL_PATH=model)
-    served = Served(tmp_path / "page", "app", "classifier", "--no-browser", LADOS_API_URL=api.url)
-    try:
-        page = visit(served)
-        page.wait_for_selector("text=toy-run")
-        assert f"asked at {api.url}" in page.locator(".status").inner_text()
-        drop(page, *PICTURES.items(), ("notes.jpg", b"no picture"))
-        settled(page, 6)
-        assert page.locator(".card.done").count() == 5 and page.locator(".card:has(.doubt)").count() == DOUBTFUL
-        card(page, "ship.png").locator("[data-act=open]").click()
-        page.locator("dialog.viewer img.heat").wait_for()
-        page.keyboard.press("Escape")
-        api.stop()
-        drop(page, ("later.png", picture(SEA, 50)))
-        settled(page, 7)
-        assert "does not answer" in card(page, "later.png").inner_text() and "LADOS_API_URL" in card(page, "later.png").inner_text()
-        api = Served(tmp_path / "api", "serve", "--port", str(api.port), MODEL_PATH=model)
-        card(page, "later.png").get_by_role("button", name="Try again").click()
-        page.wait_for_selector('.card.done[data-name="later.png"]')
-    finally:
-        served.stop()
-        api.stop()
+    api = serving("api", "serve", MODEL_PATH=model)
+    until(lambda: httpx.get(f"{api.url}/ready").is_success, "the API to be ready")
+    page = visit(serving("page", "app", "classifier", "--no-browser", LADOS_API_URL=api.url))
+    page.wait_for_selector("text=toy-run")
+    assert f"asked at {api.url}" in page.locator(".status").inner_text()
+    drop(page, *PICTURES.items(), ("notes.jpg", b"no picture"))
+    settled(page, 6)
+    assert page.locator(".card.done").count() == 5 and page.locator(".card:has(.doubt)").count() == DOUBTFUL
+    card(page, "ship.png").locator("[data-act=open]").click()
+    page.locator("dialog.viewer img.heat").wait_for()
+    page.keyboard.press("Escape")
+    api.stop()
+    drop(page, ("later.png", picture(SEA, 50)))
+    settled(page, 7)
+    assert "does not answer" in card(page, "later.png").inner_text() and "LADOS_API_URL" in card(page, "later.png").inner_text()
+    serving("again", "serve", port=api.port, MODEL_PATH=model)
+    until(lambda: httpx.get(f"{api.url}/ready").is_success, "the API to be ready")
+    card(page, "later.png").get_by_role("button", name="Try again").click()
+    page.wait_for_selector('.card.done[data-name="later.png"]')
 
 
 # --- the command

@@ -31,7 +31,7 @@ NAMES = ("logits", "embedding", "grid") # what comes out
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     "Without the exporters' notes to their own developers."
-    names = ("torch.onnx", "onnxscript", "onnx_ir", "nncf")
+    names = ("torch.onnx", "torch.utils.cpp_extension", "onnxscript", "onnx_ir", "nncf")
     before = {n: logging.getLogger(n).level for n in names}
     with warnings.catch_warnings(), Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         warnings.simplefilter("ignore")

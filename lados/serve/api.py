@@ -6,7 +6,7 @@
 __all__ = ['Serving', 'BAD', 'app', 'predict', 'predict_batch', 'explain', 'health', 'ready', 'models', 'promote', 'metrics',
            'prometheus']
 
-# %% ../../nbs/serve/34_api.ipynb #a1d1f99a
+# %% ../../nbs/serve/34_api.ipynb #aa49e0e1
 import asyncio
 import base64
 from collections.abc import AsyncIterator
@@ -20,6 +20,7 @@ from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from ..core import LadosError, PictureTooLarge, Settings, settings
@@ -27,7 +28,7 @@ from .explain import heat_png
 from .http import PROBLEMS, Envelope, check_key, failure, of_error, problem, respond, unless_gone
 from .predictor import Answer
 from .schemas import Answered, Batch, Health, Heat, Metrics, Models, Problem, Promoted, Promotion, Ready
-from .service import Loaded, Service
+from .service import Loaded, Owner, Service
 from .telemetry import count, exposition, forget_dead, log_as_json, statistics
 from .uploads import Limits, Upload, read_uploads
 
@@ -72,7 +73,7 @@ app = FastAPIOffline(
     responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
 
-# %% ../../nbs/serve/34_api.ipynb #c77b7e6e
+# %% ../../nbs/serve/34_api.ipynb #7ab6c816
 def _limits(s: Settings, pictures: int) -> Limits:
     return Limits(int(s.max_upload_size_mb * 1e6), pictures, 65_536 + 1024 * pictures)
 
@@ -97,7 +98,7 @@ def _counted(loaded: Loaded | None, error: Exception) -> None:
     count(of_error(error)[1], engine, model)
 
 
-async def _answer(service: Service, loaded: Loaded, upload: Upload, owner: object = None) -> dict[str, Any]:
+async def _answer(service: Service, loaded: Loaded, upload: Upload, owner: Owner | None = None) -> dict[str, Any]:
     "One picture's answer, counted."
     answer, seconds, together = await service.classify(loaded, bytes(upload.data), upload.name, owner)
     count("abstained" if answer.abstain else "answered", answer.engine, answer.model, answer, seconds, together)
@@ -113,7 +114,7 @@ async def predict(request: Request, service: Serving) -> Response:
         with service.request() as loaded, service.budget.hold() as held:
             upload = (await _uploads(request, service, held, 1))[0]
             entry = await unless_gone(request, _answer(service, loaded, upload))
-    except LadosError as e:
+    except (LadosError, ClientDisconnect) as e:
         _counted(loaded, e)
         raise
     named = {k: entry[k] for k in ("model", "engine")}
@@ -121,8 +122,8 @@ async def predict(request: Request, service: Serving) -> Response:
     request.state.labels.update(named, outcome=outcome, **{"class": entry["label"]})
     return respond(200, {**entry, "request_id": request.state.request_id})
 
-# %% ../../nbs/serve/34_api.ipynb #2c2e9a09
-async def _either(service: Service, loaded: Loaded, upload: Upload, owner: object) -> dict[str, Any]:
+# %% ../../nbs/serve/34_api.ipynb #668d8aec
+async def _either(service: Service, loaded: Loaded, upload: Upload, owner: Owner) -> dict[str, Any]:
     "An entry of a batch: the answer, or the error."
     try:
         return await _answer(service, loaded, upload, owner)
@@ -140,10 +141,10 @@ async def predict_batch(request: Request, service: Serving) -> Response:
         with service.request() as loaded, service.budget.hold() as held:
             uploads = await _uploads(request, service, held, service.settings.batch_job_threshold)
             loaded.batcher.check(len(uploads))
-            owner = object()
+            owner = Owner(loaded.batcher.share)
             work = asyncio.gather(*(_either(service, loaded, u, owner) for u in uploads))
             results = await unless_gone(request, work)
-    except LadosError as e:
+    except (LadosError, ClientDisconnect) as e:
         _counted(loaded, e)
         raise
     failed = sum("error" in r for r in results)
@@ -167,7 +168,7 @@ async def explain(
                          "thirds": {k: min(v, 1.0) for k, v in found.thirds.items()}, "model": model, "engine": engine,
                          "request_id": request.state.request_id})
 
-# %% ../../nbs/serve/34_api.ipynb #9d9c79a8
+# %% ../../nbs/serve/34_api.ipynb #f9770418
 @app.get("/health", response_model=Health, tags=["service"])
 async def health() -> Response:
     "Whether the process is alive."
@@ -192,7 +193,7 @@ async def models(service: Serving) -> Response:
                          "engine": loaded.predictor.engine.name if loaded else None, "models": entries})
 
 
-@app.post("/models/promote", response_model=Promoted, responses=_errors(401, 404, 409, 422), tags=["models"])
+@app.post("/models/promote", response_model=Promoted, responses=_errors(400, 401, 404, 409, 413, 422), tags=["models"])
 async def promote(
     request: Request, service: Serving, asked: Promotion,
     x_api_key: Annotated[str | None, Header(description="the service's API key")] = None,
@@ -210,7 +211,7 @@ async def promote(
 async def metrics(service: Serving) -> Response:
     "Training metrics of the served run, and inference statistics."
     loaded = service.current
-    training = loaded.predictor.card.get("metrics", {}) if loaded else {}
+    training = (loaded.predictor.card.get("metrics") if loaded else None) or {}
     brief = {k: training.get(k) for k in ("split", "test", "temperature", "best_epoch", "cost") if k in training}
     recent = loaded.recent.summary() if loaded else {}
     return respond(200, {"model": loaded.predictor.name if loaded else None,
@@ -227,7 +228,7 @@ async def prometheus(service: Serving) -> Response:
     text, kind = exposition()
     return Response(text, media_type=kind)
 
-# %% ../../nbs/serve/34_api.ipynb #fe32fdc3
+# %% ../../nbs/serve/34_api.ipynb #9f434304
 @app.exception_handler(LadosError)
 async def _expected(request: Request, error: LadosError) -> Response:
     return failure(request, error)
@@ -241,7 +242,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> Response:
 
 @app.exception_handler(StarletteHTTPException)
 async def _http(request: Request, error: HTTPException) -> Response:
-    titles = {404: ("No such page", "see /docs"), 405: ("Method not allowed", "see /docs")}
+    titles = {404: ("No such page", "see /docs"), 405: ("Method not allowed", "see /docs"), 413: ("Body too large", "")}
     title, remedy = titles.get(error.status_code, ("Request refused", ""))
     return _problem(request, error.status_code, title, str(error.detail), remedy, error.headers)
 
@@ -249,11 +250,6 @@ async def _http(request: Request, error: HTTPException) -> Response:
 def _problem(request: Request, status: int, title: str, detail: str, remedy: str, headers: Any = None) -> Response:
     document = problem(status, title, detail, remedy, request.url.path, request.state.request_id)
     return respond(status, document, dict(headers or {}), "application/problem+json")
-
-
-@app.exception_handler(Exception)
-async def _unexpected(request: Request, error: Exception) -> Response:
-    return failure(request, error)
 
 
 def _layers(s: Settings) -> None:

@@ -40,7 +40,7 @@ class Item:
     deadline: float # on the clock of `time.monotonic`
     arrived: float = field(default_factory=time.monotonic)
 
-# %% ../../nbs/serve/32b_batching.ipynb #d7165c11
+# %% ../../nbs/serve/32b_batching.ipynb #89378c2d
 class Batcher:
     "Feeds one engine from one event loop. Made, called and closed in that loop."
 
@@ -51,6 +51,7 @@ class Batcher:
         limit: int = 64, # pictures that may wait
     ):
         self.predict, self.most, self.limit = predict, most, limit
+        self.share = max(1, min(most, limit // 2)) # most pictures of one request that should wait at once
         self.waiting, self.running, self.seconds = 0, 0, 0.0 # pictures, pictures, of late for a picture
         self._loop, self._there, self._closed = asyncio.get_running_loop(), threading.Condition(), False
         self._owners: OrderedDict[object, deque[Item]] = OrderedDict() # whose turn it is comes first

@@ -103,7 +103,7 @@ def check_engine(
                          "serve with --engine auto, which leaves it out, and report the processor")
     return off
 
-# %% ../../nbs/serve/30b_choice.ipynb #a9577cb3
+# %% ../../nbs/serve/30b_choice.ipynb #e10fbf83
 def certificate(
     folder: str | Path, # a bundle
 ) -> dict[str, dict]: # engine -> its entry in parity.json; empty where nothing was exported
@@ -146,7 +146,7 @@ def measured(
     known = {"machine": machine(), "bundle": sealed(folder).get("card.json"), "sums": (Path(folder) / SUMS).read_text()
              if (Path(folder) / SUMS).exists() else str(Path(folder).resolve())}
     kept = settings().lados_home / "engines" / f"{sha256_text(to_json(known))[:24]}.json"
-    if kept.exists():
+    with contextlib.suppress(LadosError): # not there yet, or damaged
         return read_json(kept)
     done = subprocess.run([sys.executable, "-m", "lados.serve.choice", str(folder)], capture_output=True, text=True)
     if done.returncode:

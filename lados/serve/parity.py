@@ -24,11 +24,12 @@ from ..model.batches import Dataset, prepare
 from ..model.bundle import Model, load_bundle
 from ..model.calibrate import apply_temperature
 from ..model.card import find_bundle, seal
+from ..model.doubt import fit_conformal, fit_outliers
 from ..model.export import CALIBRATION, INT8, check_formats, export_format, export_int8
-from ..model.reference import run_served, spread, stacked
+from ..model.reference import known_and_held, run_served, same_source, spread, stacked
 from ..model.scores import rich_table
 from ..model.served import Served
-from .choice import machine, pictures_per_second
+from .choice import machine, pictures_per_second, read_reference
 from .engines import ENGINES, Engine, engine_files, open_engine
 
 # %% ../../nbs/serve/31b_parity.ipynb #b7cbd674
@@ -42,7 +43,10 @@ class Truth:
     pictures: np.ndarray # uint8 [n, size, size, 3], validation
     labels: np.ndarray # [n] class indices
     probs: np.ndarray # [n, classes] of 32-bit torch
-    temperature: float
+    temperature: float # of the bundle's calibration
+    sources: int # source groups among them
+    known: np.ndarray # [m, d] embeddings of training pictures in the bundle; empty: it has none
+    same: np.ndarray # bool [n, m]: cut from the same photograph
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -110,8 +114,9 @@ def _certify(bundle: Path, name: str, truth: Truth) -> dict[str, Any]:
     "Run, compare and time one engine; an engine that cannot run has failed."
     try:
         engine = _open(bundle, name)
-        logits = np.concatenate([engine.run(truth.pictures[i:i + 8])[0] for i in range(0, len(truth.pictures), 8)])
-        found = compare(truth, logits, exact=name != INT8)
+        parts = [engine.run(truth.pictures[i:i + 8]) for i in range(0, len(truth.pictures), 8)]
+        logits, embeddings = (np.concatenate(p) for p in zip(*parts, strict=True))
+        found = compare(truth, logits, exact=name != INT8) | _thresholds(truth, logits, embeddings)
         speed = {str(b): pictures_per_second(engine.run, truth.pictures.shape[1], b) for b in (1, 8)}
         return {**found, "pictures_per_s": speed, "bytes": _size(bundle, name)}
     except (LadosError, RuntimeError) as e:
@@ -129,15 +134,28 @@ def _run_data(folder: Path, bundle: Path, size: int) -> Dataset:
 def truth_of(
     model: Model, # on the CPU or a GPU
     data: Dataset, # of the run
+    bundle: Path, # of the run
 ) -> Truth:
     "The validation pictures and what 32-bit torch says of them; ConfigError where there are none."
-    rows = data.rows("valid")
+    rows, (known, _) = data.rows("valid"), known_and_held(model, data)
     if not len(rows):
         raise ConfigError("the run has no validation pictures, so exported engines cannot be compared with torch",
                           "train with a validation split: --set fractions=[0.7,0.15,0.15]")
     pictures = stacked(data, rows)
     logits, _ = run_served(Served(model).eval().to(next(model.net.parameters()).device), pictures)
-    return Truth(pictures, data.labels[rows], apply_temperature(logits, model.temperature), model.temperature)
+    groups = data.manifest.frame["source_group"].to_numpy()[rows]
+    embeddings = read_reference(bundle).get("embeddings", ())
+    comparable = len(embeddings) == len(known) # else the bundle has none, or the run's pictures have changed since
+    return Truth(pictures, data.labels[rows], apply_temperature(logits, model.temperature), model.temperature,
+                 len(set(groups)), np.asarray(embeddings if comparable else np.zeros((0, 1)), np.float32),
+                 same_source(data, rows, known if comparable else known[:0]))
+
+
+def _thresholds(truth: Truth, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
+    "The thresholds of doubt for this engine's own numbers."
+    probs = apply_temperature(logits, truth.temperature)
+    return {"conformal": fit_conformal(probs, truth.labels, truth.sources),
+            "outlier": fit_outliers(embeddings, truth.known, truth.same)}
 
 
 def export_run(
@@ -149,7 +167,7 @@ def export_run(
     bundle, wanted = find_bundle(path), check_formats(formats)
     model = load_bundle(bundle)
     data = _run_data(bundle.parent, bundle, model.prep.size)
-    truth = truth_of(model, data)
+    truth = truth_of(model, data, bundle)
     (bundle / "parity.json").unlink(missing_ok=True) # until there is a new one only torch is served
     for name in wanted:
         start = time.perf_counter()

@@ -22,7 +22,7 @@ from ..labels import CLASSES
 from ..model.calibrate import apply_temperature
 from ..model.card import find_bundle, read_card
 from ..model.doubt import distances, is_unsure, prediction_set
-from .choice import check_engine, choose_engine, read_reference
+from .choice import certificate, check_engine, choose_engine, read_reference
 from .engines import Engine, open_engine
 
 # %% ../../nbs/serve/31_predictor.ipynb #83b89b04
@@ -84,6 +84,8 @@ class Predictor:
         card, reference = read_card(folder), read_reference(folder)
         opened = open_engine(folder, choose_engine(folder) if engine == "auto" else engine)
         check_engine(opened, reference, card["calibration"]["temperature"])
+        own = certificate(folder).get(opened.name, {})
+        card |= {k: own[k] for k in ("conformal", "outlier") if own.get(k)} # thresholds for this engine's numbers
         ready = cls(card, opened, reference, folder)
         for n in (1, 2, 8):
             ready.predict(np.zeros((n, ready.size, ready.size, 3), np.uint8))

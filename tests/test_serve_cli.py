@@ -1,0 +1,138 @@
+"The way from a run to a service, as it is typed: export, engines, predict, serve, bench serve."
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pandas as pd
+import pytest
+from toy import TINY, toy_manifest
+
+from lados.core import read_json
+from lados.jobs.runs import find_run
+
+LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "A folder with one finished run of the toy, exported."
+    folder = tmp_path_factory.mktemp("place")
+    toy_manifest(folder / "toy", train=24, held=12)
+    names = {"LADOS_HOME": "home", "LADOS_RUNS": "runs", "LADOS_DATA": "data"}
+    env = {**os.environ, **{k: str(folder / v) for k, v in names.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
+    asked = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
+
+    def lados(*words, **more):
+        return subprocess.run([*LADOS, *map(str, words)], cwd=folder, env=env | more, capture_output=True, text=True)
+
+    done = lados("train", "--data=toy", "--name=first", *asked, "--epochs=6", "--set=audit=false", "--set=split=official")
+    assert done.returncode == 0, done.stderr
+    lados.folder, lados.env = folder, env
+    lados.exported = lados("export", "first", "--formats=onnx", "openvino-int8", "torchscript", "torch-export")
+    return lados
+
+
+def bundle(place):
+    return find_run("first", place.folder / "runs").path / "bundle"
+
+
+def test_a_run_hands_on_its_doubts(place):
+    card = read_json(bundle(place) / "card.json")
+    assert card["conformal"]["pictures"] == 12 and card["conformal"]["level"] == 0.9
+    assert card["outlier"]["neighbours_of"] == 24 and (bundle(place) / "reference.safetensors").exists()
+
+
+def test_export_prints_and_keeps_the_certificate(place):
+    assert place.exported.returncode == 0, place.exported.stderr
+    found = read_json(bundle(place) / "parity.json")
+    assert found["pictures"] == 12 and found["machine"]["threads"] == 1
+    names = {"torch", "onnxruntime", "openvino", "openvino-int8", "torchscript", "torch-export"}
+    assert names <= set(found["engines"]) and all(name in place.exported.stdout for name in names)
+    for name in ("torch", "onnxruntime", "openvino", "torchscript", "torch-export"):
+        e = found["engines"][name]
+        assert e["passed"] and e["agreement"] == 1 and e["max_difference"] < 1e-3, name
+        assert e["bytes"] > 0 and e["pictures_per_s"]["1"] > 0 and e["conformal"]["pictures"] == 12
+    sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle(place))
+    assert sums.returncode == 0, "the seal is what sha256sum reads"
+
+
+def test_engines_say_which_is_taken(place):
+    done = place("engines", "--run=first")
+    assert done.returncode == 0 and done.stdout.count("auto") == 1 and "passed" in done.stdout
+
+
+def test_predict_answers_alike_with_every_engine(place):
+    answers = {}
+    for engine in ("torch", "openvino"):
+        done = place("predict", "toy", "--run=first", f"--engine={engine}", "--out=answers.csv")
+        assert done.returncode == 0 and f"engine {engine}" in done.stderr, done.stderr
+        answers[engine] = pd.read_csv(place.folder / "answers.csv")
+        assert len(answers[engine]) == 48 and answers[engine]["error"].isna().all()
+    assert (answers["openvino"]["predicted"] == answers["torch"]["predicted"]).all()
+    assert (answers["openvino"].filter(like="p_") - answers["torch"].filter(like="p_")).abs().max().max() < 1e-3
+
+
+def test_export_as_a_job_leaves_a_report(place):
+    done = place("export", "first", "onnx", "--as-job")
+    assert done.returncode == 0, done.stderr
+    job = find_run("engines", place.folder / "runs").path
+    assert read_json(job / "run.json")["state"] == "succeeded" and "certificate" in (job / "report.html").read_text()
+    assert read_json(job / "metrics.json")["engines"]["onnxruntime"]["passed"]
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["export", "first", "--formats=onxx"], "did you mean 'onnx'"),
+    (["export", "nothing"], "no such run"),
+    (["predict", "toy", "--run=first", "--engine=openvin"], "did you mean 'openvino'"),
+    (["serve", "--run=first", "--engine=fast"], "unknown engine 'fast'"),
+    (["bench", "serve", "--run=first", "--engine=fast"], "cannot be used here"),
+])
+def test_mistakes_are_told(place, words, told):
+    done = place(*words)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_serve_answers_and_ends_on_ctrl_c(place):
+    from lados.serve.server import listen
+
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        taken = place("serve", "--run=first", f"--port={port}")
+        assert taken.returncode == 2 and "another program listens there" in taken.stderr
+    process = subprocess.Popen([*LADOS, "serve", "--run=first", f"--port={port}"], cwd=place.folder, env=place.env,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        assert url in process.stderr.readline()
+        picture = (place.folder / "toy" / "test0.png").read_bytes()
+        request = urllib.request.Request(f"{url}/predict", picture, {"Content-Type": "image/png"})
+        answer = _patiently(lambda: json.load(urllib.request.urlopen(request)))
+        assert answer["label"] == "oil" and answer["model"].endswith("first")
+    finally:
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGINT, 130)
+    assert all(json.loads(line) for line in out.splitlines()), "every line is JSON"
+
+
+def _patiently(ask, seconds=60):
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
+
+
+def test_the_bench_shows_engines_http_overload_and_folder(place):
+    done = place("bench", "serve", "--run=first", "--engine=openvino", "--connections=1", "--connections=4", "--seconds=0.5",
+                 "--pictures=24")
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("bare engine", "plain FastAPI + torch", "overload", "24 files", "ratio"))
