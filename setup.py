@@ -18,23 +18,29 @@ def words(key: str) -> list[str]:
     return cfg[key].split()
 
 
-class BuildWithJobs(build_py):
-    """A wheel carries the job notebooks and presets as `lados/papermill`; an editable install reads nbs/papermill."""
+class BuildWithNotebooks(build_py):
+    """A wheel carries job notebooks, presets and pages as `lados/papermill` and `lados/apps`; an editable install reads nbs."""
 
     def run(self) -> None:
         super().run()
-        if not self.editable_mode:
-            target = Path(self.build_lib, "lados", "papermill")
-            self.mkpath(str(target))
-            for path in sorted((here / "nbs" / "papermill").glob("*")):
-                if path.suffix in (".ipynb", ".yaml"):
-                    self.copy_file(str(path), str(target / path.name))
+        for path in [] if self.editable_mode else carried():
+            target = Path(self.build_lib, "lados", path.relative_to(here / "nbs"))
+            self.mkpath(str(target.parent))
+            self.copy_file(str(path), str(target))
+
+
+def carried() -> list[Path]:
+    """Files below nbs that are used as they are: job notebooks and presets, and pages with what belongs to them."""
+    kinds = {"papermill/*": (".ipynb", ".yaml"), "apps/**/*": (".ipynb", ".js", ".css", ".json", ".html", ".j2")}
+    found = (p.relative_to(here) for where, endings in kinds.items() for p in (here / "nbs").glob(where) if p.suffix in endings)
+    return sorted(here / p for p in found if not any(part.startswith(".") for part in p.parts))
 
 
 names = ("data", "predict", "train", "serve", "export", "app", "lab", "dev")
 extras = {name: words(f"{name}_requirements") for name in names}
 extras["predict"] = extras["data"] + extras["predict"]
 extras["train"] = extras["predict"] + extras["train"]
+extras["app"] = extras["data"] + extras["serve"] + extras["app"]
 extras["export"] = extras["predict"] + extras["serve"] + extras["export"]
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 version = re.search(r'^__version__ = "(.+)"', (here / "lados/__init__.py").read_text(), re.M)[1]
@@ -51,7 +57,7 @@ setup(
     keywords=words("keywords"),
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=["lados", "lados.*"]),
-    cmdclass={"build_py": BuildWithJobs},
+    cmdclass={"build_py": BuildWithNotebooks},
     install_requires=words("requirements"),
     extras_require=extras,
     entry_points={"console_scripts": words("console_scripts"), "nbdev": ["lados=lados._modidx:d"]},

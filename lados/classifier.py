@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['TRIES', 'LONGEST_WAIT_S', 'Heat', 'Classifier', 'Local', 'model_folder', 'Remote', 'open_classifier']
 
-# %% ../nbs/59_classifier.ipynb #4ebaf6d3
+# %% ../nbs/59_classifier.ipynb #299d70ee
 import base64
+import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from .core import LadosError, RunError, ServeError, settings
+from .core import RunError, ServeError, settings
 
 # %% ../nbs/59_classifier.ipynb #33ca94f1
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Classifier(Protocol):
 
     def current(self) -> bool: ...
 
-# %% ../nbs/59_classifier.ipynb #7d67de97
+# %% ../nbs/59_classifier.ipynb #8b7c6e72
 class Local:
     "A model in this process."
 
@@ -74,7 +76,7 @@ class Local:
             probs, away = self.predictor.predict(picture[None])
         answer = self.predictor.encode(probs[0], away[0]).to_dict()
         times.append(time.perf_counter())
-        spent = [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)] + [1000 * (times[-1] - times[0])]
+        spent = [1000 * (b - a) for a, b in pairwise(times)] + [1000 * (times[-1] - times[0])]
         return {**answer, "timing_ms": dict(zip(("decode", "queue", "engine", "total"), spent, strict=True))}
 
     def explain(
@@ -99,7 +101,7 @@ def model_folder() -> Path:
         raise RunError(f"{path}: no model there", "`lados demo` or `lados train` makes one; MODEL_PATH names another")
     return path
 
-# %% ../nbs/59_classifier.ipynb #d6f5cef0
+# %% ../nbs/59_classifier.ipynb #c1314769
 TRIES = 3 # for an API that says it is busy
 LONGEST_WAIT_S = 5.0 # between them
 
@@ -151,7 +153,8 @@ class Remote:
         try:
             answer = _patiently(once)
         except (httpx.TransportError, httpx.InvalidURL) as e:
-            raise ServeError(f"the API at {self.url} does not answer ({str(e) or type(e).__name__})",
+            why = re.sub(r"^\[Errno -?\d+\] ", "", str(e)) or type(e).__name__
+            raise ServeError(f"the API at {self.url} does not answer ({why})",
                              "start it there with `lados serve`, or unset LADOS_API_URL to load the model here") from None
         return _contents(answer, self.url)
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['HINTS', 'class_list', 'Card', 'results_table']
 
-# %% ../nbs/59b_gallery.ipynb #72a7fcb0
+# %% ../nbs/59b_gallery.ipynb #1013e6ae
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .core import DataError, LadosError, PictureError
+from .core import LadosError, PictureError
 from .corrections import table_text
 from .labels import CLASSES, COLOURS
 

@@ -111,7 +111,7 @@ def _kernel_manager() -> type:
 
     return KernelManager
 
-# %% ../nbs/56_pages.ipynb #ca2c1233
+# %% ../nbs/56_pages.ipynb #d68419eb
 def check_port(
     port: int, # 1..65535
 ) -> None:
@@ -139,7 +139,7 @@ def serve_page(
     **changes: Any, # settings for the page
 ) -> None:
     "Serve a page until Ctrl-C. Raises ServeError where that cannot be done."
-    lacking = [p for p in ("voila", "ipywidgets", "anywidget", "httpx") if find_spec(p) is None]
+    lacking = [p for p in ("voila", "ipykernel", "anywidget", "httpx") if find_spec(p) is None]
     if lacking:
         raise ServeError(f"pages need {', '.join(lacking)}, not installed", "pip install 'lados[app]'")
     check_port(port)

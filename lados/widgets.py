@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ClassifierPage', 'classifier_page', 'ProblemPage']
 
-# %% ../nbs/60_widgets.ipynb #3e2d8908
-from typing import Any
+# %% ../nbs/60_widgets.ipynb #fcaedaea
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import anywidget
 import traitlets
@@ -17,7 +18,7 @@ from .gallery import class_list
 from .intake import upload_limits
 from .pages import apps_folder
 
-# %% ../nbs/60_widgets.ipynb #9c3fbe9b
+# %% ../nbs/60_widgets.ipynb #7c2a1c24
 class ClassifierPage(anywidget.AnyWidget):
     "The classifier's page."
 
@@ -61,7 +62,7 @@ class ClassifierPage(anywidget.AnyWidget):
     def _download(self, message: dict, buffers: list) -> None:
         self._tell({"kind": "table", "name": "lados-results.csv"}, self.desk.results())
 
-    _answers = {
+    _answers: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": _hello, "begin": _begin, "piece": _piece, "download": _download,
         "ping": lambda self, message, _: self._tell({"kind": "pong"}),
         "stop": lambda self, message, _: self.desk.stop(),

@@ -1,6 +1,8 @@
 "Real servers for the tests of the HTTP service: bundles made on the spot, processes on free ports, and impolite clients."
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
@@ -10,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +21,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import psutil
+import pytest
 from PIL import Image
 from toy import tiny, toy_manifest
 
@@ -33,8 +37,8 @@ if __name__ == "__main__":
 """
 
 
-def make_run(folder, seed=0, backbone="test_resnet", size=32, train=True, **card):
-    "A run folder with a toy's manifest and a bundle: trained and calibrated, or with random weights."
+def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
+    "A run folder with a toy's manifest and a bundle: trained and calibrated, or, without epochs, of random weights."
     import torch
 
     from lados.model.backbones import make_backbone, preprocessing
@@ -48,8 +52,8 @@ def make_run(folder, seed=0, backbone="test_resnet", size=32, train=True, **card
     folder = Path(folder)
     manifest = toy_manifest(folder, train=48, held=24, seed=seed)
     card = {"run": folder.name, **card}
-    if train:
-        params, data = tiny(epochs=4, seed=seed), prepare(manifest, size, size)
+    if epochs:
+        params, data = tiny(epochs=epochs, seed=seed), prepare(manifest, size, size)
         model = evaluate_trained(fit(params, data), params, data).model
         add_reference(model, data)
     else:
@@ -78,6 +82,24 @@ def edit_card(bundle, **changes):
     seal(bundle)
 
 
+@functools.cache
+def runs() -> Path:
+    "A folder of runs, made once: `first`, a trained toy with every export, and `second`, another one, exported to OpenVINO."
+    from lados.core import settings
+    from lados.serve.parity import export_run
+
+    folder = Path(tempfile.mkdtemp(prefix="lados-runs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LADOS_HOME", folder / ".home"), ("LADOS_RUNS", folder), ("LADOS_THREADS", "1")):
+            patch.setenv(name, str(value))
+        settings.cache_clear()
+        export_run(make_run(folder / "first"), ["onnx", "openvino-int8"])
+        export_run(make_run(folder / "second", seed=1, epochs=1), ["openvino"])
+    settings.cache_clear()
+    return folder
+
+
 def encoded(pixels, fmt="PNG", **options) -> bytes:
     "A picture file of an array or a Pillow image."
     buffer = io.BytesIO()
@@ -99,7 +121,7 @@ class Server:
         self.home = Path(home)
         self.home.mkdir(parents=True, exist_ok=True)
         self.out, self.err = self.home / "out.log", self.home / "err.log"
-        names = {"LADOS_HOME": self.home, "LADOS_RUNS": self.home / "runs", "MODEL_PATH": model, "LADOS_ENGINE": "torch",
+        names = {"LADOS_HOME": self.home, "LADOS_RUNS": self.home / "runs", "MODEL_PATH": model, "LADOS_ENGINE": "openvino",
                  "LADOS_THREADS": 1, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "API_KEY": KEY, **env}
         clean = {k: v for k, v in os.environ.items() if k not in ("PROMETHEUS_MULTIPROC_DIR", "CORS_ORIGINS")}
         with self.out.open("wb") as out, self.err.open("wb") as err:
@@ -109,6 +131,11 @@ class Server:
         self.port = int(wait_for(lambda: PORT.search(self.out.read_text()), 60, self)[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+
+    @staticmethod
+    def free_port() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            return sock.getsockname()[1]
 
     def alive(self) -> "Server":
         "Wait until it answers at all."
@@ -129,7 +156,7 @@ class Server:
     def predict(self, data, name="sea.png") -> httpx.Response:
         return self.post("/predict", files={"file": (name, data)})
 
-    def promote(self, model, engine="torch", key=KEY) -> httpx.Response:
+    def promote(self, model, engine="openvino", key=KEY) -> httpx.Response:
         return self.post("/models/promote", json={"model": model, "engine": engine}, headers={"X-API-Key": key} if key else {})
 
     def connect(self, seconds=20) -> socket.socket:

@@ -405,8 +405,8 @@ def test_an_api_is_asked(model, serving, visit):
 
 
 def test_one_interrupt_ends_the_page_and_its_kernels(server):
+    until(server.kernels, "a kernel")
     kernels = server.kernels()
-    assert kernels
     assert server.stop() == 0
     psutil.wait_procs(kernels, 5)
     assert not [p for p in kernels if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]

@@ -6,13 +6,16 @@
 __all__ = ['Serving', 'BAD', 'app', 'predict', 'predict_batch', 'explain', 'health', 'ready', 'models', 'promote', 'metrics',
            'prometheus']
 
-# %% ../../nbs/serve/34_api.ipynb #aa49e0e1
+# %% ../../nbs/serve/34_api.ipynb #f0baed68
 import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
+import fastapi_offline
 from fastapi import Depends, FastAPI, Header, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -21,6 +24,7 @@ from fastapi.responses import Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 
 from .. import __version__
 from ..core import LadosError, PictureTooLarge, Settings, settings
@@ -228,7 +232,22 @@ async def prometheus(service: Serving) -> Response:
     text, kind = exposition()
     return Response(text, media_type=kind)
 
-# %% ../../nbs/serve/34_api.ipynb #9f434304
+# %% ../../nbs/serve/34_api.ipynb #55972501
+@cache
+def _redoc() -> bytes:
+    "ReDoc's script without the logo that it would fetch from elsewhere."
+    script = (Path(fastapi_offline.__file__).parent / "static" / "redoc.standalone.js").read_bytes()
+    empty = b"data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22/%3E"
+    return script.replace(b"https://cdn.redoc.ly/redoc/logo-mini.svg", empty)
+
+
+async def _script(request: Request) -> Response:
+    return Response(_redoc(), media_type="text/javascript")
+
+
+app.router.routes.insert(0, Route("/static/redoc.standalone.js", _script))
+
+
 @app.exception_handler(LadosError)
 async def _expected(request: Request, error: LadosError) -> Response:
     return failure(request, error)

@@ -24,9 +24,9 @@ from ..model.batches import Dataset, prepare
 from ..model.bundle import Model, load_bundle
 from ..model.calibrate import apply_temperature
 from ..model.card import find_bundle, seal
-from ..model.doubt import fit_conformal, fit_outliers
+from ..model.doubt import fit_conformal, fit_outliers, held_out_distances
 from ..model.export import CALIBRATION, INT8, check_formats, export_format, export_int8
-from ..model.reference import known_and_held, run_served, same_source, spread, stacked
+from ..model.reference import known_and_held, run_served, spread, stacked
 from ..model.scores import rich_table
 from ..model.served import Served
 from .choice import machine, pictures_per_second, read_reference
@@ -44,9 +44,9 @@ class Truth:
     labels: np.ndarray # [n] class indices
     probs: np.ndarray # [n, classes] of 32-bit torch
     temperature: float # of the bundle's calibration
-    sources: int # source groups among them
+    groups: np.ndarray # [n] source groups
     known: np.ndarray # [m, d] embeddings of training pictures in the bundle; empty: it has none
-    same: np.ndarray # bool [n, m]: cut from the same photograph
+    known_groups: np.ndarray # [m] their source groups
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -143,19 +143,19 @@ def truth_of(
                           "train with a validation split: --set fractions=[0.7,0.15,0.15]")
     pictures = stacked(data, rows)
     logits, _ = run_served(Served(model).eval().to(next(model.net.parameters()).device), pictures)
-    groups = data.manifest.frame["source_group"].to_numpy()[rows]
+    groups = data.manifest.frame["source_group"].to_numpy()
     embeddings = read_reference(bundle).get("embeddings", ())
     comparable = len(embeddings) == len(known) # else the bundle has none, or the run's pictures have changed since
     return Truth(pictures, data.labels[rows], apply_temperature(logits, model.temperature), model.temperature,
-                 len(set(groups)), np.asarray(embeddings if comparable else np.zeros((0, 1)), np.float32),
-                 same_source(data, rows, known if comparable else known[:0]))
+                 groups[rows], np.asarray(embeddings if comparable else np.zeros((0, 1)), np.float32),
+                 groups[known if comparable else known[:0]])
 
 
 def _thresholds(truth: Truth, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
     "The thresholds of doubt for this engine's own numbers."
     probs = apply_temperature(logits, truth.temperature)
-    return {"conformal": fit_conformal(probs, truth.labels, truth.sources),
-            "outlier": fit_outliers(embeddings, truth.known, truth.same)}
+    away = held_out_distances(embeddings, truth.groups, truth.known, truth.known_groups)
+    return {"conformal": fit_conformal(probs, truth.labels, len(set(truth.groups))), "outlier": fit_outliers(away)}
 
 
 def export_run(

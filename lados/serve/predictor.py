@@ -21,7 +21,7 @@ from ..data.images import load_square
 from ..labels import CLASSES
 from ..model.calibrate import apply_temperature
 from ..model.card import find_bundle, read_card
-from ..model.doubt import distances, is_unsure, prediction_set
+from ..model.doubt import Space, is_unsure, prediction_set
 from .choice import certificate, check_engine, choose_engine, read_reference
 from .engines import Engine, open_engine
 
@@ -36,7 +36,7 @@ class Answer:
     prediction_set: list[str] | None # holds the truth 9 times in 10; none: the bundle knows no thresholds
     abstain: bool # a human should look
     reason: str | None # why
-    distance: float | None # to the training pictures, 0..2; none: the bundle has none to compare with
+    distance: float | None # to the training pictures, about 1 for the like of them; none: it is not known
     unlike_training: bool # the distance is above the bundle's threshold
     model: str # name of the run
     engine: str # what computed it
@@ -68,8 +68,9 @@ class Predictor:
     ):
         self.card, self.engine, self.folder = card, engine, folder
         self.name, self.size = card.get("run") or folder.resolve().name, card["preprocessing"]["size"]
-        self.known = reference.get("embeddings", np.zeros((0, 1))).astype(np.float32)
-        self.outlier = card.get("outlier") if len(self.known) else None
+        known = reference.get("embeddings", ())
+        self.space = Space.of(known) if len(known) > 1 else None
+        self.outlier = card.get("outlier") if self.space else None
         self.most = settings().abstain_above
 
     @classmethod
@@ -106,7 +107,7 @@ class Predictor:
     ) -> tuple[np.ndarray, np.ndarray]: # calibrated probabilities [n, classes]; distances to the training pictures [n]
         "Run the engine. Distances are NaN where the bundle has nothing to compare with."
         logits, embeddings = self.engine.run(pictures)
-        away = distances(embeddings, self.known) if self.outlier else np.full(len(pictures), np.nan)
+        away = self.space.distances(embeddings) if self.outlier else np.full(len(pictures), np.nan)
         return apply_temperature(logits, self.card["calibration"]["temperature"]), away
 
     def encode(

@@ -57,8 +57,8 @@ class Prediction(_Model):
                     "pictures. null: the bundle has no thresholds", examples=[["oil"]])
     abstain: bool = Field(description="a human should look", examples=[False])
     reason: str | None = Field(description="why a human should look", examples=[None, "oil or sheen: ask a human"])
-    distance: Annotated[float, Field(ge=0, le=2.01)] | None = Field(
-        description="cosine distance to the training pictures", examples=[0.08])
+    distance: Annotated[float, Field(ge=0)] | None = Field(
+        description="distance to the training pictures, about 1 for the like of them", examples=[1.08])
     unlike_training: bool = Field(description="the distance is above the bundle's threshold", examples=[False])
     model: str = Field(description="name of the run that made the model", examples=["20260501T120000Z-train-lados"])
     engine: str = Field(description="what computed it", examples=["openvino-int8"])

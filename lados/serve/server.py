@@ -105,7 +105,7 @@ class PatientProtocol(HttpToolsProtocol):
     def _give_up(self) -> None:
         self.transport.abort() # closing would wait until the client has read everything
 
-# %% ../../nbs/serve/34b_server.ipynb #7d3fb9d4
+# %% ../../nbs/serve/34b_server.ipynb #2af88294
 def listen(
     host: str, # address to listen on
     port: int, # 0: a free one
@@ -153,6 +153,6 @@ def serve(
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
     try:
         chosen = config(workers)
-        Multiprocess(chosen, target=uvicorn.Server(chosen).run, sockets=[sock]).run()
+        Multiprocess(chosen, [sock]).run()
     finally:
         shutil.rmtree(shared, ignore_errors=True)

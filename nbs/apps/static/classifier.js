@@ -159,12 +159,13 @@ class Page {
     this.tools = h("div", { class: "tools" },
       h("button", { class: "button", onclick: () => this.model.send({ kind: "download" }) }, icon("download"), "Download CSV"),
       h("button", { class: "button quiet", onclick: () => this.clear() }, "Clear"))
-    this.bar = h("div", { class: "bar", hidden: true }, this.filters, this.tools)
     this.summary = h("p", { class: "summary", "aria-live": "polite" })
+    this.bar = h("div", { class: "bar" }, this.summary, this.tools)
+    this.found = h("div", { class: "found", hidden: true }, this.filters, this.bar)
     this.grid = h("div", { class: "grid", role: "list", "aria-label": "Pictures, doubtful ones first" })
     this.notices = h("div", { class: "notices", "aria-live": "polite" })
     this.root = h("div", { class: "lados" }, this.buildHeader(), this.lost,
-      h("main", {}, this.hold, this.guide, this.progress, this.bar, this.summary, this.grid),
+      h("main", {}, this.hold, this.guide, this.progress, this.found, this.grid),
       this.input, this.viewer.node, this.notices)
     el.replaceChildren(this.root)
   }
@@ -375,7 +376,7 @@ class Page {
     this.drawStatus(about)
     this.drawHold(about, cards.length > 0)
     this.guide.hidden = cards.length > 0 || about.state === "failed"
-    this.bar.hidden = !cards.length
+    this.found.hidden = !cards.length
     this.drawProgress(cards)
     this.drawFilters(cards)
     this.drawGrid()
@@ -502,7 +503,7 @@ class Page {
   }
 
   corrector(card) {
-    const menu = h("details", { class: "corrector" }, h("summary", { "data-act": "correct" }, icon("pen", 15), card.label ? "Change" : "Correct"),
+    const menu = h("details", { class: "corrector" }, h("summary", { "data-act": "correct" }, icon("pen", 15), card.label ? "Change" : "Fix label"),
       h("div", { class: "menu", role: "group", "aria-label": "What it really is" }, h("b", {}, "What is it really?"), this.labels(card)))
     menu.addEventListener("toggle", () => {
       if (!menu.open) return
@@ -629,8 +630,8 @@ class Viewer {
     const { thirds, label } = this.map, most = (names) => names.reduce((a, b) => (thirds[b] > thirds[a] ? b : a))
     const across = most(["left", "centre", "right"]), down = most(["top", "middle", "bottom"])
     const even = thirds[across] < 0.4 && thirds[down] < 0.4
-    const spot = even ? "all over the picture" : `mostly ${down === "middle" ? "in the middle" : `at the ${down}`}, ${across === "centre" ? "centre" : across}` +
-      ` (${percent(thirds[down])} of the heat there from top to bottom, ${percent(thirds[across])} across)`
+    const spot = even ? "all over the picture" : down === "middle" && across === "centre" ? "mostly in the middle"
+      : `mostly ${down} ${across}, with ${percent(thirds[down])} of the heat in the ${down} third and ${percent(thirds[across])} in the ${across} third`
     return `What speaks for ${this.page.title(label)}: ${spot}.`
   }
 
