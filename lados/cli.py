@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .cli_app import app_app
 from .cli_data import app as data_app
 from .cli_data import err, say
 from .cli_models import evaluate, predict
@@ -28,7 +29,7 @@ app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photogr
                   context_settings={"help_option_names": ["-h", "--help"]})
 for command in (train, evaluate, predict, export, engines, serve, demo):
     app.command()(command)
-for name, group in (("data", data_app), ("runs", runs_app), ("bench", bench_app)):
+for name, group in (("data", data_app), ("runs", runs_app), ("app", app_app), ("bench", bench_app)):
     app.add_typer(group, name=name)
 
 

@@ -172,7 +172,7 @@ def _bench_http(bundle: Path, names: list[str], alone: dict, connections: tuple[
 def _bench_overload(bundle: Path, name: str, sustainable: float, seconds: float) -> None:
     from lados import bench_serve as bench
 
-    found = bench.bench_overload(bundle, name, sustainable, max(10, seconds))
+    found = bench.bench_overload(bundle, name, sustainable, 2 * seconds)
     counts = ", ".join(f"{len(v)} x {k or 'no answer'}" for k, v in sorted(found.load.latency.items()))
     say("overload", f"{name}, {found.asked:.0f} pictures/s asked: {counts}; {found.load.rate():.0f} answered/s, p50 "
         f"{found.load.quantile(0.5) * 1e3:.0f} ms, p99 {found.load.quantile(0.99) * 1e3:.0f} ms (deadline "

@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core import ServeError, settings
 
-# %% ../../nbs/serve/34b_server.ipynb #0afc16e3
+# %% ../../nbs/serve/34b_server.ipynb #3ee58dec
 HEAD_BYTES, HEAD_SECONDS, IDLE_SECONDS, PIPELINE = 65_536, 10.0, 30.0, 32
 CONNECTIONS = min(2000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 _FULL = (b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
@@ -32,7 +32,7 @@ _FULL = (b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem
 class PatientProtocol(HttpToolsProtocol):
     "uvicorn's protocol with an end to its patience."
 
-    _useless, _timer, _unread = 0, None, None # bytes since the last that were of use
+    _useless, _timer, _unread, _asked = 0, None, None, None # bytes since the last that were of use ...
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         "A head is expected from now on."
@@ -76,6 +76,7 @@ class PatientProtocol(HttpToolsProtocol):
         "Nothing more is expected."
         self._within(None)
         self.resume_writing()
+        self._leave()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -102,7 +103,18 @@ class PatientProtocol(HttpToolsProtocol):
             self._timer.cancel()
         self._timer = self.loop.call_later(seconds, self._give_up) if seconds else None
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._asked = cycle # uvicorn itself knows the latest request only, and with several that is not the one being answered
+        super()._start_asgi_task(cycle, app)
+
+    def _leave(self) -> None:
+        "Tell who answers that nobody listens."
+        if self._asked and not self._asked.response_complete:
+            self._asked.disconnected = True
+            self._asked.message_event.set()
+
     def _give_up(self) -> None:
+        self._leave()
         self.transport.abort() # closing would wait until the client has read everything
 
 # %% ../../nbs/serve/34b_server.ipynb #2af88294
