@@ -12,12 +12,13 @@ from pathlib import Path
 import httpx
 import hypothesis
 import numpy as np
+import psutil
 import pytest
 import schemathesis
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from schemathesis.specs.openapi import checks
-from serving import KEY, START, Server, colours, copy_run, edit_card, encoded, runs, serving, wait_for
+from serving import KEY, START, Server, certify_only, colours, copy_run, edit_card, encoded, runs, serving, wait_for
 
 from lados import __version__
 from lados.labels import CLASSES
@@ -150,9 +151,9 @@ def test_an_explanation_is_a_picture_and_shares(service):
 
 
 def test_refusals_say_what_to_do(service):
-    noise = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
-    refused(service.predict(encoded(noise)), 413, "2.4 MB", "MAX_UPLOAD_SIZE_MB")
-    stream = (encoded(noise)[i:i + 65_536] for i in range(0, 2_400_000, 65_536)) # of unknown length
+    noise = encoded(np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8))
+    refused(service.predict(noise), 413, "2.4 MB", "MAX_UPLOAD_SIZE_MB")
+    stream = (noise[i:i + 65_536] for i in range(0, 2_400_000, 65_536)) # of unknown length
     refused(service.post("/predict", content=stream, headers={"Content-Type": "image/png"}), 413, "larger than 2 MB")
     refused(service.predict(b"Dear all,"), 415, "not a picture", "JPEG")
     refused(service.post("/predict", json={"a": 1}), 415, "json", "multipart/form-data")
@@ -321,18 +322,19 @@ def test_an_incomplete_bundle_says_what_is_missing(tmp_path):
 
 
 def test_models_are_listed_while_one_is_loaded(tmp_path):
-    "Measuring four engines takes a while; whoever looks at the list need not wait for it. A kept measurement may be damaged."
-    with serving(tmp_path, runs() / "first", LADOS_ENGINE="auto", LADOS_RUNS=runs()) as server:
+    "Measuring engines takes a while; whoever looks at the list need not wait for it. A kept measurement may be damaged."
+    model = Path(shutil.copytree(runs() / "second", tmp_path / "model"))
+    certify_only(model / "bundle", "openvino", "openvino-bf16")
+    with serving(tmp_path, model, LADOS_ENGINE="auto", LADOS_RUNS=runs()) as server:
         server.alive()
         start = time.monotonic()
         listed = server.get("/models", timeout=60).json()
-        assert time.monotonic() - start < 4 and {m["name"] for m in listed["models"]} == {"first", "second"}
-        assert listed["served"] is None, "it came before the model"
+        assert time.monotonic() - start < 1.5 and {m["name"] for m in listed["models"]} == {"first", "second", "model"}
         server.ready()
     kept = next((tmp_path / "engines").glob("*.json"))
     whole = kept.read_text()
     kept.write_text(whole[:20])
-    with serving(tmp_path, runs() / "first", LADOS_ENGINE="auto") as server:
+    with serving(tmp_path, model, LADOS_ENGINE="auto") as server:
         assert server.ready().predict(PICTURE).json()["engine"] in json.loads(whole)
 
 
@@ -486,6 +488,15 @@ def test_a_process_that_dies_is_replaced(pair):
     wait_for(lambda: pid not in [p.pid for p in pair.family()] and len(pair.family()) >= 3, 60, pair)
     wait_for(lambda: httpx.get(f"{pair.url}/ready", trust_env=False).status_code == 200 and None not in served_by_all(pair), 60, pair)
     assert counted(pair) >= before, "what the dead process counted stays"
+
+
+def test_workers_leave_with_their_parent(tmp_path):
+    "A parent that is killed outright leaves no process behind that holds the port."
+    with serving(tmp_path, runs() / "second", workers=2) as server:
+        family = server.ready().family()
+        assert len(family) >= 3
+        server.process.kill()
+        assert not psutil.wait_procs(family[1:], 20)[1]
 
 
 def test_a_port_that_is_taken_is_said(service, tmp_path):

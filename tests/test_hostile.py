@@ -10,6 +10,7 @@ import zlib
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 from serving import Memory, Server, colours, encoded, read_all, runs, serving, wait_for
@@ -18,7 +19,7 @@ from lados.core import NoPicture, PictureError, PictureTooLarge
 from lados.data.images import load_square, probe
 
 PICTURE = colours(1)[0]
-MOST = 300 # MB that a process may grow by, whatever is sent to it
+MOST = 320 # MB that a process may grow by, whatever is sent to it
 BUDGET = 256 << 20 # bytes, the default of MAX_DECODE_MB
 
 
@@ -26,6 +27,7 @@ BUDGET = 256 << 20 # bytes, the default of MAX_DECODE_MB
 def service(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("hostile"), runs() / "first").ready()
     server.predict(PICTURE)
+    server.rest = psutil.Process(server.process.pid).memory_info().rss # what it holds when nothing has hurt it
     yield server
     server.stop()
 
@@ -38,9 +40,10 @@ def png(width, height, depth=8, colour=2, end=b"", before=b"") -> bytes:
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    row = bytes(1 + (width * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth + 7) // 8)
+    row = 1 + (width * {0: 1, 2: 3, 4: 2, 6: 4}[colour] * depth + 7) // 8
     squeeze = zlib.compressobj(9)
-    data = b"".join(squeeze.compress(row) for _ in range(height)) + squeeze.flush()
+    data = b"".join(squeeze.compress(bytes(100 * row)) for _ in range(height // 100)) + squeeze.compress(
+        bytes(height % 100 * row)) + squeeze.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)) + before + chunk(
         b"IDAT", data) + chunk(b"IEND", end)
 
@@ -124,10 +127,11 @@ BOMBS = { # name -> file; whatever they claim, they are a few kilobytes to a few
     "tiff-one-strip": lambda: flat(8000, 8000, "TIFF", compression="tiff_adobe_deflate", strip_size=1 << 30),
     "tiff-floats": lambda: flat(8000, 7900, "TIFF", "F", compression="tiff_adobe_deflate"),
     "tiff-large-tile": lambda: tiff_tile(30_000),
-    "webp": lambda: flat(8000, 8000, "WEBP", lossless=True),
-    "webp-just-under": lambda: flat(5700, 5700, "WEBP"),
-    "avif": lambda: flat(5700, 5700, "AVIF", speed=10),
-    "jpeg2000": lambda: flat(5700, 5700, "JPEG2000", "RGBA"),
+    "webp": lambda: flat(5000, 5000, "WEBP", lossless=True),
+    "webp-just-allowed": lambda: flat(4000, 4000, "WEBP"),
+    "avif-just-allowed": lambda: flat(4300, 4300, "AVIF", speed=10),
+    "jpeg2000": lambda: flat(4000, 4000, "JPEG2000", "RGBA"),
+    "jpeg2000-just-allowed": lambda: flat(3200, 3200, "JPEG2000", "RGBA"),
     "gif": lambda: flat(8000, 8000, "GIF", "P"),
     "gif-200-megapixels": lambda: b"GIF89a" + struct.pack("<HHBBB", 20_000, 10_000, 0x80, 0, 0) + gif_frames(1)[13:],
     "gif-frames": lambda: gif_frames(400_000),
@@ -148,9 +152,10 @@ def test_bombs_are_answered_or_refused_in_little_memory(service, bombs):
         with Memory(service.process.pid) as memory:
             start = time.monotonic()
             answer = service.post("/predict", content=data, timeout=60)
-        told[name] = (answer.status_code, round(memory.grown), round(time.monotonic() - start, 1))
+        told[name] = (answer.status_code, round((memory.peak - service.rest) / 1e6), round(time.monotonic() - start, 1))
     assert {status for status, *_ in told.values()} <= {200, 413, 422, 503}, told
     assert max(grown for _, grown, _ in told.values()) < MOST, told
+    assert psutil.Process(service.process.pid).memory_info().rss < service.rest + 60e6, "and it is given back"
     assert max(seconds for *_, seconds in told.values()) < 10, told
     for name in ("png-100-megapixels", "png-16-bit-colour", "jpeg-progressive", "jpeg-several-scans", "webp", "jpeg2000",
                  "tiff-100-megapixels", "tiff-large-tile", "gif-200-megapixels"):
@@ -178,9 +183,10 @@ def test_many_bombs_at_once_leave_room_for_others(service, bombs):
             seconds.append(time.monotonic() - start)
             over.wait(0.05)
     assert set(statuses) <= {200, 413, 503} and statuses.count(200) >= 3, statuses
-    assert memory.grown < 1.5 * MOST, memory.grown
+    grown = (memory.peak - service.rest) / 1e6
+    assert grown < 1.5 * MOST
     assert np.median(seconds) < 1 and max(seconds) < 4, seconds
-    print(f"{memory.grown:.0f} MB; small pictures beside them {np.median(seconds):.3f} s, at most {max(seconds):.3f} s")
+    print(f"{grown:.0f} MB; small pictures beside them {np.median(seconds):.3f} s, at most {max(seconds):.3f} s")
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -236,7 +242,7 @@ def test_files_that_are_no_pictures_are_refused_as_what_they_are(service):
              "zeros": bytes(1000), "pickle": b"\x80\x04\x95\x10\x00", "ico": b"\0\0\1\0\1\0\x10\x10", "psd": b"8BPS\0\1" + bytes(50)}
     for name, data in wrong.items():
         answer = service.predict(data, f"{name}.jpg")
-        assert answer.status_code == 415 and "convert it to" in answer.text or name == "empty", (name, answer.text)
+        assert (answer.status_code == 415 and "convert it to" in answer.text) or name == "empty", (name, answer.text)
     assert "HEIC" in service.predict(wrong["heic"]).text
 
 
@@ -389,7 +395,7 @@ ENDLESS = { # name -> what begins it, what never ends, the answer that may come
 @pytest.mark.parametrize("name", ENDLESS)
 def test_what_never_ends_takes_no_memory(service, name):
     start, piece, answer = ENDLESS[name]
-    gone, came, grown = endless(service, start, lambda n: piece, seconds=2.5)
+    gone, came, grown = endless(service, start, lambda n: piece, seconds=1.2)
     assert grown < 40, f"{grown:.0f} MB for {gone / 1e6:.0f} MB"
     assert answer in came[:2000] or not came, came[:300]
     assert service.predict(PICTURE).status_code == 200
@@ -432,7 +438,7 @@ def test_more_connections_than_the_process_takes_are_told_so(service):
 
 IMPATIENT = """
 import lados.serve.server as server
-server.HEAD_SECONDS, server.IDLE_SECONDS = 0.5, 1.0
+server.HEAD_SECONDS, server.IDLE_SECONDS = 0.4, 0.8
 """
 
 
@@ -452,14 +458,14 @@ def test_clients_that_dawdle_are_let_go(tmp_path):
                 try:
                     for piece in pieces:
                         sock.sendall(piece)
-                        time.sleep(0.15)
+                        time.sleep(0.1)
                 except OSError:
                     pass
                 read_all(sock)
             assert time.monotonic() - start < 6, name
         with server.connect(10) as sock: # asks for megabytes and reads none of them
             sock.sendall(b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 12)
-            time.sleep(4)
+            time.sleep(2.5)
             assert len(read_all(sock, 1 << 26)) < 12 * 1_400_000
         assert server.predict(PICTURE).status_code == 200
 

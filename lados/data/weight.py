@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..core import PictureError
 
-# %% ../../nbs/data/14_weight.ipynb #49dd3709
+# %% ../../nbs/data/14_weight.ipynb #a1afa475
 SCANS = 100 # most of a JPEG
 
 
@@ -28,7 +28,8 @@ def held_inside(
         need += _strip(im)
     if kind == "JPEG" and ((scans := _scans(im)) > 1 or im.info.get("progressive")):
         if scans > SCANS:
-            raise PictureError(f"{name}: a JPEG of {scans} scans, each of which takes as long as a picture", "save it anew")
+            raise PictureError(f"{name}: a JPEG of {scans} scans, each of which takes as long as a picture",
+                               "save it anew")
         need += _coefficients(im)
     return need
 

@@ -6,7 +6,7 @@
 __all__ = ['Serving', 'BAD', 'app', 'predict', 'predict_batch', 'explain', 'health', 'ready', 'models', 'promote', 'metrics',
            'prometheus']
 
-# %% ../../nbs/serve/34_api.ipynb #f0baed68
+# %% ../../nbs/serve/34_api.ipynb #d022b68b
 import asyncio
 import base64
 from collections.abc import AsyncIterator
@@ -31,16 +31,19 @@ from ..core import LadosError, PictureTooLarge, Settings, settings
 from .explain import heat_png
 from .http import PROBLEMS, Envelope, check_key, failure, of_error, problem, respond, unless_gone
 from .predictor import Answer
+from .process import give_memory_back, leave_with_parent
 from .schemas import Answered, Batch, Health, Heat, Metrics, Models, Problem, Promoted, Promotion, Ready
 from .service import Loaded, Owner, Service
 from .telemetry import count, exposition, forget_dead, log_as_json, statistics
 from .uploads import Limits, Upload, read_uploads
 
-# %% ../../nbs/serve/34_api.ipynb #39e6efb4
+# %% ../../nbs/serve/34_api.ipynb #dc13aefc
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log_as_json()
     forget_dead()
+    give_memory_back()
+    leave_with_parent()
     app.state.service = Service(settings())
     app.state.service.start()
     yield

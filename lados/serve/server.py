@@ -21,7 +21,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core import ServeError, settings
 
-# %% ../../nbs/serve/34b_server.ipynb #3ee58dec
+# %% ../../nbs/serve/34b_server.ipynb #775add2e
 HEAD_BYTES, HEAD_SECONDS, IDLE_SECONDS, PIPELINE = 65_536, 10.0, 30.0, 32
 CONNECTIONS = min(2000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 _FULL = (b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\nretry-after: 1\r\n"
@@ -32,7 +32,8 @@ _FULL = (b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem
 class PatientProtocol(HttpToolsProtocol):
     "uvicorn's protocol with an end to its patience."
 
-    _useless, _timer, _unread, _asked = 0, None, None, None # bytes since the last that were of use ...
+    _useless = 0 # bytes since the last that were of use
+    _timer, _unread, _asked = None, None, None # what ends the wait for a head, for a reader; the request being answered
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         "A head is expected from now on."
@@ -80,7 +81,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        "Refuse a head, or what follows a body, that has grown too long."
+        "Take `data` as it comes; refuse a head, or what follows a body, that has grown too long."
         self._useless += len(data)
         super().data_received(data)
         if self._useless > HEAD_BYTES and not self.transport.is_closing():
@@ -104,7 +105,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer = self.loop.call_later(seconds, self._give_up) if seconds else None
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
-        self._asked = cycle # uvicorn itself knows the latest request only, and with several that is not the one being answered
+        self._asked = cycle # uvicorn itself knows the latest request only, and of several that is not the one
         super()._start_asgi_task(cycle, app)
 
     def _leave(self) -> None:
@@ -117,7 +118,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._leave()
         self.transport.abort() # closing would wait until the client has read everything
 
-# %% ../../nbs/serve/34b_server.ipynb #2af88294
+# %% ../../nbs/serve/34b_server.ipynb #c33428e4
 def listen(
     host: str, # address to listen on
     port: int, # 0: a free one
@@ -147,7 +148,7 @@ def config(
     patience = int(settings().deadline_s) + 30 # a body that is being read, and its answer
     return uvicorn.Config("lados.serve.api:app", workers=workers, http=PatientProtocol, log_config=None,
                           access_log=False, server_header=False, timeout_graceful_shutdown=patience,
-                          ws="none", timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=60, **more)
+                          ws="none", timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=15, **more)
 
 
 def serve(

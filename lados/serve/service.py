@@ -76,7 +76,7 @@ def load(
     except Exception as e: # an engine's package can raise anything
         raise ServeError(f"{path}: cannot be loaded ({type(e).__name__}: {e})", "export the run anew") from e
 
-# %% ../../nbs/serve/33d_service.ipynb #8c6284cc
+# %% ../../nbs/serve/33d_service.ipynb #23a5c937
 class Service:
     "Answers pictures with one model at a time. Made and used in one event loop."
 
@@ -249,7 +249,8 @@ class Service:
 
     async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, card
         "Every bundle that is found: the configured one and those of the runs."
-        found = await asyncio.to_thread(found_models, self.settings, self.configured()) # not where models load, which takes long
+        # not where models load, which takes long
+        found = await asyncio.to_thread(found_models, self.settings, self.configured())
         served = self.current.predictor.folder.resolve() if self.current else None
         return [{**m, "served": m["bundle"] == served} for m in found]
 
@@ -272,8 +273,8 @@ class Service:
             write_json(self.note, {"bundle": chosen["bundle"], "engine": engine, "model": name,
                                    "over": [str(self.configured()), self.settings.lados_engine]})
         except OSError as e:
-            raise ServeError(f"'{name}' is served by this process now, but that cannot be written down ({e.strerror}), so it "
-                             "ends with it", "make the folder LADOS_HOME writable") from None
+            raise ServeError(f"'{name}' is served by this process now, and no longer after it ends: that cannot be "
+                             f"written down ({e.strerror})", "make the folder LADOS_HOME writable") from None
         PROMOTIONS.labels("promoted").inc()
         return new
 
