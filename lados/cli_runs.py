@@ -138,32 +138,33 @@ def bench_serve(
     could = bench.usable(bundle)
     if unknown := set(engine or ()) - set(could):
         raise ConfigError(f"engine '{min(unknown)}' cannot be used here", did_you_mean(min(unknown), could))
-    names, alone = engine or could, {}
-    for name in names:
-        alone[name] = bench.bare(bundle, name, seconds / 2)
-        err.print(f"{name}: bare")
-    rates = _bench_http(bundle, names, alone, tuple(connections or (1, 16, 64)), seconds, plain)
+    names = engine or could
+    rates = _bench_http(bundle, names, tuple(connections or (1, 16, 64)), seconds, plain)
     if overload:
         _bench_overload(bundle, names[-1], rates[names[-1]], seconds)
     if pictures:
         _bench_folder(bundle, names, pictures)
 
 
-def _bench_http(bundle: Path, names: list[str], alone: dict, connections: tuple[int, ...], seconds: float,
+def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], seconds: float,
                 plain: bool) -> dict[str, float]:
     "Print the tables of engines and of HTTP; the best rate of each engine."
     from lados import bench_serve as bench
     from lados.bench_load import PLAIN
     from lados.model.scores import rich_table
 
-    out.print(rich_table(["bare engine", "pictures/s, 1", "of 8", "decode, ms"], [
-        [n, *(f"{b.pictures_per_s[k]:.1f}" for k in (1, 8)), f"{b.decode_ms:.2f}"] for n, b in alone.items()]))
-    rows, rates = [], {}
+    alone, rows, rates = {}, [], {}
     for name in [*names, *([PLAIN] if plain else [])]:
+        # the bare engine before and after, since a machine that others share changes its speed
+        around = [] if name == PLAIN else [bench.bare(bundle, name, seconds / 2)]
         found, memory = bench.bench_http(bundle, name, connections, seconds)
+        if around:
+            alone[name] = bench.mean_of([*around, bench.bare(bundle, name, seconds / 2)])
         rates[name] = max(seen.rate() for seen in found.values())
         rows += bench.http_rows(name, alone.get(name), found, memory)
-        err.print(f"{name}: over HTTP")
+        err.print(f"{name}: done")
+    out.print(rich_table(["bare engine", "pictures/s, 1", "of 8", "decode, ms"], [
+        [n, *(f"{b.pictures_per_s[k]:.1f}" for k in (1, 8)), f"{b.decode_ms:.2f}"] for n, b in alone.items()]))
     titles = ["over HTTP", "clients", "requests/s", "of bare", "p50 ms", "p95", "p99", "not answered", "MB"]
     out.print(rich_table(titles, rows, caption=f"{bundle.name}; load generator on the same cores"))
     return rates

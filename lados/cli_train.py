@@ -171,6 +171,6 @@ def demo() -> None:
     show_answers(classify(Predictor.setup(run.path), files))
     out.print(f"\nDone in {time.perf_counter() - started:.0f} s. Where to look next: open "
               f"{run.path / 'report.html'} in a browser (the executed notebook is beside it), see `lados runs`, "
-              "classify your own pictures with `lados predict FOLDER` or on a page with `lados app classifier`, make it "
-              "fast with `lados export` and serve it with `lados serve`, and read README.md for the real dataset and "
-              "for training on your own.", highlight=False)
+              "classify your own pictures with `lados predict FOLDER` or on a page with `lados app classifier`, make "
+              "it fast with `lados export` and serve it with `lados serve`, and read README.md for the real dataset "
+              "and for training on your own.", highlight=False)

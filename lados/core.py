@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     api_key: str | None = None # opens what changes the service; none: that stays closed
     cors_origins: str | None = None # web pages that may ask from a browser, comma-separated; none: no page
     max_upload_size_mb: float = Field(10, gt=0) # of one picture
-    max_decode_mb: int = Field(256, ge=16) # memory that decoding one picture may take while serving
+    max_decode_mb: int = Field(384, ge=16) # memory that decoding one picture may take while serving
     batch_job_threshold: int = Field(16, ge=1) # most pictures in one request; more are a job
     queue_size: int = Field(64, ge=1) # pictures that may wait; beyond that the service says so at once
     deadline_s: float = Field(5, gt=0) # an accepted request is answered within this, or refused

@@ -200,13 +200,16 @@ async def models(service: Serving) -> Response:
                          "engine": loaded.predictor.engine.name if loaded else None, "models": entries})
 
 
-@app.post("/models/promote", response_model=Promoted, responses=_errors(400, 401, 404, 409, 413, 422), tags=["models"])
-async def promote(
-    request: Request, service: Serving, asked: Promotion,
-    x_api_key: Annotated[str | None, Header(description="the service's API key")] = None,
-) -> Response:
-    "Serve another model. It is loaded, checked on this machine and warmed first; no request fails on the way."
+def _keyed(
+    service: Serving, x_api_key: Annotated[str | None, Header(description="the service's API key")] = None,
+) -> None:
     check_key(x_api_key, service.settings.api_key)
+
+
+@app.post("/models/promote", response_model=Promoted, responses=_errors(400, 401, 404, 409, 413, 422), tags=["models"],
+          dependencies=[Depends(_keyed)])
+async def promote(request: Request, service: Serving, asked: Promotion) -> Response:
+    "Serve another model. It is loaded, checked on this machine and warmed first; no request fails on the way."
     before = service.current.predictor.name if service.current else None
     new = await service.promote(asked.model, asked.engine)
     request.state.labels.update(outcome="promoted", model=new.predictor.name, engine=new.predictor.engine.name)

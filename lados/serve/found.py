@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import RunError, Settings
-from ..model.card import find_bundle, read_card
+from ..model.card import bundle_name, find_bundle, read_card
 from .choice import certificate
 
 # %% ../../nbs/serve/33c_found.ipynb #6a75f238
@@ -28,7 +28,7 @@ def found_models(
 
 def _entry(folder: Path) -> dict[str, Any]:
     "One bundle; a damaged one says why."
-    name = folder.parent.name if folder.name == "bundle" else folder.name
+    name = bundle_name(folder)
     try:
         card, passed = read_card(folder), certificate(folder)
         engines = {n: "passed" if e["passed"] else "failed" for n, e in passed.items()} or {"torch": "not certified"}

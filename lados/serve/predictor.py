@@ -20,7 +20,7 @@ from ..core import PictureError, PictureTooLarge, settings
 from ..data.images import load_square
 from ..labels import CLASSES
 from ..model.calibrate import apply_temperature
-from ..model.card import find_bundle, read_card
+from ..model.card import bundle_name, find_bundle, read_card
 from ..model.doubt import Space, is_unsure, prediction_set
 from .choice import certificate, check_engine, choose_engine, read_reference
 from .engines import Engine, open_engine
@@ -67,7 +67,7 @@ class Predictor:
         folder: Path, # the bundle
     ):
         self.card, self.engine, self.folder = card, engine, folder
-        self.name, self.size = card.get("run") or folder.resolve().name, card["preprocessing"]["size"]
+        self.name, self.size = bundle_name(folder), card["preprocessing"]["size"]
         known = reference.get("embeddings", ())
         self.space = Space.of(known) if len(known) > 1 else None
         self.outlier = card.get("outlier") if self.space else None
@@ -96,10 +96,11 @@ class Predictor:
         self,
         source: str | Path | bytes, # a file, or its bytes
         name: str = "", # what messages call it
+        trusted: bool = False, # one's own file, which may take more than MAX_DECODE_MB to decode
     ) -> np.ndarray: # uint8 [size, size, 3]
         "A picture as the network sees it; raises PictureError where there is none, or it is too large."
-        p = self.card["preprocessing"]
-        return load_square(source, p["size"], p["resize"], name=name, max_memory=settings().max_decode_mb << 20)
+        p, most = self.card["preprocessing"], None if trusted else settings().max_decode_mb << 20
+        return load_square(source, p["size"], p["resize"], name=name, max_memory=most)
 
     def predict(
         self,
@@ -127,7 +128,7 @@ class Predictor:
 def _decoded(predictor: Predictor, path: Path) -> np.ndarray | str:
     "The picture, or why there is none."
     try:
-        return predictor.decode(path)
+        return predictor.decode(path, trusted=True)
     except PictureError as e:
         return f"{e.problem}: {e.remedy}" if isinstance(e, PictureTooLarge) else e.problem
 
