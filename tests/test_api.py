@@ -167,7 +167,8 @@ def test_refusals_say_what_to_do(service):
     refused(cut, 400, "cut short")
     refused(service.get("/nowhere"), 404, "/docs")
     refused(service.get("/predict"), 405)
-    refused(service.post("/models/promote", json={"model": 7}), 422, "model")
+    refused(service.post("/models/promote", json={"model": 7}), 401, "X-API-Key")
+    refused(service.post("/models/promote", json={"model": 7}, headers={"X-API-Key": KEY}), 422, "model")
     refused(service.post("/models/promote", content=b"{", headers={"Content-Type": "application/json"}), 422)
 
 
@@ -310,7 +311,7 @@ def test_nothing_to_serve_is_said_and_a_model_that_comes_later_is_served(bare, t
     assert Models.model_validate(bare.get("/models").json()).models == []
     assert Metrics.model_validate(bare.get("/metrics").json()).model is None and bare.get("/metrics/prometheus").status_code == 200
     shutil.copytree(runs() / "second", bare.home / "model")
-    assert bare.ready(30).predict(PICTURE).json()["model"] == "second"
+    assert bare.ready(30).predict(PICTURE).json()["model"] == "model", "what its folder is called"
 
 
 def test_an_incomplete_bundle_says_what_is_missing(tmp_path):
