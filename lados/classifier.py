@@ -35,11 +35,23 @@ class Classifier(Protocol):
 
     about: dict[str, str] # model, engine, place
 
-    def classify(self, path: Path, name: str) -> dict[str, Any]: ...
+    def classify(
+        self,
+        path: Path, # a picture
+        name: str, # its file name
+    ) -> dict[str, Any]: # the fields of `Answer`, and `timing_ms`
+        "The answer for one picture."
 
-    def explain(self, path: Path, name: str, label: str | None) -> Heat: ...
+    def explain(
+        self,
+        path: Path, # a picture
+        name: str, # its file name
+        label: str | None, # the class to explain; none: the likeliest
+    ) -> Heat:
+        "Where the answer comes from."
 
-    def current(self) -> bool: ...
+    def current(self) -> bool:
+        "Whether what is asked is still what the settings name."
 
 # %% ../nbs/59_classifier.ipynb #8b7c6e72
 class Local:
@@ -56,7 +68,8 @@ class Local:
         self.found = self.asked.resolve()
         self.predictor = Predictor.setup(self.found, engine or settings().lados_engine)
         self.lock = threading.Lock()
-        self.about = {"model": self.predictor.name, "engine": self.predictor.engine.name, "place": "loaded by this page"}
+        engine = self.predictor.engine.name
+        self.about = {"model": self.predictor.name, "engine": engine, "place": "loaded by this page"}
 
     def current(self) -> bool:
         "Whether `latest` still points to what was loaded."
@@ -154,8 +167,8 @@ class Remote:
             answer = _patiently(once)
         except (httpx.TransportError, httpx.InvalidURL) as e:
             why = re.sub(r"^\[Errno -?\d+\] ", "", str(e)) or type(e).__name__
-            raise ServeError(f"the API at {self.url} does not answer ({why})",
-                             "start it there with `lados serve`, or unset LADOS_API_URL to load the model here") from None
+            raise ServeError(f"the API at {self.url} does not answer ({why})", "start it there with `lados serve`, "
+                             "or unset LADOS_API_URL to load the model here") from None
         return _contents(answer, self.url)
 
 
@@ -190,7 +203,8 @@ def _served(models: dict[str, Any]) -> dict[str, str]:
     if "served" not in models:
         raise ServeError("what answers there is not lados", "correct LADOS_API_URL")
     if not models["served"]:
-        raise ServeError("the API is up, but serves no model", "train one there, or promote one with POST /models/promote")
+        raise ServeError("the API is up, but serves no model",
+                         "train one there, or promote one with POST /models/promote")
     return {"model": models["served"], "engine": models.get("engine") or ""}
 
 

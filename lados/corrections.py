@@ -21,7 +21,8 @@ from .labels import CLASSES
 from .spool import locked
 
 # %% ../nbs/58_corrections.ipynb #62a61f36
-COLUMNS = ("file", "label", "predicted", "confidence", "model", "engine", "corrected_at", "name", "source_group", "sha256")
+COLUMNS = ("file", "label", "predicted", "confidence", "model", "engine", "corrected_at", "name", "source_group",
+           "sha256")
 
 
 def harmless(
@@ -33,7 +34,7 @@ def harmless(
 
 
 def table_text(
-    columns: Iterable[str],
+    columns: Iterable[str], # in their order
     rows: Iterable[dict[str, Any]], # column -> cell; missing cells are empty
 ) -> str: # CSV
     "A table as CSV, free of formulas."

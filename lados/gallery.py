@@ -42,7 +42,7 @@ class Card:
     again: bool = False # whether to ask once more might help: the picture is fine, the classifier was not
 
     def fail(self, error: LadosError | str) -> None:
-        "Say why there is no answer. Messages name the file, and so does the card."
+        "Say why there is no answer: `error`. Messages name the file, and so does the card."
         self.again = self.path is not None and not isinstance(error, PictureError | str)
         problem, self.remedy = (error.problem, error.remedy) if isinstance(error, LadosError) else (error, "")
         self.state, self.error = "failed", problem.removeprefix(f"{self.name}: ")
@@ -63,7 +63,7 @@ class Card:
 
 
 def results_table(
-    cards: list[Card],
+    cards: list[Card], # of all pictures
 ) -> bytes: # CSV in UTF-8, marked as such for spreadsheets
     "All answers as a table."
     return table_text(Card("", "").row(), [c.row() for c in cards]).encode("utf-8-sig")

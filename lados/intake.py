@@ -61,7 +61,8 @@ class Upload:
     ) -> int: # bytes so far
         "Append a piece; DataError where it does not fit."
         if offset != self.received or self.received + len(piece) > self.limit:
-            raise DataError("the pieces do not fit", "drop it again") if offset != self.received else _too_large(self.limit)
+            lost = DataError("the pieces do not fit", "drop it again")
+            raise lost if offset != self.received else _too_large(self.limit)
         self.file.write(piece)
         self.received += len(piece)
         return self.received
@@ -115,7 +116,7 @@ class Intake:
         self,
         key: str, # of a file that was begun
         offset: int, # of the piece in the file
-        data: memoryview | bytes,
+        data: memoryview | bytes, # the piece
         last: bool, # whether it is the last
     ) -> None:
         "Take a piece of a file."

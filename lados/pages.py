@@ -78,7 +78,7 @@ def security_policy(
 
 def voila_config(
     name: str, # of a page
-    port: int,
+    port: int, # on this machine
 ) -> dict[str, dict[str, Any]]: # class -> trait -> value
     "The configuration of Voila for a page."
     headers = {"Content-Security-Policy": security_policy(port), "Referrer-Policy": "no-referrer"}
@@ -92,7 +92,8 @@ def voila_config(
         "VoilaConfiguration": {"template": "lados", "preheat_kernel": True, "default_pool_size": 1,
                                "strip_sources": True, "show_tracebacks": False, "file_allowlist": [],
                                "allow_template_override": "NO", "allow_theme_override": "NO",
-                               "extension_allowlist": list(EXTENSIONS), "multi_kernel_manager_class": _kernel_manager()},
+                               "extension_allowlist": list(EXTENSIONS),
+                               "multi_kernel_manager_class": _kernel_manager()},
         "KernelManager": {"transport": transport},
         "MappingKernelManager": {"cull_idle_timeout": CULL_AFTER_S, "cull_interval": 60},
         "ZMQChannelsWebsocketConnection": {"iopub_msg_rate_limit": 0, "iopub_data_rate_limit": 0},

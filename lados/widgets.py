@@ -68,7 +68,8 @@ class ClassifierPage(anywidget.AnyWidget):
         "stop": lambda self, message, _: self.desk.stop(),
         "clear": lambda self, message, _: self.desk.clear(),
         "again": lambda self, message, _: self.desk.again(),
-        "look": lambda self, message, _: self.desk.look(message["id"], message.get("label"), message.get("large", True)),
+        "look": lambda self, message, _: self.desk.look(
+            message["id"], message.get("label"), message.get("large", True)),
         "correct": lambda self, message, _: self.desk.correct(message["id"], message.get("label")),
     }
 

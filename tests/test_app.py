@@ -60,7 +60,7 @@ def model(tmp_path_factory):
     from lados.model.train import train
     from lados.serve.predictor import Predictor
 
-    home = tmp_path_factory.mktemp("model")
+    home = tmp_path_factory.mktemp("model") / "toy-run"
     net = train(tiny(epochs=6), toy(home / "data")).net.eval()
     card = make_card("test_resnet", preprocessing(net, 32), run="toy-run")
     plain = Predictor.setup(save_bundle(home / "plain", Model(net, card)), "torch")
@@ -239,7 +239,7 @@ def test_an_afternoon_with_the_page(server, visit):
 
     # filters count and hide
     page.locator('[data-filter="human"]').click()
-    assert len(names(page)) == DOUBTFUL
+    until(lambda: len(names(page)) == DOUBTFUL, "only those that need a human", 5)
     page.locator('[data-filter="all"]').click()
 
     # a closer look: picture, bars, set, heat map with a slider, engine and latency
