@@ -20,7 +20,7 @@ from .gallery import Card, results_table
 from .intake import MOST_CARDS, Intake, Upload, upload_limits
 from .spool import Spool, dimensions, preview, unpack
 
-# %% ../nbs/59d_desk.ipynb #6916f9e7
+# %% ../nbs/59d_desk.ipynb #bc563353
 log = logging.getLogger("lados.page")
 THUMB, LARGE = 480, 1400 # pixels of the longer side
 Tell = Callable[..., Any] # called with a dict, and perhaps bytes
@@ -35,8 +35,11 @@ def in_words(
     if isinstance(error, ModuleNotFoundError):
         return {"problem": f"this needs the package {error.name}, which is not installed",
                 "remedy": "pip install 'lados[app]', or set LADOS_API_URL to an API that has the model"}
-    if isinstance(error, MemoryError | OSError):
-        return {"problem": str(error) or "not enough memory", "remedy": "make room, and drop it again"}
+    if isinstance(error, MemoryError):
+        return {"problem": "not enough memory", "remedy": "send it smaller, or fewer at once"}
+    if isinstance(error, OSError) and error.strerror:
+        return {"problem": f"{error.filename or 'a file'}: {error.strerror.lower()}",
+                "remedy": "check that the place is yours to write, and has room"}
     log.error("the page met an error", exc_info=error)
     return {"problem": "something went wrong that should not", "remedy": "the terminal that serves the page says more"}
 

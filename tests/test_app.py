@@ -405,7 +405,7 @@ def test_an_api_is_asked(model, serving, visit):
 
 
 def test_one_interrupt_ends_the_page_and_its_kernels(server):
-    until(server.kernels, "a kernel")
+    until(server.warm, "a warm kernel", 60)
     kernels = server.kernels()
     assert server.stop() == 0
     psutil.wait_procs(kernels, 5)
