@@ -168,7 +168,7 @@ def test_constraints_pin_every_requirement():
     assert requirements("data", "predict", "train", "serve", "export", "app", "lab", "dev") <= {plain(p.split("==")[0]) for p in pins}
 
 
-def test_a_wheel_carries_job_notebooks_and_presets(tmp_path):
+def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=lambda folder, names: [n for n in names if Path(folder) == ROOT and n not in (
         "lados", "nbs", "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")])
@@ -176,13 +176,17 @@ def test_a_wheel_carries_job_notebooks_and_presets(tmp_path):
     inside = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     jobs = {p.name for p in (ROOT / "nbs" / "papermill").iterdir() if p.suffix in (".ipynb", ".yaml")}
     assert {f"lados/papermill/{n}" for n in jobs} <= set(inside) and "train.ipynb" in jobs
+    pages = {f"lados/{p.relative_to(ROOT / 'nbs').as_posix()}" for p in (ROOT / "nbs" / "apps").rglob("*") if p.is_file()}
+    pages = {p for p in pages if "/." not in p}
+    assert pages == {n for n in inside if n.startswith("lados/apps/")} and "lados/apps/static/classifier.js" in pages
     assert {m.path.relative_to(ROOT).as_posix() for m in MODULES.values()} <= set(inside)
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
-    code = "from lados.model.params import jobs_folder, presets; print(jobs_folder()); print(*presets())"
+    code = ("from lados.model.params import jobs_folder, presets; from lados.pages import apps_folder; "
+            "print(jobs_folder(), apps_folder(), *presets())")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
                            env={**os.environ, "PYTHONPATH": str(installed)}).stdout.split()
-    assert Path(found[0]) == installed / "lados" / "papermill" and "demo" in found[1:]
+    assert found[:2] == [str(installed / "lados" / n) for n in ("papermill", "apps")] and "demo" in found[2:]
 
 
 def test_datasets_are_handled_without_torch(tmp_path):
