@@ -132,7 +132,7 @@ class Server:
         self.home.mkdir(parents=True, exist_ok=True)
         self.out, self.err = self.home / "out.log", self.home / "err.log"
         names = {"LADOS_HOME": self.home, "LADOS_RUNS": self.home / "runs", "MODEL_PATH": model, "LADOS_ENGINE": "openvino",
-                 "LADOS_THREADS": 1, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "API_KEY": KEY, **env}
+                 "LADOS_THREADS": 1, "MAX_DECODE_MB": 256, "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "API_KEY": KEY, **env}
         clean = {k: v for k, v in os.environ.items() if k not in ("PROMETHEUS_MULTIPROC_DIR", "CORS_ORIGINS")}
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
