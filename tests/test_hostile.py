@@ -185,7 +185,7 @@ def test_many_bombs_at_once_leave_room_for_others(service, bombs):
     assert set(statuses) <= {200, 413, 503}, statuses # on a busy machine none of them may be decoded in time
     grown = (memory.peak - service.rest) / 1e6
     assert grown < 1.5 * MOST
-    assert np.median(seconds) < 1 and max(seconds) < 4, seconds
+    assert np.median(seconds) < 1 and max(seconds) < 10, seconds
     print(f"{grown:.0f} MB; small pictures beside them {np.median(seconds):.3f} s, at most {max(seconds):.3f} s")
 
 
