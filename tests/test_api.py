@@ -330,7 +330,7 @@ def test_models_are_listed_while_one_is_loaded(tmp_path):
         server.alive()
         start = time.monotonic()
         listed = server.get("/models", timeout=60).json()
-        assert time.monotonic() - start < 1.5 and {m["name"] for m in listed["models"]} == {"first", "second", "model"}
+        assert time.monotonic() - start < 5 and {m["name"] for m in listed["models"]} == {"first", "second", "model"}
         server.ready()
     kept = next((tmp_path / "engines").glob("*.json"))
     whole = kept.read_text()
