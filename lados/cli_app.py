@@ -51,7 +51,7 @@ def classifier(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in the browser")] = True,
 ) -> None:
     "Serve the classifier's page: drop pictures, see classes and heat maps, put labels right. Ctrl-C ends it."
-    from lados.pages import serve_page
+    from lados.widgets.pages import serve_page
 
     def told(url: str) -> None:
         out.print(f"the classifier is at {url}  (Ctrl-C ends it)")

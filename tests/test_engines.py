@@ -86,8 +86,8 @@ def test_engines_agree(first, pictures):
 
 def test_the_service_says_what_evaluation_says(service, first, pictures):
     "The same pixels, views, temperature and precision, from the file to the number."
+    from lados.model.bundle import load_model
     from lados.model.evaluate import evaluate_on, reevaluate
-    from lados.model.predict import load_model
 
     model, manifest = load_model(first), load_manifest(first)
     _, table = reevaluate(model, manifest)

@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
 OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app")} # of a level of another name
 OWN |= {"bench_load": "bench", "bench_serve": "bench"}
-OWN |= dict.fromkeys(("pages", "spool", "corrections", "classifier", "gallery", "intake", "desk"), "widgets")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
@@ -182,7 +181,7 @@ def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     assert {m.path.relative_to(ROOT).as_posix() for m in MODULES.values()} <= set(inside)
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
-    code = ("from lados.model.params import jobs_folder, presets; from lados.pages import apps_folder; "
+    code = ("from lados.model.params import jobs_folder, presets; from lados.widgets.pages import apps_folder; "
             "print(jobs_folder(), apps_folder(), *presets())")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
                            env={**os.environ, "PYTHONPATH": str(installed)}).stdout.split()

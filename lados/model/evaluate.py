@@ -21,12 +21,11 @@ from ..data.provenance import lookup_baseline
 from ..data.split import group_folds
 from ..labels import CLASSES
 from .batches import Dataset, plain_batches, prepare
-from .bundle import Model, predict_logits
+from .bundle import Model, predict_logits, running_on
 from .calibrate import fit_temperature, reliability, softmax
 from .card import find_bundle, make_card
 from .doubt import fit_conformal
 from .params import TrainParams
-from .predict import running_on
 from .scores import scores
 from .probe import features, regression_head
 from .train import Trained, start_network, train

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ..core import DataError, TrainingError, write_json
 from ..data.manifest import load_manifest
+from ..data.tables import write_table
 from ..labels import CLASSES, COLOURS
 from . import figures
 from .batches import Dataset, prepare
@@ -27,7 +28,6 @@ from .events import Events
 from .dataset import Opened, difference, open_dataset
 from .evaluate import Evaluation, cross_validate, evaluate_trained, probe_baseline
 from .params import TrainParams, make_params
-from .predict import write_table
 from .reference import add_reference
 from .scores import markdown_table, to_markdown, with_interval
 from .train import Trained, lr_find, refit, train

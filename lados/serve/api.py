@@ -105,6 +105,18 @@ def _counted(loaded: Loaded | None, error: Exception) -> None:
     count(of_error(error)[1], engine, model)
 
 
+@asynccontextmanager
+async def _pictures(request: Request, service: Service, most: int) -> AsyncIterator[tuple[Loaded, list[Upload]]]:
+    "A request's stay, with its pictures; one that gets no answer is counted."
+    loaded = None
+    try:
+        with service.request() as loaded, service.budget.hold() as held:
+            yield loaded, await _uploads(request, service, held, most)
+    except (LadosError, ClientDisconnect) as e:
+        _counted(loaded, e)
+        raise
+
+
 async def _answer(service: Service, loaded: Loaded, upload: Upload, owner: Owner | None = None) -> dict[str, Any]:
     "One picture's answer, counted."
     answer, seconds, together = await service.classify(loaded, bytes(upload.data), upload.name, owner)
@@ -116,14 +128,8 @@ async def _answer(service: Service, loaded: Loaded, upload: Upload, owner: Owner
           tags=["pictures"])
 async def predict(request: Request, service: Serving) -> Response:
     "Classify one picture: as a form with the field `file`, or as the raw body."
-    loaded = None
-    try:
-        with service.request() as loaded, service.budget.hold() as held:
-            upload = (await _uploads(request, service, held, 1))[0]
-            entry = await unless_gone(request, _answer(service, loaded, upload))
-    except (LadosError, ClientDisconnect) as e:
-        _counted(loaded, e)
-        raise
+    async with _pictures(request, service, 1) as (loaded, uploads):
+        entry = await unless_gone(request, _answer(service, loaded, uploads[0]))
     named = {k: entry[k] for k in ("model", "engine")}
     outcome = "abstained" if entry["abstain"] else "answered"
     request.state.labels.update(named, outcome=outcome, **{"class": entry["label"]})
@@ -143,17 +149,10 @@ async def _either(service: Service, loaded: Loaded, upload: Upload, owner: Owner
           tags=["pictures"])
 async def predict_batch(request: Request, service: Serving) -> Response:
     "Classify several pictures, at most `BATCH_JOB_THRESHOLD`: a form with the field `files`, once for each."
-    loaded = None
-    try:
-        with service.request() as loaded, service.budget.hold() as held:
-            uploads = await _uploads(request, service, held, service.settings.batch_job_threshold)
-            loaded.batcher.check(len(uploads))
-            owner = Owner(loaded.batcher.share)
-            work = asyncio.gather(*(_either(service, loaded, u, owner) for u in uploads))
-            results = await unless_gone(request, work)
-    except (LadosError, ClientDisconnect) as e:
-        _counted(loaded, e)
-        raise
+    async with _pictures(request, service, service.settings.batch_job_threshold) as (loaded, uploads):
+        loaded.batcher.check(len(uploads))
+        owner = Owner(loaded.batcher.share)
+        results = await unless_gone(request, asyncio.gather(*(_either(service, loaded, u, owner) for u in uploads)))
     failed = sum("error" in r for r in results)
     request.state.labels.update(outcome="answered", pictures=len(results), failed=failed)
     return respond(200, {"results": results, "answered": len(results) - failed, "failed": failed,

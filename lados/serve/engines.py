@@ -78,7 +78,7 @@ def _torch(folder: Path) -> Engine:
     import torch
 
     from lados.model.backbones import autocast
-    from lados.model.predict import load_model, running_on
+    from lados.model.bundle import load_model, running_on
     from lados.model.served import Served
 
     torch.set_num_threads(settings().threads)

@@ -167,10 +167,7 @@ class Service:
         return self.current
 
     @contextlib.contextmanager
-    def request(
-        self,
-        pictures: int = 1, # at most
-    ) -> Iterator[Loaded]:
+    def request(self) -> Iterator[Loaded]:
         "A request's stay. Raises NotReady, or Overloaded before anything of the request is read."
         loaded = self.ready()
         if self.active >= 2 * self.settings.queue_size:
