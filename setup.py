@@ -36,11 +36,12 @@ def carried() -> list[Path]:
     return sorted(here / p for p in found if not any(part.startswith(".") for part in p.parts))
 
 
-names = ("data", "predict", "train", "serve", "export", "app", "lab", "dev")
+names = ("data", "predict", "train", "serve", "jobs", "export", "app", "lab", "dev")
 extras = {name: words(f"{name}_requirements") for name in names}
 extras["predict"] = extras["data"] + extras["predict"]
 extras["train"] = extras["predict"] + extras["train"]
 extras["app"] = extras["data"] + extras["serve"] + extras["app"]
+extras["jobs"] = extras["data"] + extras["serve"] + extras["jobs"]
 extras["export"] = extras["predict"] + extras["serve"] + extras["export"]
 extras["all"] = sorted({r for rs in extras.values() for r in rs})
 version = re.search(r'^__version__ = "(.+)"', (here / "lados/__init__.py").read_text(), re.M)[1]

@@ -115,6 +115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'lados.core.RunError': ('core.html#runerror', 'lados/core.py'),
                             'lados.core.ServeError': ('core.html#serveerror', 'lados/core.py'),
                             'lados.core.Settings': ('core.html#settings', 'lados/core.py'),
+                            'lados.core.Settings.batches_folder': ('core.html#settings.batches_folder', 'lados/core.py'),
                             'lados.core.Settings.threads': ('core.html#settings.threads', 'lados/core.py'),
                             'lados.core.SourceError': ('core.html#sourceerror', 'lados/core.py'),
                             'lados.core.TrainingError': ('core.html#trainingerror', 'lados/core.py'),

@@ -121,6 +121,25 @@ class Settings(BaseSettings):
     deadline_s: float = Field(5, gt=0) # an accepted request is answered within this, or refused
     abstain_above: int = Field(1, ge=1, le=6) # a prediction set of more classes than this is left to a human
     lados_api_url: str | None = None # a service that pages and clients ask; none: they load the model themselves
+    celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own, below LADOS_HOME
+    lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
+    lados_batches: Path | None = None # pictures and results of batches; none: `batches` in LADOS_HOME
+    lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated
+    job_lease_s: float = Field(15, ge=1) # a worker that has not been heard of for so long has lost its job to another
+    job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
+    job_chunk: int = Field(128, ge=1) # pictures that a worker takes at once
+    max_batch_mb: float = Field(20_000, gt=0) # of all pictures of a batch
+    auto_promote: bool = False # serve a scheduled retraining by itself where it is better than chance can explain
+    prometheus_url: str | None = None # for `lados check`, as the next four
+    alertmanager_url: str | None = None
+    grafana_url: str | None = None
+    elasticsearch_url: str | None = None
+    kibana_url: str | None = None
+
+    @property
+    def batches_folder(self) -> Path:
+        "Where pictures and results of batches are."
+        return self.lados_batches or self.lados_home / "batches"
 
     @property
     def threads(self) -> int:

@@ -20,12 +20,12 @@ from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
-OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app")} # of a level of another name
+OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app", "jobs", "check")} # of a level of another name
 OWN |= {"bench_load": "bench", "bench_serve": "bench"}
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
-         "widgets": ["data", "predict", "serve", "app"], "jobs": ["data", "predict", "train"], "bench": ["data", "predict", "train", "serve"]} # level -> extras that its imports may come from; the base requirements always
+         "widgets": ["data", "predict", "serve", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
 
 if not (ROOT / "nbs").is_dir():
@@ -156,15 +156,15 @@ def test_every_requirement_is_used():
     unseen = {"ipykernel": "papermill runs notebooks in it", "torchvision": "torch's partner that fastai loads",
               "pyarrow": "pandas writes parquet with it", "uvloop": "uvicorn's event loop", "httptools": "uvicorn's parser",
               "onnx": "torch writes ONNX with it", "onnxscript": "torch writes ONNX with it",
-              "voila": "serves the pages, in a process of its own", "ipywidgets": "what anywidget builds on"}
+              "psycopg": "SQLAlchemy speaks to PostgreSQL through it", "voila": "serves the pages, in a process of its own", "ipywidgets": "what anywidget builds on"}
     used = {plain(d) for m in MODULES.values() for package in m.others() for d in distributions().get(package, [])}
-    assert requirements("data", "predict", "train", "serve", "export", "app") - used - set(unseen) == set()
+    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs") - used - set(unseen) == set()
 
 
 def test_constraints_pin_every_requirement():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", p) for p in pins), "one name==version a line"
-    assert requirements("data", "predict", "train", "serve", "export", "app", "lab", "dev") <= {plain(p.split("==")[0]) for p in pins}
+    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "lab", "dev") <= {plain(p.split("==")[0]) for p in pins}
 
 
 def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
