@@ -14,7 +14,7 @@ import typer
 
 from .cli_data import out, say
 from .cli_models import show_answers
-from .core import ConfigError, DataError, read_json, write_json
+from .core import ConfigError, read_json, write_json
 
 if TYPE_CHECKING:
     from lados.jobs.runs import Run
@@ -71,36 +71,21 @@ def train(
 def _started(preset: str | None, given: dict[str, Any]) -> "Run":
     "A new run folder with checked parameters."
     from lados.jobs.runs import new_run
-    from lados.model.params import load_params
+    from lados.model.params import plain_params, training_params
 
-    default = "demo" if given.get("data") is None and not given.get("backbone") else "resnet50"
-    return new_run("train", *_named(load_params(preset or default, **given)))
-
-
-def _named(params: Any) -> tuple[str, dict[str, Any]]:
-    "A run's name, and its parameters with paths that hold from anywhere."
-    values = params.model_dump(mode="json")
-    for key in ("data", "pretrained"):
-        if isinstance(getattr(params, key), Path):
-            values[key] = str(_existing(getattr(params, key)).resolve())
-    return params.name or params.preset, values
-
-
-def _existing(path: Path) -> Path:
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder", "check the path")
-    return path
+    params = training_params(preset, given)
+    return new_run("train", params.name or params.preset, plain_params(params))
 
 
 def _resumed(name: str, given: dict[str, Any]) -> "Run":
     "A run to go on with; parameters given now stand above its own."
     from lados.jobs.notebooks import await_turn
     from lados.jobs.runs import find_run
-    from lados.model.params import make_params
+    from lados.model.params import make_params, plain_params
 
     run = find_run(name)
     if given:
-        values = _named(make_params({**run.params, **given}))[1]
+        values = plain_params(make_params({**run.params, **given}))
         await_turn(run)
         with run.locked():
             write_json(run.path / "params.json", values)

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     deadline_s: float = Field(5, gt=0) # an accepted request is answered within this, or refused
     abstain_above: int = Field(1, ge=1, le=6) # a prediction set of more classes than this is left to a human
     lados_api_url: str | None = None # a service that pages and clients ask; none: they load the model themselves
-    celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own, below LADOS_HOME
+    celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
     lados_batches: Path | None = None # pictures and results of batches; none: `batches` in LADOS_HOME
     lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated

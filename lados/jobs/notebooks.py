@@ -143,6 +143,7 @@ def run_notebook(
     run: Run,
     notebook: str | Path = "train", # the name of a job notebook, or a path
     on_event: Callable[[dict[str, Any]], None] | None = None, # gets each new event of the run
+    stop: threading.Event | None = None, # set by another thread: end it, keeping what there is
 ) -> Run: # the same run, succeeded
     "Execute a notebook as this run, in a process group of its own. TrainingError or RunError where it ends otherwise."
     path = jobs_folder() / f"{notebook}.ipynb" if Path(notebook).suffix != ".ipynb" else Path(notebook)
@@ -151,7 +152,7 @@ def run_notebook(
         command = [sys.executable, "-m", "lados.jobs.notebooks", str(run.path), str(path), str(os.getpid())]
         child = subprocess.Popen(command,
                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, env=_quiet())
-        status = _wait(child, run, on_event or (lambda event: None))
+        status = _wait(child, run, on_event or (lambda event: None), stop or threading.Event())
     info = _settled(run, status)
     if status == 0 and info["state"] == "succeeded":
         return run
@@ -199,12 +200,14 @@ def _quiet() -> dict[str, str]:
     return {"PYTHONWARNINGS": hidden, "TQDM_DISABLE": "1", **os.environ}
 
 
-def _wait(child: subprocess.Popen, run: Run, on_event: Callable[[dict[str, Any]], None]) -> int:
+def _wait(child: subprocess.Popen, run: Run, on_event: Callable[[dict[str, Any]], None], stop: threading.Event) -> int:
     "Wait for the supervisor, passing events up and signals down."
     with _passing_signals_to(child):
         events = follow_events(run.path / "events.jsonl")
         while child.poll() is None:
-            time.sleep(0.2)
+            if stop.wait(0.2):
+                child.send_signal(signal.SIGTERM)
+                time.sleep(0.2)
             for event in events():
                 on_event(event)
     return child.returncode

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataParams', 'ModelParams', 'OptimParams', 'MachineParams', 'TrainParams', 'make_params', 'jobs_folder', 'presets',
-           'load_params', 'params_table']
+           'load_params', 'training_params', 'plain_params', 'params_table']
 
 # %% ../../nbs/model/22_params.ipynb #f289386e
 import os
@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 import lados
-from ..core import ConfigError, did_you_mean
+from ..core import ConfigError, DataError, did_you_mean
 
 # %% ../../nbs/model/22_params.ipynb #6f46e815
 class _Strict(BaseModel):
@@ -189,6 +189,30 @@ def load_params(
     return make_params({**base, **values, "preset": path.stem, **overrides}, source=f"preset {path.stem}")
 
 # %% ../../nbs/model/22_params.ipynb #08569e97
+def training_params(
+    preset: str | os.PathLike | None = None, # none: demo for the drawn sample, resnet50 for one's own data or backbone
+    given: dict[str, Any] | None = None, # stand above the preset
+) -> TrainParams:
+    "The parameters of a training that somebody asks for; ConfigError where anything does not fit."
+    given = given or {}
+    default = "demo" if given.get("data") is None and not given.get("backbone") else "resnet50"
+    return load_params(preset or default, **given)
+
+
+def plain_params(
+    params: TrainParams,
+) -> dict[str, Any]:
+    "Parameters as JSON, with paths that hold from anywhere; DataError where one leads nowhere."
+    values = params.model_dump(mode="json")
+    for key in ("data", "pretrained"):
+        path = getattr(params, key)
+        if isinstance(path, Path):
+            if not path.exists():
+                raise DataError(f"{path}: no such file or folder", "check the path")
+            values[key] = str(path.resolve())
+    return values
+
+
 def params_table() -> list[tuple[str, str, str]]:
     "Name, default and meaning of every parameter, in the order of the schema."
     return [(n, str(f.default), f.description or "") for n, f in TrainParams.model_fields.items()]
