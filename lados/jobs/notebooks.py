@@ -116,7 +116,8 @@ def _finish(run: Run, state: str, told: str | None) -> None:
     with contextlib.suppress(Exception): # a report that cannot be made must not change how the run ended
         write_report(run)
     run.update(state=state, ended=utc_now(), error=told)
-    if state == "succeeded" and run.info["job"] == "train" and not run.params.get("dry_run"):
+    kept = run.info["job"] == "train" and not run.params.get("dry_run") and not run.info.get("proposed")
+    if state == "succeeded" and kept:
         set_latest(run)
 
 

@@ -44,7 +44,7 @@ class Part:
     beat: int
     worker: str | None = field(default=None, compare=False)
 
-# %% ../../nbs/jobs/42c_parts.ipynb #f7642fd3
+# %% ../../nbs/jobs/42c_parts.ipynb #2197d490
 def _lock(c: sa.Connection, job_id: str) -> sa.Row | None:
     "The job's row, for this transaction alone. Every change begins here, so that no two wait for each other."
     return c.execute(sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()).first()
@@ -52,7 +52,7 @@ def _lock(c: sa.Connection, job_id: str) -> sa.Row | None:
 
 def claim(
     store: Store,
-    job_id: str,
+    job_id: str, # whole
     number: int, # of the part
     worker: str, # its name
 ) -> Claim | None: # none: somebody else has it, or nobody needs it any more

@@ -135,19 +135,20 @@ def _decoded(predictor: Predictor, path: Path) -> np.ndarray | str:
 
 def classify_files(
     predictor: Predictor,
-    paths: Sequence[Path], # picture files
+    paths: Sequence[Any], # picture files, or whatever `decode` knows
     progress: Callable[[int, int], None] | None = None, # called with (done, total)
     batch: int = 8, # pictures a call of the engine
+    decode: Callable[["Predictor", Any], np.ndarray | str] = _decoded, # the decoded picture, or why there is none
 ) -> Iterator[Answer | str]: # for each file, in order: the answer, or why there is none
     "Classify picture files, decoding ahead of the engine."
     todo = iter(paths)
     with ThreadPoolExecutor(max(2, settings().threads), thread_name_prefix="decode") as pool:
-        ahead: list[Future] = [pool.submit(_decoded, predictor, p) for p in islice(todo, 4 * batch)]
+        ahead: list[Future] = [pool.submit(decode, predictor, p) for p in islice(todo, 4 * batch)]
         try:
             done = 0
             while ahead:
                 now, ahead = [f.result() for f in ahead[:batch]], ahead[batch:]
-                ahead += [pool.submit(_decoded, predictor, p) for p in islice(todo, len(now))]
+                ahead += [pool.submit(decode, predictor, p) for p in islice(todo, len(now))]
                 yield from _answered(predictor, now)
                 done += len(now)
                 if progress:
