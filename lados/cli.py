@@ -17,19 +17,21 @@ from . import __version__
 from .cli_app import app_app
 from .cli_data import app as data_app
 from .cli_data import err, say
+from .cli_jobs import job_app, up, worker
 from .cli_models import evaluate, predict
 from .cli_runs import bench_app, runs_app
 from .cli_serve import engines, export, serve
 from .cli_train import demo, train
 from .core import LadosError
+from .model.events import follow_parent
 
 # %% ../nbs/70_cli.ipynb #773441f9
 app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",
                   no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for command in (train, evaluate, predict, export, engines, serve, demo):
+for command in (train, evaluate, predict, export, engines, serve, worker, up, demo):
     app.command()(command)
-for name, group in (("data", data_app), ("runs", runs_app), ("app", app_app), ("bench", bench_app)):
+for name, group in (("data", data_app), ("runs", runs_app), ("job", job_app), ("app", app_app), ("bench", bench_app)):
     app.add_typer(group, name=name)
 
 
@@ -50,6 +52,8 @@ def root(
 def main() -> None:
     "Entry point: runs the command and turns errors of the house into messages."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch") # deprecations inside timm
+    if parent := os.environ.pop("LADOS_PARENT", None): # `lados up`, say
+        follow_parent(int(parent))
     try:
         app()
     except LadosError as e:

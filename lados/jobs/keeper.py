@@ -19,7 +19,7 @@ from .parts import Part, give_back, parts_in
 from .queue import QUEUES, send, waiting
 from .store import Store
 
-# %% ../../nbs/jobs/46_keeper.ipynb #4d01c262
+# %% ../../nbs/jobs/46_keeper.ipynb #9a52d48c
 @dataclass
 class Watch:
     "What a keeper has seen of running parts."
@@ -30,7 +30,7 @@ class Watch:
 
     def silent(
         self,
-        running: list[Part],
+        running: list[Part], # as they stand
         lease: float, # seconds
     ) -> list[Part]: # those that were not heard of for so long
         "Look once."
@@ -44,7 +44,7 @@ class Watch:
             self.seen[p.job, p.number, p.attempt] = (p.beat, since if beat == p.beat else now)
         return [p for p in running if now - self.seen[p.job, p.number, p.attempt][1] > lease]
 
-# %% ../../nbs/jobs/46_keeper.ipynb #e4df867c
+# %% ../../nbs/jobs/46_keeper.ipynb #02ced4e6
 @dataclass
 class Resend:
     "When hints of waiting parts are to be sent again."
@@ -55,7 +55,7 @@ class Resend:
 
     def due(
         self,
-        queued: list[Part],
+        queued: list[Part], # as they stand
         lengths: dict[str, int], # queue -> hints in the broker
         most: int = 64, # hints sent at a time
     ) -> list[Part]:

@@ -24,7 +24,7 @@ from ..core import ConfigError, NoPicture, PictureError, PictureTooLarge, RunErr
 from .batching import Overloaded
 from .service import NoSuchModel, NotReady
 from .telemetry import LOG, log_request
-from .uploads import BadForm, SlowBody
+from .uploads import BadForm, DiskFull, SlowBody
 
 # %% ../../nbs/serve/33e_http.ipynb #60dbf533
 class Forbidden(ServeError):
@@ -35,6 +35,7 @@ PROBLEMS: dict[type[Exception], tuple[int, str, str]] = { # kind of error -> sta
     PictureTooLarge: (413, "Picture too large", "too_large"), NoPicture: (415, "Not a picture", "unsupported"),
     PictureError: (422, "Picture cannot be read", "bad_picture"), BadForm: (400, "Form cannot be read", "bad_form"),
     SlowBody: (408, "Body did not arrive", "slow"), Overloaded: (503, "Overloaded", "overloaded"),
+    DiskFull: (507, "No room", "no_room"),
     NotReady: (503, "Not ready", "not_ready"), Forbidden: (401, "Not allowed", "forbidden"),
     NoSuchModel: (404, "No such model", "error"), RunError: (409, "Model cannot be served", "error"),
     ServeError: (409, "Model cannot be served", "error"), ConfigError: (422, "Not a valid request", "error"),
@@ -170,8 +171,12 @@ def _sparing(path: str, receive: Receive) -> Receive:
     return receiving
 
 
+_REPORT = (b"sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
+           b"frame-ancestors 'self'")
+
+
 def _headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
-    policy = _POLICY[path.startswith(("/docs", "/redoc", "/static"))]
+    policy = _REPORT if path.endswith("/report") else _POLICY[path.startswith(("/docs", "/redoc", "/static"))]
     return [*_SAFE, (b"content-security-policy", policy), (b"x-request-id", request_id.encode())]
 
 # %% ../../nbs/serve/33e_http.ipynb #e816b885
