@@ -22,7 +22,7 @@ from .core import ConfigError, RunError, to_json
 if TYPE_CHECKING:
     from lados.jobs.ledger import Job
 
-# %% ../nbs/69g_cli_jobs.ipynb #96409314
+# %% ../nbs/69g_cli_jobs.ipynb #2c3a84f5
 job_app = typer.Typer(help="Hand in jobs, follow them, stop them.", no_args_is_help=True)
 
 
@@ -65,7 +65,7 @@ def _train(preset: str | None, given: dict[str, Any]) -> "tuple[Job, bool]":
 
 
 def _predict(paths: list[str], run: str, engine: str) -> "tuple[Job, bool]":
-    from lados.jobs.batches import Batch, add_path, discard
+    from lados.jobs.batches import Batch, add_path
     from lados.jobs.queue import submit_batch
     from lados.model.card import find_bundle
 
@@ -76,7 +76,7 @@ def _predict(paths: list[str], run: str, engine: str) -> "tuple[Job, bool]":
         for path in paths:
             add_path(batch, path)
     except BaseException:
-        discard(batch)
+        batch.discard()
         raise
     return submit_batch(batch, str(bundle.resolve()), engine, name=", ".join(paths)[:200])
 

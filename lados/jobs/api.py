@@ -6,7 +6,7 @@
 __all__ = ['PROBLEMS', 'Key', 'accepted', 'train', 'Source', 'hand_in', 'Overflow', 'predict_folder', 'job', 'jobs', 'events',
            'cancel', 'retry', 'results', 'notebook', 'report']
 
-# %% ../../nbs/jobs/49_api.ipynb #89491661
+# %% ../../nbs/jobs/49_api.ipynb #76745f67
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from ..core import ConfigError, DataError, read_json, to_json
 from . import ledger, parts, queue
-from .batches import Batch, add_source, allowed, discard
+from .batches import Batch, add_source, allowed
 from .broker import BrokerError
 from .counts import JobCounts
 from .ledger import Job, JobError, NoSuchJob
@@ -76,7 +76,7 @@ def _train(asked: dict[str, Any]) -> tuple[Job, bool]:
             asked = {**asked, name: allowed(asked[name])}
     return queue.submit("train", asked, "http")
 
-# %% ../../nbs/jobs/49_api.ipynb #8587b3a5
+# %% ../../nbs/jobs/49_api.ipynb #77f2b186
 class Source(BaseModel, extra="forbid"):
     "Pictures that are not sent."
 
@@ -135,11 +135,11 @@ def _from_source(asked: Source, loaded: Loaded) -> tuple[Job, bool]:
     try:
         add_source(batch, where)
     except BaseException:
-        discard(batch)
+        batch.discard()
         raise
     return hand_in(batch, loaded, "http", asked.name or asked.source)
 
-# %% ../../nbs/jobs/49_api.ipynb #9b58fe2f
+# %% ../../nbs/jobs/49_api.ipynb #e727cdf3
 def _job(job_id: str) -> Job:
     if len(job_id) != 32: # the start of an id is for people at a terminal; here it is what opens the door
         raise NoSuchJob(f"{job_id[:40]!r}: there is no such job", "use the id that you were given")
@@ -168,7 +168,7 @@ async def jobs(
 
 
 @app.get("/job/{job_id}/events", response_class=EventSourceResponse, responses=problems(404), tags=["jobs"])
-async def events(job_id: str) -> AsyncIterator[ServerSentEvent]:
+async def events(job_id: str, known: Annotated[Job, Depends(_job)]) -> AsyncIterator[ServerSentEvent]:
     "A job as it goes on: an event `job` with each change, and `end` when it has ended."
     said, silent = "", 0.0
     while not LEAVING.is_set():

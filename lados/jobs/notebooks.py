@@ -83,7 +83,7 @@ def _outcome(stop: _Stop, error: BaseException | None) -> tuple[str, str | None]
         return "interrupted", f"stopped by {signal.Signals(stop.signal).name}"
     if error is None:
         return "succeeded", None
-    if type(error).__name__ == "DeadKernelError":
+    if type(error).__name__ == "DeadKernelError" or "Kernel died" in str(error): # the latter while it was starting
         return "failed", KILLED
     value = getattr(error, "evalue", None) or str(error)
     return "failed", f"{getattr(error, 'ename', type(error).__name__)}: {value}"

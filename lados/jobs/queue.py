@@ -6,7 +6,7 @@
 __all__ = ['QUEUES', 'WEEK', 'AHEAD', 'celery_app', 'worker_name', 'hint', 'send', 'submit', 'submit_batch', 'retry', 'workers',
            'waiting', 'run_worker']
 
-# %% ../../nbs/jobs/45_queue.ipynb #6cfff530
+# %% ../../nbs/jobs/45_queue.ipynb #60bce4c7
 import logging
 import os
 import shutil
@@ -26,7 +26,7 @@ from kombu.exceptions import KombuError
 
 from ..core import ConfigError, did_you_mean
 from . import ledger, parts
-from .batches import Batch, discard, seal
+from .batches import Batch, seal
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
 from .ledger import Job
 from .parts import Part
@@ -90,7 +90,7 @@ def send(
     except (KombuError, redis.RedisError, OSError) as e:
         raise explain(e, broker_url()) from None
 
-# %% ../../nbs/jobs/45_queue.ipynb #57094106
+# %% ../../nbs/jobs/45_queue.ipynb #0879403c
 def submit(
     kind: str, # a key of `KINDS`
     asked: dict[str, Any], # what that kind knows
@@ -127,7 +127,7 @@ def submit_batch(
         asked = {"folder": str(folder), "bundle": bundle, "engine": engine, "name": name}
         job, attached = submit("predict", asked, origin, job_id)
     except BaseException:
-        discard(batch)
+        batch.discard()
         shutil.rmtree(folder, ignore_errors=True)
         raise
     if attached:

@@ -1,0 +1,288 @@
+"What jobs survive: killed workers, kernels, brokers, services; cancelled at any moment, full disks, clocks that jump."
+
+import contextlib
+import io
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import redis
+from serving import KEY, ROOT, colours, runs, wait_for
+from toy import toy_manifest
+from working import TRAINING, Workers, ended, environment, redis_of, service, working
+
+KEYED = {"X-API-Key": KEY}
+EPOCHS = 11
+
+
+@pytest.fixture
+def home(tmp_path):
+    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    return tmp_path
+
+
+def training(server, home, epochs=EPOCHS, **more) -> str:
+    body = {**TRAINING, "epochs": epochs, "data": str(home / "data" / "toy"), **more}
+    answer = server.post("/train", json=body, headers=KEYED)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def batch(server, count, seed=0) -> str:
+    shades = colours(40, seed=seed)
+    files = [("files", (f"{i:05d}.png", shades[i % 40])) for i in range(count)]
+    answer = server.post("/predict_batch", files=files)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["id"]
+
+
+def epochs_done(server, job) -> int:
+    return server.get(f"/job/{job}").json()["progress"].get("epochs_done", 0)
+
+
+def history(home, job) -> list[int]:
+    "Epochs as the run's history has them."
+    return list(pd.read_csv(Path(home, "runs", job["run"], "history.csv"))["epoch"])
+
+
+def names(server, job) -> list[str]:
+    return list(pd.read_csv(io.BytesIO(server.get(job["links"]["results"]).content))["image"])
+
+
+def hints(home) -> int:
+    "Hints for trainings that wait in the broker."
+    with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
+        return c.llen("train")
+
+
+def kill(processes) -> None:
+    for p in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            p.kill()
+
+
+# --- a training
+
+
+def test_a_training_goes_on_from_its_checkpoint(home):
+    "Its kernel is killed, then its worker, then the whole machine dies, and at last it is asked to make room."
+    with service(home) as server:
+        workers = Workers(home, predict=0, JOB_ATTEMPTS=5)
+        job = training(server, home, epochs=EPOCHS)
+        wait_for(lambda: epochs_done(server, job) >= 2, 60)
+        kill(workers.below("train", "ipykernel_launcher"))
+        wait_for(lambda: epochs_done(server, job) >= 4, 60)
+        kill(workers.processes("train"))
+        wait_for(lambda: epochs_done(server, job) >= 6, 60)
+        below = [p for word in ("lados.jobs.queue", "ipykernel_launcher", "lados.jobs.notebooks") for p in workers.all(word)]
+        assert len(below) >= 2
+        workers.stop(signal.SIGKILL)
+        wait_for(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60) # none lives on
+        assert server.get(f"/job/{job}").json()["state"] == "running"
+        with working(home, predict=0, JOB_ATTEMPTS=5):
+            wait_for(lambda: epochs_done(server, job) >= 8, 60)
+        assert server.get(f"/job/{job}").json()["state"] == "running"
+        with working(home, predict=0, JOB_ATTEMPTS=5):
+            wait_for(lambda: server.get(f"/job/{job}").json()["attempts"] == 5, 10) # handed on, so without waiting for a lease
+            job = ended(server, job)
+    assert (job["state"], job["attempts"]) == ("succeeded", 5), job
+    assert history(home, job) == list(range(EPOCHS)) # no gap, and no epoch twice
+
+
+def test_a_training_over_which_kernels_die_is_given_up(home):
+    with working(home, predict=0) as workers, service(home) as server:
+        job = training(server, home, epochs=200)
+
+        def over():
+            kill(workers.below("train", "ipykernel_launcher"))
+            return server.get(f"/job/{job}").json()["ended"]
+
+        wait_for(over, 120)
+        job = server.get(f"/job/{job}").json()
+        assert (job["state"], job["attempts"]) == ("failed", 3) and "given up after 3 workers died" in job["error"], job
+        again = server.post(f"/job/{job['id']}/retry", headers=KEYED)
+        assert again.status_code == 202 and again.json()["state"] == "queued"
+        server.client.delete(f"/job/{job['id']}", headers=KEYED)
+
+
+def test_an_error_of_the_training_is_told_and_not_tried_again(home):
+    (home / "data" / "empty").mkdir()
+    with working(home, predict=0), service(home) as server:
+        job = ended(server, training(server, home, data=str(home / "data" / "empty")))
+        assert (job["state"], job["attempts"]) == ("failed", 1) and "empty" in job["error"]
+
+
+@pytest.mark.parametrize("moment", ["queued", "starting", "training"])
+def test_cancelled_at_any_moment(home, moment):
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(service(home))
+        job = training(server, home, epochs=300)
+        if moment != "queued":
+            workers = stack.enter_context(working(home, predict=0))
+            far = (lambda: epochs_done(server, job) >= 2) if moment == "training" else (
+                lambda: server.get(f"/job/{job}").json()["run"])
+            wait_for(far, 60)
+        answer = server.client.delete(f"/job/{job}", headers=KEYED)
+        assert answer.status_code == 202
+        job = ended(server, job, 60)
+        assert job["state"] == "cancelled" and "results" not in job["links"]
+        if moment == "training":
+            run = home / "runs" / job["run"]
+            assert (run / "checkpoint" / "last.safetensors").exists() and (run / "notebook.ipynb").exists()
+        if moment != "queued":
+            wait_for(lambda: not workers.below("train", "ipykernel_launcher"), 30)
+
+
+# --- a batch
+
+
+def test_workers_are_killed_over_a_batch_and_every_picture_comes_once(home):
+    with working(home, train=0, predict=2, JOB_ATTEMPTS=50) as workers, service(home, runs() / "first") as server:
+        server.ready()
+        job = batch(server, 400)
+        kills = 0
+        while not server.get(f"/job/{job}").json()["ended"]:
+            kill(workers.processes("predict")[:1])
+            kills += 1
+            time.sleep(1.5)
+            assert kills < 60
+        job = server.get(f"/job/{job}").json()
+        assert job["state"] == "succeeded" and kills > 1, job
+        assert names(server, job) == [f"{i:05d}.png" for i in range(400)]
+
+
+def test_a_batch_is_cancelled_and_taken_up_again(home):
+    with service(home, runs() / "first") as server:
+        server.ready()
+        job = batch(server, 300)
+        with working(home, train=0) as workers:
+            wait_for(lambda: server.get(f"/job/{job}").json()["done"] > 0, 60)
+            server.client.delete(f"/job/{job}", headers=KEYED)
+            found = ended(server, job, 30)
+            if found["state"] == "succeeded":
+                pytest.skip("the batch was quicker than the cancellation")
+            assert server.get(f"/job/{job}/results").status_code == 409
+            assert server.post(f"/job/{job}/retry", headers=KEYED).status_code == 202
+            found = ended(server, job)
+            assert found["state"] == "succeeded" and names(server, found) == [f"{i:05d}.png" for i in range(300)]
+            assert workers.process.poll() is None
+
+
+# --- broker, service, clock, disk
+
+
+def test_redis_is_killed_while_jobs_run(home):
+    with working(home) as workers, service(home, runs() / "first") as server:
+        server.ready()
+        train, many = training(server, home), batch(server, 300)
+        wait_for(lambda: epochs_done(server, train) >= 2, 90)
+        late = batch(server, 200, seed=5)
+        for _ in range(2):
+            redis_of(home).kill()
+            time.sleep(1.5)
+        found = {j: ended(server, j) for j in (train, many, late)}
+        assert {j["state"] for j in found.values()} == {"succeeded"}, found
+        assert found[train]["attempts"] == 1 and history(home, found[train]) == list(range(EPOCHS))
+        after = batch(server, 40, seed=6) # and the queue goes on working
+        assert ended(server, after)["state"] == "succeeded" and workers.process.poll() is None
+
+
+def test_redis_loses_everything_and_nothing_is_lost(home):
+    with service(home, runs() / "first") as server:
+        server.ready()
+        jobs = [training(server, home, epochs=2), batch(server, 50)]
+        assert hints(home) == 1
+        with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
+            c.flushall()
+        with working(home):
+            assert {ended(server, j)["state"] for j in jobs} == {"succeeded"}
+
+
+def test_the_service_is_restarted_between_asking_and_looking(home):
+    with working(home):
+        with service(home, runs() / "first") as server:
+            server.ready()
+            jobs = [training(server, home, epochs=3), batch(server, 100)]
+        with service(home, runs() / "first") as server:
+            found = [ended(server, j) for j in jobs]
+            assert [j["state"] for j in found] == ["succeeded"] * 2 and len(names(server, found[1])) == 100
+
+
+CLOCK = """
+import os, time
+_real = time.time
+def _time():
+    try:
+        return _real() + float(open(os.environ["CLOCK_FILE"]).read() or 0)
+    except OSError:
+        return _real()
+time.time = _time
+"""
+
+
+def test_clocks_that_jump_change_nothing(home):
+    "The clock of the workers' machine goes a day ahead and then two days back, while a training and a batch run."
+    (home / "clock").mkdir()
+    (home / "clock" / "sitecustomize.py").write_text(CLOCK)
+    jump = home / "clock" / "jump"
+    with working(home, PYTHONPATH=f"{home / 'clock'}:{ROOT}", CLOCK_FILE=jump), service(home, runs() / "first") as server:
+        server.ready()
+        train = training(server, home)
+        wait_for(lambda: epochs_done(server, train) >= 1, 60)
+        jump.write_text("86400")
+        many = batch(server, 100)
+        wait_for(lambda: epochs_done(server, train) >= 6, 60)
+        jump.write_text("-86400")
+        found = [ended(server, j) for j in (train, many)]
+        assert [(j["state"], j["attempts"]) for j in found] == [("succeeded", 1)] * 2, found
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], capture_output=True)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)])
+
+
+def test_no_room_for_what_is_sent(home, small_disk):
+    with service(home, runs() / "first", LADOS_BATCHES=small_disk / "batches") as server:
+        server.ready()
+        files = [("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]
+        answer = server.post("/predict_batch", files=files)
+        assert answer.status_code == 507 and "LADOS_BATCHES" in answer.json()["remedy"], answer.text
+        assert not list((small_disk / "batches").glob("*")) + list((small_disk / "batches").glob(".incoming*"))
+        assert server.predict(colours(1)[0]).status_code == 200
+
+
+def test_many_workers_and_one_part(home):
+    "Two hundred claims of one part at once: one succeeds."
+    from lados.jobs.ledger import add
+    from lados.jobs.parts import claim
+    from lados.jobs.store import Store
+
+    store = Store(f"sqlite:///{home}/jobs.db")
+    job, _ = add(store, "train", {}, "key", [("train", 1)])
+    with ThreadPoolExecutor(20) as pool:
+        found = list(pool.map(lambda n: claim(store, job.id, 0, f"w{n}"), range(200)))
+    assert sum(c is not None for c in found) == 1
+
+
+def test_a_hint_that_comes_twice_does_nothing(home):
+    with working(home, predict=0), service(home) as server:
+        job = ended(server, training(server, home, epochs=2))
+        code = "import sys; from lados.jobs.queue import send; from lados.jobs.parts import Part; "
+        code += "send([Part(sys.argv[1], 0, 'train', 0, 0)] * 5)"
+        subprocess.run([sys.executable, "-c", code, job["id"]], env=environment(home), check=True)
+        wait_for(lambda: hints(home) == 0, 10)
+        time.sleep(1)
+        assert server.get(f"/job/{job['id']}").json() == job

