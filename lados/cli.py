@@ -15,6 +15,7 @@ import typer
 
 from . import __version__
 from .cli_app import app_app
+from .cli_check import check
 from .cli_data import app as data_app
 from .cli_data import err, say
 from .cli_jobs import job_app, up, worker
@@ -29,7 +30,7 @@ from .model.events import follow_parent
 app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",
                   no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for command in (train, evaluate, predict, export, engines, serve, worker, up, demo):
+for command in (train, evaluate, predict, export, engines, serve, worker, up, check, demo):
     app.command()(command)
 for name, group in (("data", data_app), ("runs", runs_app), ("job", job_app), ("app", app_app), ("bench", bench_app)):
     app.add_typer(group, name=name)

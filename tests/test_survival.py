@@ -23,7 +23,7 @@ EPOCHS = 11
 
 @pytest.fixture
 def home(tmp_path):
-    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    toy_manifest(tmp_path / "data" / "toy", train=480, held=30)
     return tmp_path
 
 
