@@ -18,7 +18,7 @@ from .core import to_json
 if TYPE_CHECKING:
     from lados.jobs.check import Finding
 
-# %% ../nbs/69h_cli_check.ipynb #aca041e5
+# %% ../nbs/69h_cli_check.ipynb #7c3f5642
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to look again and again until all is well", min=0)] = 0,
@@ -42,19 +42,13 @@ _COLOURS = {"up": "green", "down": "bold red", "off": "dim"}
 
 def _show(found: "list[Finding]") -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", "state", "since", "")
     for f in found:
         detail = f"{f.detail}\n-> {f.remedy}" if f.remedy else f.detail
-        state = f"[{_COLOURS[f.state]}]{f.state}[/]"
-        table.add_row(f.name, state, ago(f.since, datetime.now(UTC)), _plain(detail))
+        table.add_row(f.name, Text(f.state, _COLOURS[f.state]), ago(f.since, datetime.now(UTC)), Text(detail))
     out.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def ago(

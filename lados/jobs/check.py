@@ -6,8 +6,7 @@
 __all__ = ['SECONDS', 'ROOM', 'CHECKS', 'Finding', 'api', 'model', 'broker', 'queues', 'store', 'folders', 'prometheus', 'checks',
            'well']
 
-# %% ../../nbs/jobs/47_check.ipynb #219e05ce
-import os
+# %% ../../nbs/jobs/47_check.ipynb #62d81527
 import shutil
 import tempfile
 import time
@@ -72,7 +71,7 @@ def _get(url: str, path: str) -> httpx.Response:
 def _why(error: Exception) -> str:
     return f"does not answer ({str(error)[:120] or type(error).__name__})"
 
-# %% ../../nbs/jobs/47_check.ipynb #9647b171
+# %% ../../nbs/jobs/47_check.ipynb #b36b0696
 def _api_url() -> str:
     return settings().lados_api_url or "http://127.0.0.1:8000"
 
@@ -85,7 +84,7 @@ def api() -> Finding:
     except (httpx.HTTPError, ValueError, KeyError) as e:
         if not settings().lados_api_url:
             return Finding("API", "off", f"nothing answers at {_api_url()}, and LADOS_API_URL is not set")
-        return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve`, or `lados up`; else correct LADOS_API_URL")
+        return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
 
 def model() -> Finding:
@@ -161,7 +160,7 @@ def folders() -> Finding:
         except OSError as e:
             return _down("folders", f"{path}: cannot be written ({e.strerror})", f"give the rights, or set {name} anew")
         if free < ROOM:
-            return _down("folders", f"{path}: {free / 1e9:.1f} GB free", f"free some room, or set {name} to another disk")
+            return _down("folders", f"{path}: {free / 1e9:.1f} GB free", f"free some, or set {name} to another disk")
         told.append(f"{free / 1e9:.0f} GB free for {name}")
     return _up("folders", ", ".join(told))
 
