@@ -33,7 +33,8 @@ app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photogr
                   context_settings={"help_option_names": ["-h", "--help"]})
 for command in (train, evaluate, predict, export, engines, serve, worker, up, check, demo):
     app.command()(command)
-groups = {"data": data_app, "runs": runs_app, "job": job_app, "schedule": schedule_app, "app": app_app, "bench": bench_app}
+groups = {"data": data_app, "runs": runs_app, "job": job_app, "schedule": schedule_app, "app": app_app,
+          "bench": bench_app}
 for name, group in groups.items():
     app.add_typer(group, name=name)
 
