@@ -21,7 +21,7 @@ from lados.core import Settings
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
 OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app", "jobs", "check", "schedule")} # of a level of another name
-OWN |= {"bench_load": "bench", "bench_serve": "bench"}
+OWN |= {"bench_load": "bench", "bench_serve": "bench", "bench_jobs": "bench"}
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Member', 'Family', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #3d49b292
+# %% ../../nbs/jobs/46d_processes.ipynb #a1bf06d6
 import contextlib
 import fcntl
 import os
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..core import ServeError, settings
@@ -25,7 +26,7 @@ from .schedule import Clock
 from .store import open_store, store_url
 from ..serve.server import listen
 
-# %% ../../nbs/jobs/46d_processes.ipynb #048fdae5
+# %% ../../nbs/jobs/46d_processes.ipynb #eb12cb4f
 @dataclass
 class Member:
     "A process of a family."
@@ -33,6 +34,7 @@ class Member:
     name: str # for people
     command: list[str] # arguments of this Python
     environment: dict[str, str] = field(default_factory=dict) # beside that of this process
+    log: Path | None = None # where it writes; none: where this process does
     process: subprocess.Popen | None = None
     started: float = 0.0
     pause: float = 0.0 # seconds before the next start
@@ -42,8 +44,11 @@ class Member:
         "Start it."
         self.started = time.monotonic()
         environment = {**os.environ, "LADOS_PARENT": str(os.getpid()), **self.environment}
+        out = self.log.open("ab") if self.log else None
         self.process = subprocess.Popen([sys.executable, *self.command], stdin=subprocess.DEVNULL, env=environment,
-                                        start_new_session=True)
+                                        stdout=out, stderr=out, start_new_session=True)
+        if out:
+            out.close()
 
 
 class Family:
@@ -83,7 +88,7 @@ class Family:
             m.deaths = m.deaths + 1 if quick else 1
             if m.deaths >= 6:
                 raise ServeError(f"{m.name} ends as soon as it is started (status {m.process.returncode})",
-                                 "what it says above tells why")
+                                 f"see {m.log}" if m.log else "what it says above tells why")
             m.pause = time.monotonic() + (0.2 * 2**m.deaths if quick else 0.2)
             self.say(f"{m.name} has ended (status {m.process.returncode}); it is started again")
         if time.monotonic() > m.pause:
@@ -170,7 +175,7 @@ def work_until_told(
         ready = f"workers are ready; jobs are written down in {shown(store_url())}"
         Family(worker_members(train, predict), say).run(lambda: say(ready))
 
-# %% ../../nbs/jobs/46d_processes.ipynb #10fc98fe
+# %% ../../nbs/jobs/46d_processes.ipynb #71c6d609
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
     "ServeError where another `lados up` has this folder."
@@ -208,6 +213,11 @@ def everything_until_told(
     members = [_lados("the API", "serve", "--port", str(port), **own), *worker_members(),
                *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url)
                  for name, p in (("monitor", page), ("classifier", page + 1)))]
+    logs = settings().lados_home.resolve() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for m in members:
+        m.log = logs / f"{m.name.removeprefix('the ').replace(' ', '-')}.log"
+    told = (f"API {url} (documentation at /docs)\n   monitor     http://127.0.0.1:{page}\n   classifier  "
+            f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n   Ctrl-C ends all of it")
     with _only_one(), looked_after():
-        Family(members, say).run(lambda: say(f"API {url}, monitor http://127.0.0.1:{page}, classifier "
-                                             f"http://127.0.0.1:{page + 1}; Ctrl-C ends all"))
+        Family(members, say).run(lambda: say(told))

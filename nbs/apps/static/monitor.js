@@ -72,7 +72,7 @@ function curves(state) {
     h("div", { class: "columns" }, chart(losses, "loss: training (line), validation (dashed)"), chart(ids.map((id, i) => line(id, i, "macro_f1")), "macro-F1 on validation")),
     h("div", { class: "legend" }, ids.map((id, i) => {
       const best = Math.max(...state.curves[id].map((e) => e.macro_f1 ?? 0))
-      const dot = h("span", { class: "dot" })
+      const dot = h("i", { class: "dot" })
       dot.style.setProperty("--c", COLOURS[i % COLOURS.length])
       return h("span", {}, dot, `${names[id] || id}: best macro-F1 ${number(best)}`)
     })),
@@ -121,7 +121,7 @@ function render({ model, el }) {
     const epoch = job.kind === "train" && job.progress.epochs ? ` ${job.progress.epochs_done ?? 0}/${job.progress.epochs}` : ""
     return h("tr", { "data-job": job.id },
       h("td", {}, job.kind === "train" && h("input", { type: "checkbox", checked: model.get("chosen").includes(job.id), "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) })),
-      h("td", { class: "what" }, job.name || job.kind, h("br"), h("small", {}, `${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])),
+      h("td", { class: "named" }, job.name || job.kind, h("br"), h("small", {}, `${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])),
       h("td", {}, h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)),
       h("td", {}, h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, `${percent(job.fraction)}${epoch} ${left(job.eta_s)}`)),
       h("td", {}, links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name))),
@@ -156,8 +156,8 @@ function render({ model, el }) {
   function modelRow(m) {
     const passed = Object.entries(m.engines).map(([name, state]) => `${name}: ${state}`).join(", ")
     const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.pictures ?? "?"} pictures${m.view ? `, ${m.view}` : ""})`
-    return h("tr", {}, h("td", { class: "what" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
-      h("td", {}, score), h("td", { class: "what" }, h("small", {}, passed)),
+    return h("tr", {}, h("td", { class: "named" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
+      h("td", {}, score), h("td", { class: "named" }, h("small", {}, passed)),
       h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : !m.error && h("button", { class: "button small", onclick: () => send({ kind: "promote", model: m.name }) }, "Serve")))
   }
 
