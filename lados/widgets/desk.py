@@ -15,10 +15,11 @@ from typing import Any
 
 from .classifier import Classifier, open_classifier
 from ..core import DataError, LadosError, settings, sha256_file
+from ..data.archives import unpack
 from .corrections import Corrections
 from .gallery import Card, results_table
 from .intake import MOST_CARDS, Intake, Upload, upload_limits
-from .spool import Spool, dimensions, preview, unpack
+from .spool import Spool, dimensions, preview
 
 # %% ../../nbs/widgets/59d_desk.ipynb #bc563353
 log = logging.getLogger("lados.page")
@@ -127,7 +128,7 @@ class Board:
     def _unpack(self, key: str, upload: Upload, round_: int) -> None:
         try:
             limit = upload_limits()["picture"]
-            for i, m in enumerate(unpack(upload.path, upload.name, self.spool, limit, max(1, self.room))):
+            for i, m in enumerate(unpack(upload.path, upload.name, self.spool.new, limit, max(1, self.room))):
                 if round_ != self.round:
                     return
                 if m.path:
