@@ -9,7 +9,7 @@ __all__ = ['Serving', 'BAD', 'app', 'predict', 'predict_batch', 'explain', 'heal
 # %% ../../nbs/serve/34_api.ipynb #d022b68b
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -34,6 +34,7 @@ from .predictor import Answer
 from .process import give_memory_back, leave_with_parent
 from .schemas import Answered, Batch, Health, Heat, Metrics, Models, Problem, Promoted, Promotion, Ready
 from .service import Loaded, Owner, Service
+from .sinks import Sink, discarding
 from .telemetry import count, exposition, forget_dead, log_as_json, statistics
 from .uploads import Limits, Upload, read_uploads
 
@@ -79,19 +80,25 @@ app = FastAPIOffline(
                 "how sure, whether a human should look, and where in the picture.",
     responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
+app.state.overflow = None
 
 # %% ../../nbs/serve/34_api.ipynb #7ab6c816
 def _limits(s: Settings, pictures: int) -> Limits:
     return Limits(int(s.max_upload_size_mb * 1e6), pictures, 65_536 + 1024 * pictures)
 
 
-async def _uploads(request: Request, service: Service, held: Any, pictures: int) -> list[Upload]:
+async def _uploads(
+    request: Request, service: Service, held: Any, pictures: int, begin: Callable[[], Sink] | None = None,
+) -> list[Upload] | Sink:
     "The pictures of a request; a length that is too large is refused before anything is read."
     limits, declared = _limits(service.settings, pictures), request.headers.get("content-length", "0")
-    if declared.isdigit() and int(declared) > limits.picture * pictures + limits.rest:
-        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request",
-                              "send less; MAX_UPLOAD_SIZE_MB is the limit")
-    return await read_uploads(request.stream(), request.headers.get("content-type", ""), limits, held)
+    most, name = limits.picture * pictures, "MAX_UPLOAD_SIZE_MB"
+    if begin:
+        most, name = service.settings.max_batch_mb * 1e6, "MAX_BATCH_MB"
+    if declared.isdigit() and int(declared) > most + limits.rest:
+        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request", f"send less; {name} is the limit")
+    kind = request.headers.get("content-type", "")
+    return await read_uploads(request.stream(), kind, limits, held, overflow=begin)
 
 
 def _entry(upload: Upload, answer: Answer, seconds: dict[str, float]) -> dict[str, Any]:
@@ -106,12 +113,15 @@ def _counted(loaded: Loaded | None, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def _pictures(request: Request, service: Service, most: int) -> AsyncIterator[tuple[Loaded, list[Upload]]]:
+async def _pictures(
+    request: Request, service: Service, most: int, overflow: Any = None,
+) -> AsyncIterator[tuple[Loaded, list[Upload] | Sink]]:
     "A request's stay, with its pictures; one that gets no answer is counted."
     loaded = None
     try:
-        with service.request() as loaded, service.budget.hold() as held:
-            yield loaded, await _uploads(request, service, held, most)
+        async with discarding(overflow and overflow.begin) as begin:
+            with service.request() as loaded, service.budget.hold() as held:
+                yield loaded, await _uploads(request, service, held, most, begin)
     except (LadosError, ClientDisconnect) as e:
         _counted(loaded, e)
         raise
@@ -149,7 +159,13 @@ async def _either(service: Service, loaded: Loaded, upload: Upload, owner: Owner
           tags=["pictures"])
 async def predict_batch(request: Request, service: Serving) -> Response:
     "Classify several pictures, at most `BATCH_JOB_THRESHOLD`: a form with the field `files`, once for each."
-    async with _pictures(request, service, service.settings.batch_job_threshold) as (loaded, uploads):
+    overflow = request.app.state.overflow
+    if overflow and request.headers.get("content-type", "").lower().startswith("application/json"):
+        with service.request() as loaded:
+            return await overflow.source(request, loaded)
+    async with _pictures(request, service, service.settings.batch_job_threshold, overflow) as (loaded, uploads):
+        if not isinstance(uploads, list):
+            return await overflow.submit(request, uploads, loaded, dict(request.query_params))
         loaded.batcher.check(len(uploads))
         owner = Owner(loaded.batcher.share)
         results = await unless_gone(request, asyncio.gather(*(_either(service, loaded, u, owner) for u in uploads)))

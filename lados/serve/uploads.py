@@ -7,7 +7,7 @@ __all__ = ['SlowBody', 'BadForm', 'Upload', 'plain_name', 'Budget', 'Held', 'Lim
 
 # %% ../../nbs/serve/33b_uploads.ipynb #52163b3f
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 from types import TracebackType
@@ -17,6 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ..core import DataError, LadosError, NoPicture, PictureTooLarge
 from .batching import Overloaded
+from .sinks import PIECE, Sink, Spill, is_zip
 
 # %% ../../nbs/serve/33b_uploads.ipynb #3c78aad2
 class SlowBody(LadosError):
@@ -73,12 +74,16 @@ class Held:
         self.budget.held += n
         self.bytes += n
 
+    def give_back(self) -> None:
+        "Hold nothing any more."
+        self.budget.held -= self.bytes
+        self.bytes = 0
+
     def __enter__(self) -> "Held":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.budget.held -= self.bytes
-        self.bytes = 0
+        self.give_back()
 
 # %% ../../nbs/serve/33b_uploads.ipynb #3ed17898
 @dataclass(frozen=True)
@@ -94,14 +99,19 @@ class Limits:
 class _Form:
     "Collects the files of a multipart form from the parser's callbacks."
 
-    def __init__(self, limits: Limits, held: Held):
-        self.limits, self.held, self.uploads = limits, held, []
-        self.kept, self.rest, self.parts, self.file, self.complete = 0, 0, 0, False, False
+    def __init__(self, limits: Limits, held: Held, spill: Spill):
+        self.limits, self.held, self.spill, self.uploads = limits, held, spill, []
+        self.kept, self.files, self.parts, self.file, self.complete = 0, 0, 0, False, False
+
+    @property
+    def rest(self) -> int:
+        "Bytes that all but the pictures may have by now."
+        return self.limits.rest + 1024 * max(0, self.files - self.limits.pictures)
 
     def on_part_begin(self) -> None:
-        self.header, self.disposition, self.file = b"", b"", False
+        self.disposition, self.kind, self.file = b"", b"", False
         self.parts += 1
-        if self.parts > self.limits.pictures + 16:
+        if self.parts > max(self.limits.pictures, self.files) + 16:
             raise BadForm(f"the form has more than {self.limits.pictures + 16} fields", "send pictures only")
 
     def on_header_begin(self) -> None:
@@ -116,20 +126,36 @@ class _Form:
     def on_header_end(self) -> None:
         if self.field.lower() == b"content-disposition":
             self.disposition = self.value
+        elif self.field.lower() == b"content-type":
+            self.kind = self.value
 
     def on_headers_finished(self) -> None:
         _, options = parse_options_header(self.disposition)
         self.file = b"filename" in options
         if self.file:
-            if len(self.uploads) == self.limits.pictures:
-                raise PictureTooLarge(f"more than {self.limits.pictures} pictures in one request",
-                                      "send fewer at a time; BATCH_JOB_THRESHOLD is the limit")
-            self.uploads.append(Upload(plain_name(options[b"filename"].decode("utf-8", "replace"))))
+            self.files += 1
+            self._begin(plain_name(options[b"filename"].decode("utf-8", "replace")))
+
+    def _begin(self, name: str) -> None:
+        many, packed = self.files > self.limits.pictures, is_zip(self.kind, name)
+        if self.spill.overflow and not self.spill.on and (many or packed):
+            self.spill.begin((u.name, u.data) for u in self.uploads)
+            self.uploads = []
+        if self.spill.on:
+            self.spill.file(name)
+        elif many:
+            raise PictureTooLarge(f"more than {self.limits.pictures} pictures in one request",
+                                  "send fewer at a time; BATCH_JOB_THRESHOLD is the limit")
+        else:
+            self.uploads.append(Upload(name))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self.file:
-            _keep(self.uploads[-1], memoryview(data)[start:end], self.limits, self.held)
             self.kept += end - start
+            if self.spill.on:
+                self.spill.write(data[start:end])
+            else:
+                _keep(self.uploads[-1], memoryview(data)[start:end], self.limits, self.held)
 
     def on_end(self) -> None:
         self.complete = True
@@ -149,13 +175,17 @@ async def read_uploads(
     limits: Limits,
     held: Held, # an account of the service's budget
     name: str = "picture", # of a picture that is the whole body
-) -> list[Upload]: # at least one
-    "The pictures of a request. Raises BadForm, PictureTooLarge, NoPicture, SlowBody or Overloaded."
+    overflow: Callable[[], Sink] | None = None, # begins a sink, for a zip and for more than `limits.pictures`
+) -> list[Upload] | Sink: # at least one, or the sink where one was begun
+    "The pictures of a request. Raises BadForm, PictureTooLarge, NoPicture, SlowBody, Overloaded, or what a sink does."
     kind, options = parse_options_header(content_type)
     try:
-        async with asyncio.timeout(limits.seconds):
+        async with asyncio.timeout(limits.seconds) as clock:
+            spill = Spill(overflow, held.give_back, clock, limits.seconds)
             if kind == b"multipart/form-data":
-                return await _read_form(body, options.get(b"boundary", b""), limits, held)
+                return await _read_form(body, options.get(b"boundary", b""), limits, held, spill)
+            if overflow and is_zip(kind, ""):
+                return await _read_zip(body, f"{name}.zip", spill)
             if kind.startswith(b"image/") or kind in (b"application/octet-stream", b""):
                 return await _read_one(body, limits, held, name)
     except TimeoutError:
@@ -171,20 +201,32 @@ async def _read_one(body: AsyncIterator[bytes], limits: Limits, held: Held, name
     return [upload]
 
 
-async def _read_form(body: AsyncIterator[bytes], boundary: bytes, limits: Limits, held: Held) -> list[Upload]:
-    form, seen = _Form(limits, held), 0
+async def _read_zip(body: AsyncIterator[bytes], name: str, spill: Spill) -> Sink:
+    spill.begin()
+    spill.file(name)
+    async for chunk in body:
+        spill.write(chunk)
+        await spill.flush(PIECE)
+    return await spill.end()
+
+
+async def _read_form(
+    body: AsyncIterator[bytes], boundary: bytes, limits: Limits, held: Held, spill: Spill,
+) -> list[Upload] | Sink:
+    form, seen = _Form(limits, held, spill), 0
     try:
         parser = MultipartParser(boundary, {n: getattr(form, n) for n in dir(form) if n.startswith("on_")})
         async for chunk in body:
             seen += len(chunk)
             parser.write(chunk)
-            if seen - form.kept > limits.rest:
+            await spill.flush(PIECE)
+            if seen - form.kept > form.rest:
                 raise BadForm("the form holds too much beside pictures", "send pictures and nothing else")
         parser.finalize()
     except FormParserError as e:
         raise BadForm(f"the form is damaged ({e})", "send multipart/form-data as curl -F makes it") from None
-    if not form.complete or not form.uploads:
+    if not form.complete or not form.files:
         why = "holds no picture" if form.complete else "is cut short"
         raise BadForm(f"the form {why}",
                       "send the picture in the field `file`, with a file name: curl -F file=@picture.jpg")
-    return form.uploads
+    return await spill.end() if spill.on else form.uploads
