@@ -5,6 +5,7 @@ import contextlib
 import io
 import os
 import random
+import shutil
 import signal
 import stat
 import struct
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from serving import Memory
+from serving import START, Memory, colours, runs, serving, wait_for
 
 from lados.core import ConfigError, DataError, DiskFull, PictureError, PictureTooLarge, read_json, settings
 from lados.jobs import batches
@@ -559,3 +560,74 @@ def test_places_without_pictures(places, where, why):
     with Batch.begin() as batch, pytest.raises(DataError, match=why):
         batch.source(where, trusted=True)
     assert left(places) == []
+
+
+# --- over HTTP
+
+
+WITH_OVERFLOW = """
+import asyncio
+from lados.jobs.batches import Batch
+from lados.serve.api import app
+from lados.serve.http import respond
+class Overflow:
+    begin = staticmethod(Batch.begin)
+    async def submit(self, request, sink, loaded, options):
+        folder = await asyncio.to_thread(sink.seal, options["name"])
+        return respond(202, {{"folder": str(folder), "model": loaded.predictor.name}})
+    async def source(self, request, loaded):
+        return respond(202, await request.json())
+app.state.overflow = Overflow()
+""" + START
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    with serving(tmp_path_factory.mktemp("batches"), runs() / "first", code=WITH_OVERFLOW, BATCH_JOB_THRESHOLD=4, MAX_BATCH_MB=30,
+                 MAX_UPLOAD_SIZE_MB=1) as server:
+        yield server.ready()
+
+
+def test_more_pictures_than_the_threshold_become_a_batch(service):
+    picture = colours(1)[0]
+    few = service.post("/predict_batch", files=[("files", ("a.png", picture))] * 4)
+    assert few.status_code == 200 and few.json()["answered"] == 4
+    many = service.post("/predict_batch?name=many", files=[("files", (f"{i}.png", picture)) for i in range(300)])
+    assert many.status_code == 202 and many.json()["model"] == "first"
+    found = entries(many.json()["folder"])
+    assert [e.name for e in found] == [f"{i}.png" for i in range(300)]
+    assert fetch(found[299], many.json()["folder"]).read_bytes() == picture
+    packed = service.post("/predict_batch?name=packed", content=zipped([("1.png", picture)]), headers={"content-type": "application/zip"})
+    assert packed.status_code == 202 and told(packed.json()["folder"]) == [("1.png", "")]
+    named = service.post("/predict_batch", json={"source": "/data"})
+    assert named.status_code == 202 and named.json() == {"source": "/data"}
+    shutil.rmtree(service.home / "batches" / "many")
+    shutil.rmtree(service.home / "batches" / "packed")
+
+
+@pytest.mark.parametrize("body, kind, status, detail", [
+    (lambda: b"PK", "application/zip", 422, "not a readable zip"),
+    (lambda: zipped([(f"{i}.png", bytes(900_000)) for i in range(40)], compression=zipfile.ZIP_DEFLATED), "application/zip", 422, "would unpack"),
+    (lambda: [part("a.jpg", bytes(900_000))] * 40, KIND, 413, "more than 30 MB"), # of no declared length
+    (lambda: b"".join([part("a.jpg", bytes(900_000))] * 40), KIND, 413, "MB in one request"),
+    (lambda: [part("a.jpg", b"1")] * 9, KIND, 400, "cut short"),
+    (lambda: [part("a.jpg", b"1")] * 9 + [part("b.jpg", bytes(1_100_000))], KIND, 413, "b.jpg: larger than 1 MB"),
+    (lambda: b'{"source": "' + b"x" * 100_000 + b'"}', "application/json", 413, "more than 64 kB")])
+def test_what_is_refused_leaves_nothing(service, body, kind, status, detail):
+    data = body()
+    answer = service.post("/predict_batch?name=x", content=iter(data) if isinstance(data, list) else data, headers={"content-type": kind})
+    assert answer.status_code == status and detail in answer.json()["detail"]
+    assert list((service.home / "batches").glob("[!.]*")) == list((service.home / "batches").glob(".incoming*")) == []
+
+
+def test_a_client_that_goes_in_the_middle_leaves_nothing(service):
+    folder = service.home / "batches"
+    with service.connect() as sock:
+        sock.sendall(b"POST /predict_batch HTTP/1.1\r\nHost: x\r\nContent-Length: 20000000\r\n"
+                     b"Content-Type: multipart/form-data; boundary=xyz\r\n\r\n")
+        for i in range(40):
+            sock.sendall(part(f"{i}.jpg", bytes(100_000)))
+        wait_for(lambda: len(list(folder.glob(".incoming*/pictures/*"))) > 20, 30, service)
+        assert service.get("/health").status_code == 200
+    wait_for(lambda: not list(folder.glob(".incoming*")), 30, service)
+    wait_for(lambda: 'outcome="cancelled"' in service.get("/metrics/prometheus").text, 30, service)

@@ -142,7 +142,7 @@ def _mark(info: dict[str, Any]) -> str:
 
 
 def read_remote(
-    url: str,
+    url: str, # of one picture
     name: str, # for messages
     limit: int, # bytes
 ) -> bytes: # of the picture
