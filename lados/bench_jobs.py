@@ -6,7 +6,7 @@
 __all__ = ['WORKER', 'PREDICT', 'VICTIMS', 'SUPERVISOR', 'TINY', 'installation', 'worker_processes', 'all_cores', 'ended',
            'write_pictures', 'hand_in', 'Speed', 'bench_speed', 'bench_wait', 'Survival', 'bench_survival']
 
-# %% ../nbs/68c_bench_jobs.ipynb #7ec95964
+# %% ../nbs/68c_bench_jobs.ipynb #f8f20700
 import contextlib
 import os
 import random
@@ -25,7 +25,7 @@ import psutil
 
 from .bench_serve import sample_jpegs
 from .core import ServeError, settings
-from .jobs.batches import Batch, add_source
+from .jobs.batches import Batch
 from .jobs.ledger import Job, get
 from .jobs.processes import looked_after
 from .jobs.queue import submit, submit_batch, workers
@@ -33,7 +33,7 @@ from .jobs.store import ENDED, open_store
 from .jobs.views import epochs
 from .jobs.work import batch_folder
 
-# %% ../nbs/68c_bench_jobs.ipynb #e21421f7
+# %% ../nbs/68c_bench_jobs.ipynb #3760c4b0
 WORKER = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(3).split(','))); import runpy; " \
          "sys.argv[0] = 'queue'; runpy.run_module('lados.jobs.queue', run_name='__main__', alter_sys=True)"
 
@@ -116,7 +116,7 @@ def hand_in(
 ) -> Job:
     "A batch of a folder."
     batch = Batch.begin()
-    add_source(batch, str(pictures))
+    batch.source(str(pictures), trusted=True)
     return submit_batch(batch, str(bundle), engine, name=f"bench {time.monotonic_ns()}")[0]
 
 # %% ../nbs/68c_bench_jobs.ipynb #d4c1d871

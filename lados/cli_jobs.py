@@ -22,7 +22,7 @@ from .core import ConfigError, RunError, to_json
 if TYPE_CHECKING:
     from lados.jobs.ledger import Job
 
-# %% ../nbs/69g_cli_jobs.ipynb #2c3a84f5
+# %% ../nbs/69g_cli_jobs.ipynb #d0e6473f
 job_app = typer.Typer(help="Hand in jobs, follow them, stop them.", no_args_is_help=True)
 
 
@@ -65,20 +65,17 @@ def _train(preset: str | None, given: dict[str, Any]) -> "tuple[Job, bool]":
 
 
 def _predict(paths: list[str], run: str, engine: str) -> "tuple[Job, bool]":
-    from lados.jobs.batches import Batch, add_path
+    from lados.jobs.batches import Batch
     from lados.jobs.queue import submit_batch
     from lados.model.card import find_bundle
 
     if not paths:
         raise ConfigError("no pictures are named", "lados job submit predict FOLDER")
-    bundle, batch = find_bundle(bundle_of(run)), Batch.begin()
-    try:
+    bundle = find_bundle(bundle_of(run))
+    with Batch.begin() as batch:
         for path in paths:
-            add_path(batch, path)
-    except BaseException:
-        batch.discard()
-        raise
-    return submit_batch(batch, str(bundle.resolve()), engine, name=", ".join(paths)[:200])
+            batch.source(path, trusted=True)
+        return submit_batch(batch, str(bundle.resolve()), engine, name=", ".join(paths)[:200])
 
 
 def _without_workers() -> None:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['LadosError', 'ConfigError', 'DataError', 'PictureError', 'NoPicture', 'PictureTooLarge', 'SourceError',
-           'WeightsError', 'TrainingError', 'RunError', 'ServeError', 'did_you_mean', 'Settings', 'settings',
-           'atomic_write', 'remove_unfinished', 'to_json', 'write_json', 'read_json', 'sha256_file', 'sha256_text',
-           'utc_now']
+           'WeightsError', 'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'Settings',
+           'settings', 'atomic_write', 'remove_unfinished', 'to_json', 'write_json', 'read_json', 'sha256_file',
+           'sha256_text', 'utc_now']
 
 # %% ../nbs/00_core.ipynb #ab602d9e
 import hashlib
@@ -79,6 +79,17 @@ class RunError(LadosError):
 
 class ServeError(LadosError):
     "Serving that cannot start or go on: a port in use, an engine that is not installed or does not hold its promise."
+
+
+class DiskFull(ServeError):
+    "A disk that takes no more."
+
+    def __init__(
+        self,
+        problem: str, # what was wrong, naming the folder
+        remedy: str = "free some space there, or choose another disk with LADOS_BATCHES or LADOS_HOME",
+    ):
+        super().__init__(problem, remedy)
 
 # %% ../nbs/00_core.ipynb #d973ea4b
 def did_you_mean(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Member', 'Family', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #a1bf06d6
+# %% ../../nbs/jobs/46d_processes.ipynb #44cbbf4e
 import contextlib
 import fcntl
 import os
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import ServeError, settings
+from .batches import sweep
 from .broker import ensure_broker, shown
 from .keeper import Keeper
 from .schedule import Clock
@@ -126,7 +127,7 @@ class Family:
             for n, handler in before.items():
                 signal.signal(n, handler)
 
-# %% ../../nbs/jobs/46d_processes.ipynb #69889ff8
+# %% ../../nbs/jobs/46d_processes.ipynb #0ab1962c
 def gpus() -> list[str]: # their numbers; empty where there are none
     "The GPUs that may be used here, as the driver counts them; nothing of CUDA is loaded."
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -157,6 +158,7 @@ def worker_members(
 def looked_after() -> Iterator[None]:
     "While in the block, this process looks after jobs."
     ensure_broker()
+    sweep()
     keeper = Keeper(open_store(), (Clock(),))
     keeper.start()
     try:

@@ -6,7 +6,7 @@
 __all__ = ['QUEUES', 'WEEK', 'AHEAD', 'celery_app', 'worker_name', 'hint', 'send', 'submit', 'submit_batch', 'retry', 'workers',
            'waiting', 'run_worker']
 
-# %% ../../nbs/jobs/45_queue.ipynb #9bd098dc
+# %% ../../nbs/jobs/45_queue.ipynb #f51bc95f
 import logging
 import os
 import shutil
@@ -26,7 +26,7 @@ from kombu.exceptions import KombuError
 
 from ..core import ConfigError, did_you_mean
 from . import ledger, parts
-from .batches import Batch, seal
+from .batches import Batch
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
 from .heart import LEAVING
 from .ledger import Job
@@ -91,7 +91,7 @@ def send(
     except (KombuError, redis.RedisError, OSError) as e:
         raise explain(e, broker_url()) from None
 
-# %% ../../nbs/jobs/45_queue.ipynb #0879403c
+# %% ../../nbs/jobs/45_queue.ipynb #e22471ad
 def submit(
     kind: str, # a key of `KINDS`
     asked: dict[str, Any], # what that kind knows
@@ -124,7 +124,7 @@ def submit_batch(
     "Make a job of a batch of pictures. Where that fails, nothing is left of the batch."
     job_id, folder = uuid4().hex, batch.folder
     try:
-        folder = seal(batch, job_id)
+        folder = batch.seal(job_id)
         asked = {"folder": str(folder), "bundle": bundle, "engine": engine, "name": name}
         job, attached = submit("predict", asked, origin, job_id)
     except BaseException:

@@ -9,7 +9,7 @@ __all__ = ['Serving', 'BAD', 'app', 'problems', 'predict', 'predict_batch', 'exp
 # %% ../../nbs/serve/34_api.ipynb #d022b68b
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
@@ -34,8 +34,9 @@ from .predictor import Answer
 from .process import give_memory_back, leave_with_parent, note_leaving
 from .schemas import Answered, Batch, Health, Heat, Metrics, Models, Problem, Promoted, Promotion, Ready
 from .service import Loaded, Owner, Service
+from .sinks import Sink, discarding
 from .telemetry import count, exposition, forget_dead, log_as_json, statistics
-from .uploads import Limits, Sink, Upload, read_uploads
+from .uploads import Limits, Upload, read_uploads
 
 # %% ../../nbs/serve/34_api.ipynb #dc13aefc
 @asynccontextmanager
@@ -66,7 +67,8 @@ def _body(many: bool) -> dict[str, Any]:
     field = {"files": {"type": "array", "items": one, "minItems": 1}} if many else {"file": one}
     form = {"schema": {"type": "object", "properties": field, "required": [*field]}}
     raw = {} if many else {kind: {"schema": one} for kind in ("image/jpeg", "image/png", "application/octet-stream")}
-    raw |= {"application/zip": {"schema": one}} if many else {}
+    place = {"type": "object", "required": ["source"], "properties": {"source": {"type": "string"}}}
+    raw |= {"application/zip": {"schema": one}, "application/json": {"schema": place}} if many else {} # become jobs
     return {"requestBody": {"required": True, "content": {"multipart/form-data": form, **raw}}}
 
 
@@ -83,23 +85,23 @@ app = FastAPIOffline(
                 "how sure, whether a human should look, and where in the picture.",
     responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
-app.state.overflow = None # what takes more pictures than one request may hold; `lados.jobs.api` sets it
+app.state.overflow = None
 
 # %% ../../nbs/serve/34_api.ipynb #7ab6c816
 def _limits(s: Settings, pictures: int) -> Limits:
     return Limits(int(s.max_upload_size_mb * 1e6), pictures, 65_536 + 1024 * pictures)
 
 
-async def _uploads(request: Request, service: Service, held: Any, pictures: int) -> list[Upload] | Sink:
+async def _uploads(request: Request, service: Service, held: Any, pictures: int,
+                   begin: Callable[[], Sink] | None = None) -> list[Upload] | Sink:
     "The pictures of a request; a length that is too large is refused before anything is read."
     limits, declared = _limits(service.settings, pictures), request.headers.get("content-length", "0")
-    overflow = request.app.state.overflow if pictures > 1 else None
-    most = 1.02e6 * service.settings.max_batch_mb if overflow else limits.picture * pictures + limits.rest
-    if declared.isdigit() and int(declared) > most:
-        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request", "send less; "
-                              f"{'MAX_BATCH_MB' if overflow else 'MAX_UPLOAD_SIZE_MB'} is the limit")
+    most, name = (service.settings.max_batch_mb * 1e6, "MAX_BATCH_MB") if begin else (
+        limits.picture * pictures, "MAX_UPLOAD_SIZE_MB")
+    if declared.isdigit() and int(declared) > most + limits.rest:
+        raise PictureTooLarge(f"{int(declared) / 1e6:.1f} MB in one request", f"send less; {name} is the limit")
     kind = request.headers.get("content-type", "")
-    return await read_uploads(request.stream(), kind, limits, held, overflow=overflow and overflow.begin)
+    return await read_uploads(request.stream(), kind, limits, held, overflow=begin)
 
 
 def _entry(upload: Upload, answer: Answer, seconds: dict[str, float]) -> dict[str, Any]:
@@ -114,12 +116,14 @@ def _counted(loaded: Loaded | None, error: Exception) -> None:
 
 
 @asynccontextmanager
-async def _pictures(request: Request, service: Service, most: int) -> AsyncIterator[tuple[Loaded, Any]]:
+async def _pictures(request: Request, service: Service, most: int,
+                    overflow: Any = None) -> AsyncIterator[tuple[Loaded, list[Upload] | Sink]]:
     "A request's stay, with its pictures; one that gets no answer is counted."
     loaded = None
     try:
-        with service.request() as loaded, service.budget.hold() as held:
-            yield loaded, await _uploads(request, service, held, most)
+        async with discarding(overflow and overflow.begin) as begin:
+            with service.request() as loaded, service.budget.hold() as held:
+                yield loaded, await _uploads(request, service, held, most, begin)
     except (LadosError, ClientDisconnect) as e:
         _counted(loaded, e)
         raise
@@ -153,13 +157,17 @@ async def _either(service: Service, loaded: Loaded, upload: Upload, owner: Owner
         return {"filename": upload.name, "error": of_error(e)[0]}
 
 
-@app.post("/predict_batch", response_model=Batch, responses=problems(*BAD), openapi_extra=_body(many=True),
+@app.post("/predict_batch", response_model=Batch, responses=problems(*BAD, 507), openapi_extra=_body(many=True),
           tags=["pictures"])
 async def predict_batch(request: Request, service: Serving) -> Response:
     "Classify several pictures, at most `BATCH_JOB_THRESHOLD`: a form with the field `files`, once for each."
-    async with _pictures(request, service, service.settings.batch_job_threshold) as (loaded, uploads):
+    overflow = request.app.state.overflow
+    if overflow and request.headers.get("content-type", "").lower().startswith("application/json"):
+        with service.request() as loaded:
+            return await overflow.source(request, loaded)
+    async with _pictures(request, service, service.settings.batch_job_threshold, overflow) as (loaded, uploads):
         if not isinstance(uploads, list):
-            return await request.app.state.overflow.submit(request, loaded, uploads)
+            return await overflow.submit(request, uploads, loaded, dict(request.query_params))
         loaded.batcher.check(len(uploads))
         owner = Owner(loaded.batcher.share)
         results = await unless_gone(request, asyncio.gather(*(_either(service, loaded, u, owner) for u in uploads)))

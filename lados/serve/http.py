@@ -20,11 +20,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..core import ConfigError, NoPicture, PictureError, PictureTooLarge, RunError, ServeError, to_json
+from lados.core import (
+    ConfigError,
+    DataError,
+    DiskFull,
+    NoPicture,
+    PictureError,
+    PictureTooLarge,
+    RunError,
+    ServeError,
+    to_json,
+)
 from .batching import Overloaded
 from .service import NoSuchModel, NotReady
 from .telemetry import LOG, log_request
-from .uploads import BadForm, DiskFull, SlowBody
+from .uploads import BadForm, SlowBody
 
 # %% ../../nbs/serve/33e_http.ipynb #60dbf533
 class Forbidden(ServeError):
@@ -34,8 +44,8 @@ class Forbidden(ServeError):
 PROBLEMS: dict[type[Exception], tuple[int, str, str]] = { # kind of error -> status, title, outcome
     PictureTooLarge: (413, "Picture too large", "too_large"), NoPicture: (415, "Not a picture", "unsupported"),
     PictureError: (422, "Picture cannot be read", "bad_picture"), BadForm: (400, "Form cannot be read", "bad_form"),
+    DataError: (422, "Pictures cannot be used", "bad_form"), DiskFull: (507, "Disk full", "disk_full"),
     SlowBody: (408, "Body did not arrive", "slow"), Overloaded: (503, "Overloaded", "overloaded"),
-    DiskFull: (507, "No room", "no_room"),
     NotReady: (503, "Not ready", "not_ready"), Forbidden: (401, "Not allowed", "forbidden"),
     NoSuchModel: (404, "No such model", "error"), RunError: (409, "Model cannot be served", "error"),
     ServeError: (409, "Model cannot be served", "error"), ConfigError: (422, "Not a valid request", "error"),
@@ -144,7 +154,7 @@ class Envelope:
             await send(message)
 
         try:
-            await self.app(scope, _sparing(scope["path"], receive), sending)
+            await self.app(scope, _sparing(scope, receive), sending)
         except ClientDisconnect:
             state["labels"].setdefault("outcome", "cancelled")
         except Exception as e:
@@ -156,15 +166,16 @@ class Envelope:
                         **state["labels"])
 
 
-def _sparing(path: str, receive: Receive) -> Receive:
-    "Receive no more than `SMALL` bytes, unless the path reads its pictures itself."
-    taken = 0
+def _sparing(scope: Scope, receive: Receive) -> Receive:
+    "Receive no more than `SMALL` bytes, unless the path reads its pictures itself; JSON holds none."
+    taken, kind = 0, next((v for k, v in scope["headers"] if k == b"content-type"), b"")
+    large = scope["path"] in PICTURES and not kind.lower().startswith(b"application/json")
 
     async def receiving() -> Message:
         nonlocal taken
         message = await receive()
         taken += len(message.get("body", b""))
-        if taken > SMALL and path not in PICTURES:
+        if taken > SMALL and not large:
             raise HTTPException(413, f"a body of more than {SMALL // 1024} kB, where no picture is expected")
         return message
 

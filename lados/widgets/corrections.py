@@ -15,10 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core import ConfigError, DataError, atomic_write, did_you_mean, settings, sha256_file, utc_now
+from ..data.disk import locked
 from ..data.names import source_stem
 from ..data.tables import read_rows
 from ..labels import CLASSES
-from .spool import locked
 
 # %% ../../nbs/widgets/58_corrections.ipynb #62a61f36
 COLUMNS = ("file", "label", "predicted", "confidence", "model", "engine", "corrected_at", "name", "source_group",
