@@ -42,19 +42,14 @@ _COLOURS = {"up": "green", "down": "bold red", "off": "dim"}
 
 def _show(found: "list[Finding]") -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("", "state", "since", "")
     for f in found:
         detail = f"{f.detail}\n-> {f.remedy}" if f.remedy else f.detail
-        state = f"[{_COLOURS[f.state]}]{f.state}[/]"
-        table.add_row(f.name, state, ago(f.since, datetime.now(UTC)), _plain(detail))
+        since = ago(f.since, datetime.now(UTC))
+        table.add_row(f.name, Text(f.state, _COLOURS[f.state]), since, Text(detail)) # a detail may hold brackets
     out.print(table)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def ago(
