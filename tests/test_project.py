@@ -20,7 +20,7 @@ from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
-OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app", "jobs", "check")} # of a level of another name
+OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app", "jobs", "check", "schedule")} # of a level of another name
 OWN |= {"bench_load": "bench", "bench_serve": "bench"}
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],

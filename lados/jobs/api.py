@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PROBLEMS', 'Key', 'accepted', 'train', 'Source', 'hand_in', 'Overflow', 'predict_folder', 'job', 'jobs', 'events',
-           'cancel', 'retry', 'results', 'notebook', 'report']
+           'cancel', 'retry', 'results', 'notebook', 'history', 'report']
 
-# %% ../../nbs/jobs/49_api.ipynb #76745f67
+# %% ../../nbs/jobs/49_api.ipynb #d2093d20
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +24,7 @@ from .broker import BrokerError
 from .counts import JobCounts
 from .ledger import Job, JobError, NoSuchJob
 from .store import ENDED, STATES, open_store
-from .views import TABLES, JobList, JobView, results_file, view
+from .views import TABLES, History, JobList, JobView, epochs, results_file, view
 from ..model.params import TrainParams, presets
 from ..serve.api import Serving, problems, app, keyed
 from ..serve.http import PROBLEMS, respond
@@ -200,7 +200,7 @@ async def retry(job_id: str) -> Response:
     "Take up a job that failed or was cancelled, where it stopped."
     return accepted(await asyncio.to_thread(lambda: queue.retry(_job(job_id).id)), False)
 
-# %% ../../nbs/jobs/49_api.ipynb #a745c6ea
+# %% ../../nbs/jobs/49_api.ipynb #165f129f
 @app.get("/job/{job_id}/results", response_class=Response, tags=["jobs"], responses={
     200: {"content": {k: {} for k in TABLES.values()}, "description": "a table, or a training's metrics"},
     **problems(404, 409, 422)})
@@ -230,6 +230,12 @@ async def notebook(job_id: str) -> Response:
     "The executed notebook of a training, as far as it has got."
     path = await asyncio.to_thread(_of_run, job_id, "notebook.ipynb")
     return FileResponse(path, media_type="application/x-ipynb+json", filename=f"{path.parent.name}.ipynb")
+
+
+@app.get("/job/{job_id}/history", response_model=History, responses=problems(404), tags=["jobs"])
+async def history(job_id: str) -> Response:
+    "The epochs of a training so far: losses and scores."
+    return respond(200, {"epochs": await asyncio.to_thread(lambda: epochs(_job(job_id)))})
 
 
 @app.get("/job/{job_id}/report", response_class=Response, responses=problems(404, 409), tags=["jobs"])

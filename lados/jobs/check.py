@@ -98,7 +98,7 @@ def api() -> Finding:
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
         if not settings().lados_api_url:
             return Finding("API", "off", f"none answers at {_api_url()}, and LADOS_API_URL is not set")
-        return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve` or `lados up`, else correct LADOS_API_URL")
+        return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
 
 def model() -> Finding:
@@ -181,7 +181,7 @@ def folders() -> Finding:
         except OSError as e:
             return _down("folders", f"{path}: cannot be written ({e.strerror})", f"give the rights, or set {name} anew")
         if free < ROOM:
-            return _down("folders", f"{path}: {free / 1e9:.1f} GB free", f"free some room, or set {name} anew")
+            return _down("folders", f"{path}: {free / 1e9:.1f} GB free", f"free some, or set {name} to another disk")
         told.append(f"{free / 1e9:.0f} GB free for {name}")
     return _up("folders", ", ".join(told))
 

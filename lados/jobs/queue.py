@@ -6,7 +6,7 @@
 __all__ = ['QUEUES', 'WEEK', 'AHEAD', 'celery_app', 'worker_name', 'hint', 'send', 'submit', 'submit_batch', 'retry', 'workers',
            'waiting', 'run_worker']
 
-# %% ../../nbs/jobs/45_queue.ipynb #60bce4c7
+# %% ../../nbs/jobs/45_queue.ipynb #9bd098dc
 import logging
 import os
 import shutil
@@ -28,10 +28,11 @@ from ..core import ConfigError, did_you_mean
 from . import ledger, parts
 from .batches import Batch, seal
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
+from .heart import LEAVING
 from .ledger import Job
 from .parts import Part
 from .store import open_store
-from .work import KINDS, LEAVING, work
+from .work import KINDS, work
 from ..model.events import follow_parent
 
 # %% ../../nbs/jobs/45_queue.ipynb #73fbdf23

@@ -1,0 +1,190 @@
+// The monitor's page: shows what the kernel hears of the service once a second, and passes on what the visitor asks for.
+// Texts from outside (names, messages) only ever become text nodes.
+
+const COLOURS = ["#0b5fa5", "#c2410c", "#15803d", "#7e22ce", "#b91c1c", "#0f766e", "#a16207", "#475569"]
+
+function h(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag)
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value)
+    else if (value === true) node.setAttribute(name, "")
+    else if (value !== false && value != null) node.setAttribute(name, value)
+  }
+  node.append(...children.flat(Infinity).filter((c) => c != null && c !== false))
+  return node
+}
+
+function s(tag, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag)
+  for (const [k, v] of Object.entries(attributes)) node.setAttribute(k, v)
+  node.append(...children)
+  return node
+}
+
+const number = (x, digits = 3) => (x == null ? "–" : x.toFixed(digits))
+const percent = (x) => (x == null ? "–" : `${Math.round(100 * x)} %`)
+const milliseconds = (x) => (x == null ? "–" : x < 1 ? `${Math.round(1000 * x)} ms` : `${x.toFixed(1)} s`)
+const when = (t) => new Date(1000 * t).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })
+const left = (x) => (x == null ? "" : x < 90 ? `${Math.round(x)} s left` : x < 5400 ? `${Math.round(x / 60)} min left` : `${(x / 3600).toFixed(1)} h left`)
+
+// Replace children only where something changed, so that focus, selection and scrolling stay.
+function put(node, key, make) {
+  const text = JSON.stringify(key)
+  if (node.dataset.key === text) return
+  node.dataset.key = text
+  node.replaceChildren(...[make()].flat(Infinity).filter(Boolean))
+}
+
+// --- learning curves
+
+function chart(series, title) {
+  const W = 520, H = 220, L = 42, B = 26, T = 22, R = 10
+  const points = series.flatMap((c) => c.points)
+  const root = s("svg", { class: "chart", viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": title })
+  root.append(s("text", { x: L, y: 13 }, title))
+  if (!points.length) return root
+  const xs = points.map((p) => p[0]), ys = points.map((p) => p[1])
+  const x1 = Math.max(1, ...xs), y0 = Math.min(0, ...ys), y1 = Math.max(...ys) || 1
+  const X = (x) => L + (x / x1) * (W - L - R), Y = (y) => H - B - ((y - y0) / (y1 - y0 || 1)) * (H - B - T)
+  for (let i = 0; i <= 4; i++) {
+    const y = y0 + (i / 4) * (y1 - y0)
+    root.append(s("line", { x1: L, x2: W - R, y1: Y(y), y2: Y(y), stroke: "#e3e8ee" }), s("text", { x: 4, y: Y(y) + 4 }, y.toFixed(2)))
+  }
+  root.append(s("text", { x: W - R - 60, y: H - 6 }, `epoch ${x1}`))
+  for (const c of series) {
+    const path = c.points.map((p, i) => `${i ? "L" : "M"}${X(p[0]).toFixed(1)} ${Y(p[1]).toFixed(1)}`).join("")
+    root.append(s("path", { d: path, fill: "none", stroke: c.colour, "stroke-width": 2, "stroke-dasharray": c.dashed ? "5 4" : "none" }))
+    if (c.points.length === 1) root.append(s("circle", { cx: X(c.points[0][0]), cy: Y(c.points[0][1]), r: 3, fill: c.colour }))
+  }
+  return root
+}
+
+function curves(state) {
+  const ids = Object.keys(state.curves || {}).filter((id) => state.curves[id].length)
+  if (!ids.length) return h("p", { class: "empty" }, "No training is running. Tick trainings in the list to compare their curves.")
+  const names = Object.fromEntries(state.jobs.map((j) => [j.id, `${j.name} ${j.id.slice(0, 6)}`]))
+  const line = (id, i, column, dashed = false) => ({
+    colour: COLOURS[i % COLOURS.length], dashed,
+    points: state.curves[id].filter((e) => e[column] != null).map((e) => [e.epoch + 1, e[column]]),
+  })
+  const losses = ids.flatMap((id, i) => [line(id, i, "train_loss"), line(id, i, "valid_loss", true)])
+  return [
+    h("div", { class: "columns" }, chart(losses, "loss: training (line), validation (dashed)"), chart(ids.map((id, i) => line(id, i, "macro_f1")), "macro-F1 on validation")),
+    h("div", { class: "legend" }, ids.map((id, i) => {
+      const best = Math.max(...state.curves[id].map((e) => e.macro_f1 ?? 0))
+      const dot = h("span", { class: "dot" })
+      dot.style.setProperty("--c", COLOURS[i % COLOURS.length])
+      return h("span", {}, dot, `${names[id] || id}: best macro-F1 ${number(best)}`)
+    })),
+  ]
+}
+
+// --- the page
+
+function render({ model, el }) {
+  const send = (message) => model.send({ ...message, key: key.value })
+  const key = h("input", { type: "password", autocomplete: "off", placeholder: "for changes", "aria-label": "API key" })
+  const said = h("p", { class: "said", role: "status", hidden: true })
+  const lost = h("p", { class: "lost", role: "alert", hidden: true })
+  const place = h("span", { class: "place" })
+  const parts = Object.fromEntries(["numbers", "shares", "jobs", "curves", "models"].map((n) => [n, h("div")]))
+  const preset = h("select", { "aria-label": "preset" }), epochs = h("input", { type: "number", min: 1, max: 1000, placeholder: "as preset", "aria-label": "epochs" })
+  preset.append(...model.get("presets").map((p) => h("option", { value: p, selected: p === "demo" }, p)))
+  const begin = (event) => {
+    event.preventDefault()
+    const params = { preset: preset.value }
+    if (epochs.value) params.epochs = Number(epochs.value)
+    send({ kind: "train", params })
+  }
+  const panel = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), content)
+  const root = h("div", { class: "lados monitor" },
+    h("header", {}, h("div", { class: "brand" }, h("div", {}, h("h1", {}, "Monitor"), h("p", {}, "Jobs, models, and how the service is"))),
+      h("div", { class: "status" }, h("div", { class: "model" }, place), h("label", {}, h("small", {}, "API key "), key))),
+    lost,
+    h("main", {}, said,
+      h("div", { class: "columns" }, panel("Service", parts.numbers), panel("What is seen", parts.shares)),
+      panel("Jobs", h("form", { onsubmit: begin }, h("label", {}, "Training", preset), h("label", {}, "Epochs", epochs),
+        h("button", { class: "button primary", type: "submit" }, "Train")), h("div", { class: "scroll" }, parts.jobs)),
+      panel("Learning", parts.curves), panel("Models", h("div", { class: "scroll" }, parts.models))))
+  el.append(root)
+
+  function tick(id, on) {
+    const chosen = model.get("chosen").filter((c) => c !== id)
+    model.set("chosen", on ? [...chosen, id] : chosen)
+    model.save_changes()
+  }
+
+  function row(job, url) {
+    const active = ["queued", "running"].includes(job.state)
+    const state = job.cancelling ? "stopping" : job.state
+    const links = Object.entries(job.links).filter(([name]) => ["report", "results", "notebook"].includes(name))
+    const epoch = job.kind === "train" && job.progress.epochs ? ` ${job.progress.epochs_done ?? 0}/${job.progress.epochs}` : ""
+    return h("tr", { "data-job": job.id },
+      h("td", {}, job.kind === "train" && h("input", { type: "checkbox", checked: model.get("chosen").includes(job.id), "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) })),
+      h("td", { class: "what" }, job.name || job.kind, h("br"), h("small", {}, `${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])),
+      h("td", {}, h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)),
+      h("td", {}, h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, `${percent(job.fraction)}${epoch} ${left(job.eta_s)}`)),
+      h("td", {}, links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name))),
+      h("td", {}, active ? h("button", { class: "button small", onclick: () => send({ kind: "cancel", id: job.id }) }, "Stop")
+        : ["failed", "cancelled"].includes(job.state) && h("button", { class: "button small", onclick: () => send({ kind: "retry", id: job.id }) }, "Retry")))
+  }
+
+  function table(heads, rows, empty) {
+    if (!rows.length) return h("p", { class: "empty" }, empty)
+    return h("table", {}, h("thead", {}, h("tr", {}, heads.map((t) => h("th", {}, t)))), h("tbody", {}, rows))
+  }
+
+  function numbers(state) {
+    const n = state.numbers, recent = n.recent || {}
+    const tile = (value, what) => h("div", { class: "tile" }, h("b", {}, value), h("small", {}, what))
+    return h("div", { class: "tiles" }, tile(n.rate.toFixed(1), "pictures a second"), tile(String(n.total), "since the start"),
+      tile(milliseconds(n.latency?.p50), "median answer"), tile(milliseconds(n.latency?.p95), "95 % within"),
+      tile(percent(n.total ? (n.outcomes.abstained || 0) / n.total : null), "left to a human"),
+      tile(recent.drift_score == null ? "–" : number(recent.drift_score, 2), "drift, 0 to 1"))
+  }
+
+  function shares(state) {
+    const recent = state.numbers.recent || {}
+    if (!recent.pictures) return h("p", { class: "empty" }, "No picture has been answered yet.")
+    return [h("div", { class: "share" }, Object.entries(recent.class_share).map(([name, share]) => {
+      const bar = h("i")
+      bar.style.width = `${100 * share}%`
+      return [h("span", {}, name.replace("_", " ")), h("div", { class: "bar" }, bar), h("span", {}, percent(share))]
+    })), h("p", {}, h("small", {}, `of the latest ${recent.pictures} pictures; mean confidence ${number(recent.confidence_mean, 2)}`))]
+  }
+
+  function modelRow(m) {
+    const passed = Object.entries(m.engines).map(([name, state]) => `${name}: ${state}`).join(", ")
+    const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.pictures ?? "?"} pictures${m.view ? `, ${m.view}` : ""})`
+    return h("tr", {}, h("td", { class: "what" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
+      h("td", {}, score), h("td", { class: "what" }, h("small", {}, passed)),
+      h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : !m.error && h("button", { class: "button small", onclick: () => send({ kind: "promote", model: m.name }) }, "Serve")))
+  }
+
+  function show() {
+    const state = model.get("state")
+    lost.hidden = !state.problem
+    lost.textContent = state.problem || ""
+    if (!state.jobs) return
+    put(place, [state.served, state.engine], () => [h("span", { class: state.served ? "lamp" : "lamp bad" }), " ", h("b", {}, state.served || "no model"), " ", h("span", { class: "pill" }, state.engine || "–")])
+    put(parts.numbers, state.numbers, () => numbers(state))
+    put(parts.shares, state.numbers.recent, () => shares(state))
+    put(parts.jobs, [state.jobs, model.get("chosen")], () => table(["", "Job", "State", "Progress", "Open", ""], state.jobs.map((j) => row(j, state.url)), "No jobs yet."))
+    put(parts.curves, state.curves, () => curves(state))
+    put(parts.models, state.models, () => table(["Model", "Backbone", "Macro-F1, test", "Certificate", ""], state.models.map(modelRow), "No models yet."))
+  }
+
+  let hide = 0
+  model.on("msg:custom", (message) => {
+    if (message.kind !== "said") return
+    said.textContent = message.text
+    said.classList.toggle("bad", !message.done)
+    said.hidden = false
+    clearTimeout(hide)
+    hide = setTimeout(() => { said.hidden = true }, message.done ? 5000 : 20000)
+  })
+  model.on("change:state", show)
+  show()
+}
+
+export default { render }
