@@ -18,7 +18,7 @@ from .core import to_json
 if TYPE_CHECKING:
     from lados.jobs.check import Finding
 
-# %% ../nbs/69h_cli_check.ipynb #7c3f5642
+# %% ../nbs/69h_cli_check.ipynb #aca041e5
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to look again and again until all is well", min=0)] = 0,
@@ -47,7 +47,8 @@ def _show(found: "list[Finding]") -> None:
     table = Table("", "state", "since", "")
     for f in found:
         detail = f"{f.detail}\n-> {f.remedy}" if f.remedy else f.detail
-        table.add_row(f.name, Text(f.state, _COLOURS[f.state]), ago(f.since, datetime.now(UTC)), Text(detail))
+        since = ago(f.since, datetime.now(UTC))
+        table.add_row(f.name, Text(f.state, _COLOURS[f.state]), since, Text(detail)) # a detail may hold brackets
     out.print(table)
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pandas as pd
 import pytest
-from serving import KEY, colours, runs, wait_for
+from serving import KEY, colours, runs
 from toy import toy_manifest
 from working import TRAINING, ended, service, working
 

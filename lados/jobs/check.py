@@ -6,23 +6,28 @@
 __all__ = ['SECONDS', 'ROOM', 'CHECKS', 'Finding', 'api', 'model', 'broker', 'queues', 'store', 'folders', 'prometheus', 'checks',
            'well']
 
-# %% ../../nbs/jobs/47_check.ipynb #62d81527
+# %% ../../nbs/jobs/47_check.ipynb #219e05ce
+import contextlib
+import os
+import re
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as TooSlow
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import httpx
 import redis
 import sqlalchemy as sa
 
-from ..core import LadosError, read_json, settings, utc_now, write_json
+from ..core import ConfigError, LadosError, read_json, settings, utc_now, write_json
 from .broker import broker_url, client, explain, is_embedded, shown, socket_path
 from .queue import QUEUES, waiting, workers
 from .store import JOBS, Store, store_url
@@ -63,15 +68,22 @@ def _off(name: str, variable: str) -> Finding:
 def _get(url: str, path: str) -> httpx.Response:
     "Ask a service; credentials of the address are used."
     parts = urlsplit(url)
-    auth = (parts.username, parts.password or "") if parts.username else None
+    if not re.fullmatch(r"([^@]*@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?", parts.netloc):
+        raise ConfigError(f"{shown(url)}: not an address", "write it as http://USER:PASSWORD@host:port; in a password "
+                          "/ is %2F, # is %23, ? is %3F, @ is %40")
+    auth = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")
     return httpx.get(plain + path, auth=auth, timeout=SECONDS - 1, trust_env=False, follow_redirects=True)
 
 
 def _why(error: Exception) -> str:
-    return f"does not answer ({str(error)[:120] or type(error).__name__})"
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"answers with {error.response.status_code} {error.response.reason_phrase}"
+    if isinstance(error, httpx.HTTPError):
+        return f"does not answer ({str(error)[:120] or type(error).__name__})"
+    return "answers as something else would"
 
-# %% ../../nbs/jobs/47_check.ipynb #b36b0696
+# %% ../../nbs/jobs/47_check.ipynb #9647b171
 def _api_url() -> str:
     return settings().lados_api_url or "http://127.0.0.1:8000"
 
@@ -80,23 +92,27 @@ def api() -> Finding:
     "The HTTP service."
     try:
         found = _get(_api_url(), "/health").raise_for_status().json()
-        return _up("API", f"{_api_url()}, version {found['version']}")
-    except (httpx.HTTPError, ValueError, KeyError) as e:
+        if found["status"] != "alive":
+            raise ValueError
+        return _up("API", f"{shown(_api_url())}, version {found['version']}")
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
         if not settings().lados_api_url:
-            return Finding("API", "off", f"nothing answers at {_api_url()}, and LADOS_API_URL is not set")
+            return Finding("API", "off", f"none answers at {_api_url()}, and LADOS_API_URL is not set")
         return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
 
 def model() -> Finding:
     "Whether the service has a model to answer with."
+    if api().state != "up": # what else listens there has no model to speak of
+        return Finding("model", "off", "there is no API to ask")
     try:
         answer = _get(_api_url(), "/ready")
         found = answer.json()
-    except (httpx.HTTPError, ValueError):
-        return Finding("model", "off", "there is no API to ask")
-    if answer.status_code == 200:
-        return _up("model", f"{found['model']}, engine {found['engine']}, {found['waiting']} pictures waiting")
-    return _down("model", str(found.get("detail")), str(found.get("remedy")) or "`lados train`, then `lados export`")
+        if answer.status_code == 200:
+            return _up("model", f"{found['model']}, engine {found['engine']}, {found['waiting']} pictures waiting")
+        return _down("model", found["detail"], found.get("remedy") or "`lados train`, then `lados export`")
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+        return _down("model", f"{shown(_api_url())}/ready {_why(e)}", "look at the log of the API")
 
 
 def broker() -> Finding:
@@ -106,11 +122,13 @@ def broker() -> Finding:
         return Finding("Redis", "off", "lados' own is started by whoever needs it, and nobody does")
     try:
         with client(SECONDS - 2) as c:
-            c.ping()
+            c.set("lados:check", 1, ex=5) # one that is full, or has lost its disk or its master, still answers PING
             memory, version = c.info("memory"), c.info("server")["redis_version"]
     except (redis.RedisError, OSError) as e:
         told = explain(e, broker_url())
         return _down("Redis", told.problem, told.remedy)
+    except LadosError as e:
+        return _down("Redis", e.problem, e.remedy)
     used, most = memory["used_memory"], memory.get("maxmemory") or 0
     if most and used > 0.95 * most:
         return _down("Redis", f"{place}: full ({used / 1e6:.0f} of {most / 1e6:.0f} MB)", "raise its maxmemory")
@@ -151,11 +169,14 @@ def folders() -> Finding:
     s, told = settings(), []
     for name, path in (("LADOS_HOME", s.lados_home), ("LADOS_RUNS", s.lados_runs), ("LADOS_DATA", s.lados_data),
                        ("LADOS_BATCHES", s.batches_folder)):
-        place = path.resolve()
-        while not place.exists():
-            place = place.parent
         try:
-            with tempfile.NamedTemporaryFile(dir=place, prefix=".lados-check-"):
+            place = path.resolve()
+            while not place.exists():
+                place = place.parent
+            with tempfile.NamedTemporaryFile(dir=place, prefix=".lados-check-") as f:
+                f.write(bytes(4096)) # a quota lets files be made, and nothing be put into them
+                f.flush()
+                os.fsync(f.fileno())
                 free = shutil.disk_usage(place).free
         except OSError as e:
             return _down("folders", f"{path}: cannot be written ({e.strerror})", f"give the rights, or set {name} anew")
@@ -175,7 +196,9 @@ def _service(name: str, variable: str, path: str, judge: Callable[[httpx.Respons
         answer.raise_for_status()
         wrong = judge(answer)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        return _down(name, f"{shown(url)} {_why(e)}", f"start it, or correct {variable.upper()}; see docker/README.md")
+        refused = isinstance(e, httpx.HTTPStatusError) and e.response.status_code in (401, 403)
+        help = "put USER:PASSWORD@ before the host in" if refused else "start it, or correct"
+        return _down(name, f"{shown(url)} {_why(e)}", f"{help} {variable.upper()}; see docker/README.md")
     return _down(name, wrong, "look at its log") if wrong else _up(name, shown(url))
 
 
@@ -186,12 +209,12 @@ def prometheus() -> Finding:
         return found
     try:
         targets = _get(settings().prometheus_url, "/api/v1/targets?state=active").json()["data"]["activeTargets"]
-    except (httpx.HTTPError, ValueError, KeyError) as e:
-        return _down("Prometheus", f"cannot say what it watches: {_why(e)}", "look at its log")
-    lost = [t for t in targets if t["health"] == "down"]
-    if lost:
-        return _down("Prometheus", f"does not reach {lost[0]['scrapeUrl']}: {lost[0]['lastError']}",
-                     "start what it watches, or correct its configuration")
+        lost = [f"{shown(t['scrapeUrl'])}: {shown(t['lastError'])}" for t in targets if t["health"] == "down"]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
+        return _down("Prometheus", f"asked for what it watches, it {_why(e)}", "look at its log")
+    if lost or not targets:
+        return _down("Prometheus", f"does not reach {lost[0]}" if lost else "watches nothing",
+                     "start what it should watch, or correct its scrape_configs")
     return _up("Prometheus", f"{found.detail}, {len(targets)} targets")
 
 
@@ -212,35 +235,61 @@ def _look(name: str) -> Finding:
     start = time.monotonic()
     try:
         found = CHECKS[name]()
-    except Exception as e: # a part may answer in ways that nobody foresaw
-        found = _down(name, f"{type(e).__name__}: {e}", "report this")
-    return Finding(**{**found.to_dict(), "took_ms": round((time.monotonic() - start) * 1000)})
+    except LadosError as e:
+        found = _down(name, e.problem, e.remedy)
+    except BaseException as e: # a part may answer in ways that nobody foresaw
+        found = _down(name, f"{type(e).__name__}: {shown(str(e))}", "report this")
+    return replace(found, took_ms=round((time.monotonic() - start) * 1000))
+
+
+_BEGUN: dict[str, Future[Finding]] = {}
+_BEGINNING = threading.Lock()
+
+
+def _begin(name: str) -> Future[Finding]:
+    "Look in a thread that does not hold up the end of the process; one that hangs is not joined by a second."
+    with _BEGINNING:
+        if name not in _BEGUN or _BEGUN[name].done():
+            future = _BEGUN[name] = Future()
+            work = lambda: future.set_result(_look(name)) # noqa: E731
+            threading.Thread(target=work, name=f"check {name}", daemon=True).start()
+        return _BEGUN[name]
 
 
 def checks() -> list[Finding]:
     "Look at everything, at once. Takes `SECONDS` and a little at most."
-    pool = ThreadPoolExecutor(len(CHECKS), thread_name_prefix="check")
-    asked = {name: pool.submit(_look, name) for name in CHECKS}
+    asked = {name: _begin(name) for name in CHECKS}
     until, found = time.monotonic() + SECONDS, []
     for name, future in asked.items():
         try:
             found.append(future.result(max(0.0, until - time.monotonic())))
         except TooSlow:
-            found.append(_down(name, f"no answer within {SECONDS:g} s", "it hangs: restart it"))
-    pool.shutdown(wait=False, cancel_futures=True)
+            hangs = _down(name, f"no answer within {SECONDS:g} s", "it hangs: restart it")
+            found.append(replace(hangs, took_ms=round(SECONDS * 1000)))
     return _remembered(found)
+
+
+def _since(before: Any, f: Finding, now: str) -> str:
+    "When it came to its state, from what the last look left; now where that says nothing."
+    try:
+        state, since = before[f.name]
+        return since if state == f.state and datetime.fromisoformat(since).tzinfo else now
+    except (TypeError, KeyError, ValueError):
+        return now
 
 
 def _remembered(found: list[Finding]) -> list[Finding]:
     "With the time since when each is as it is, kept between two looks."
     path, now = settings().lados_home / "check.json", utc_now()
     try:
-        before = read_json(path) if path.exists() else {}
-        since = {f.name: before[f.name][1] if before.get(f.name, [None])[0] == f.state else now for f in found}
-        write_json(path, {f.name: [f.state, since[f.name]] for f in found})
-    except (LadosError, OSError, TypeError, KeyError, IndexError):
-        since = {}
-    return [Finding(**{**f.to_dict(), "since": since.get(f.name, now)}) for f in found]
+        before = read_json(path)
+    except LadosError: # none yet, or damaged: it begins anew
+        before = None
+    found = [replace(f, since=_since(before, f, now)) for f in found]
+    if before != (after := {f.name: [f.state, f.since] for f in found}):
+        with contextlib.suppress(OSError): # a place that cannot be written is among what was found
+            write_json(path, after)
+    return found
 
 
 def well(
