@@ -111,18 +111,19 @@ def remove(
     schedule.remove(open_store(), name)
     out.print(f"schedule {name} is removed")
 
-# %% ../nbs/69i_cli_schedule.ipynb #ba414ba3
+# %% ../nbs/69i_cli_schedule.ipynb #38680735
 @schedule_app.command()
 def proposals() -> None:
     "List what schedules propose, newest first."
-    from lados.jobs.propose import proposals as found
+    from lados.jobs.propose import read_proposal
+    from lados.jobs.runs import runs
 
-    rows = found()
-    if not rows:
+    found = [(run, p) for run in runs() if (p := read_proposal(run))]
+    if not found:
         out.print("nothing is proposed")
-    for p in rows:
-        state = "promoted" if p["promoted"] else "better" if p["better"] else "not shown to be better"
-        out.print(f"{p['candidate']}  [{state}]\n  {p['verdict']}\n  report  {p.get('report', '-')}", highlight=False,
+    for run, p in found:
+        state = "promoted" if p["promoted"] else p["reason"]
+        out.print(f"{run.path.name}  [{state}]\n  {p['verdict']}\n  report  {p['report'] or '-'}", highlight=False,
                   markup=False)
 
 
@@ -132,9 +133,10 @@ def propose(
 ) -> None:
     "Compare a run with the served model, as a schedule does."
     from lados.jobs.propose import propose as compare
+    from lados.jobs.propose import served
     from lados.jobs.runs import find_run
 
-    out.print(compare(find_run(run))["verdict"])
+    out.print(compare(find_run(run), served())["verdict"])
 
 
 @schedule_app.command()
@@ -142,8 +144,12 @@ def accept(
     run: Annotated[str, typer.Argument(help="A proposed run")],
 ) -> None:
     "Serve what was proposed."
-    from lados.jobs.propose import accept as promote
+    from lados.core import RunError
+    from lados.jobs.propose import promote, read_proposal
     from lados.jobs.runs import find_run
 
-    promote(find_run(run))
+    proposal = read_proposal(find_run(run))
+    if proposal is None:
+        raise RunError(f"{run}: this run was not proposed", "see `lados schedule proposals`")
+    promote(proposal)
     out.print(f"{run} is served from now on")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prepared', 'KINDS', 'train', 'predictor_for', 'batch_folder', 'predict', 'chunk_file', 'join', 'Kind', 'work']
 
-# %% ../../nbs/jobs/44c_work.ipynb #b189770a
+# %% ../../nbs/jobs/44c_work.ipynb #303e497a
 import shutil
 import time
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from typing import Any
 import pandas as pd
 
 from ..core import DataError, LadosError, PictureError, PictureTooLarge, RunError
-from ..core import read_json, settings, sha256_text, to_json
+from ..core import read_json, settings, sha256_text, to_json, write_json
 from ..data.tables import write_table
 from .batches import Entry, entries, fetch
 from .heart import Died, Heart, Stopped
 from .notebooks import GRACE, run_notebook
 from .parts import Claim, Part, beat, break_off, claim, finish, give_back
-from .propose import propose
+from .propose import promote, propose, read_proposal, served, should_promote
 from .runs import Run, further, new_run, progress
 from .store import Store, StoreError
 from ..model.params import plain_params, training_params
 from ..serve.predictor import Predictor, classify_files
 from ..serve.table import COLUMNS, row
 
-# %% ../../nbs/jobs/44c_work.ipynb #9b2114b1
+# %% ../../nbs/jobs/44c_work.ipynb #4093b86c
 def _run_of(claim: Claim, store: Store) -> Run:
     "The run folder of a job: that of an earlier attempt, or a new one."
     if claim.run and (Path(claim.run) / "run.json").exists():
@@ -61,8 +61,18 @@ def train(
     run = _run_of(claim, heart.store)
     if run.state != "succeeded": # else the worker died before it could say so
         _train(run, heart)
-    if claim.params.get("proposed") and not (run.path / "proposal.json").exists():
-        propose(run)
+    if claim.params.get("proposed") and read_proposal(run) is None:
+        _propose(run)
+
+
+def _propose(run: Run) -> None:
+    "Propose a retraining, and promote it where nobody need be asked."
+    proposal = propose(run, served())
+    if should_promote(proposal)[0]:
+        try:
+            promote(proposal)
+        except LadosError as e: # the training has succeeded all the same, and somebody may promote it by hand
+            write_json(run.path / "proposal.json", {**proposal, "reason": f"not promoted: {e.problem}"})
 
 
 def _train(run: Run, heart: Heart) -> None:

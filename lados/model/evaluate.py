@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Evaluation', 'answers', 'evaluate_trained', 'probe_baseline', 'cross_validate', 'evaluate_on', 'reevaluate',
-           'baselines_on', 'trained_on']
+           'baselines_on', 'trained_on', 'pictures_of']
 
 # %% ../../nbs/model/29_evaluate.ipynb #c15c492f
 from collections.abc import Callable
@@ -185,10 +185,20 @@ def trained_on(
     manifest: Manifest,
 ) -> list[str]: # images of `manifest`
     "Which pictures, by content, the run was trained or selected on; empty where the run's manifest is not there."
+    known = pictures_of(run)
+    if known is None:
+        return []
+    used = set(known.loc[known["learned"], "sha256"]) - {""}
+    return manifest.frame.loc[manifest.frame["sha256"].isin(used), "image"].tolist()
+
+
+def pictures_of(
+    run: Path, # a run folder, or its bundle
+) -> pd.DataFrame | None: # its manifest's table and `learned`; none where the manifest is not there
+    "The pictures of a run, and whether it was trained or selected on them."
     folder = find_bundle(run).parent
     if not (folder / "manifest.csv").exists():
-        return []
-    of_run = load_manifest(folder, check=False)
-    refitted = read_json(find_bundle(run) / "card.json").get("refit") # then its test pictures were learned from, too
-    used = of_run.frame if refitted else of_run.only(("train", "valid")).frame
-    return manifest.frame.loc[manifest.frame["sha256"].isin(set(used["sha256"]) - {""}), "image"].tolist()
+        return None
+    frame = load_manifest(folder, check=False).frame
+    refitted = bool(read_json(find_bundle(run) / "card.json").get("refit")) # then on its test pictures, too
+    return frame.assign(learned=frame["split"].isin(["train", "valid"]) | refitted)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from ..core import LadosError, RunError, ServeError, Settings, read_json, write_json
+from ..core import LadosError, RunError, ServeError, Settings
 from ..data.images import probe
 from .batching import Batcher, Overloaded
-from .found import found_models
+from .found import asked_for, configured, found_models, note_promotion, promotion_note
 from .explain import Explanation, masked, weighed
 from .predictor import Answer, Predictor
 from .telemetry import LOG, PROMOTIONS, QUEUE, Recent
@@ -95,11 +95,11 @@ class Service:
     @property
     def note(self) -> Path:
         "Where a promotion is written down, for other processes and for the next start."
-        return self.settings.lados_home / "serve" / "promoted.json"
+        return promotion_note(self.settings)
 
     def configured(self) -> Path:
         "What the settings say is to be served."
-        return self.settings.model_path or self.settings.lados_runs / "latest"
+        return configured(self.settings)
 
     def start(self) -> None:
         "Begin to load the model, and to follow promotions by other processes."
@@ -128,12 +128,7 @@ class Service:
 
     def _asked(self) -> tuple[str, str]:
         "Bundle and engine: those promoted, as long as the configuration is the one they were promoted over."
-        asked = (str(self.configured()), self.settings.lados_engine)
-        with contextlib.suppress(LadosError, KeyError, TypeError):
-            said = read_json(self.note)
-            if tuple(said["over"]) == asked and (Path(said["bundle"]) / "card.json").exists():
-                return said["bundle"], said["engine"]
-        return asked
+        return asked_for(self.settings)
 
     async def serve(
         self,
@@ -267,8 +262,7 @@ class Service:
             raise
         self._noted = (str(chosen["bundle"]), engine)
         try:
-            write_json(self.note, {"bundle": chosen["bundle"], "engine": engine, "model": name,
-                                   "over": [str(self.configured()), self.settings.lados_engine]})
+            note_promotion(self.settings, chosen["bundle"], engine)
         except OSError as e:
             raise ServeError(f"'{name}' is served by this process now, and no longer after it ends: that cannot be "
                              f"written down ({e.strerror})", "make the folder LADOS_HOME writable") from None
