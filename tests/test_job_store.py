@@ -1,0 +1,254 @@
+"What can be wrong with a broker or a job store, each with its message; and the same store in PostgreSQL."
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from serving import KEY, Server, colours, runs, wait_for
+from toy import toy_manifest
+from working import TRAINING, ended, environment, redis_server, service, working
+
+from lados.jobs import ledger, parts
+from lados.jobs.ledger import JobError, add, get
+from lados.jobs.store import Store
+
+LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+KEYED = {"X-API-Key": KEY}
+
+
+def lados(home, *arguments, **more) -> subprocess.CompletedProcess:
+    return subprocess.run([*LADOS, *arguments], cwd=home, env=environment(home, **more), capture_output=True, text=True, timeout=120)
+
+
+def submit(home, **more) -> subprocess.CompletedProcess:
+    return lados(home, "job", "submit", "train", "--preset", "demo", **more)
+
+
+def rows(home) -> int:
+    path = home / "h" / "jobs" / "jobs.db"
+    return len(ledger.jobs(Store(f"sqlite:///{path}"))) if path.exists() else 0
+
+
+# --- brokers
+
+
+def test_a_broker_with_another_password(tmp_path):
+    with redis_server(tmp_path / "redis", "--requirepass", "right") as port:
+        for address in (f"redis://:wrong@127.0.0.1:{port}/0", f"redis://127.0.0.1:{port}/0"):
+            done = submit(tmp_path, CELERY_BROKER_URL=address)
+            assert done.returncode == 2 and "does not take the password" in done.stderr and "wrong" not in done.stderr, done.stderr
+        assert rows(tmp_path) == 0
+        done = submit(tmp_path, CELERY_BROKER_URL=f"redis://:right@127.0.0.1:{port}/0")
+        assert done.returncode == 0 and "no worker answers" in done.stderr and rows(tmp_path) == 1, done.stderr
+
+
+def test_a_broker_that_is_full(tmp_path):
+    with redis_server(tmp_path / "redis", "--maxmemory-policy", "noeviction") as port:
+        with redis.Redis(port=port) as c:
+            c.config_set("maxmemory", "100kb") # less than it holds already
+        done = submit(tmp_path, CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0")
+        assert done.returncode == 2 and "the broker is full" in done.stderr and rows(tmp_path) == 0, done.stderr
+        with service(tmp_path, CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0") as server:
+            answer = server.post("/train", json={"preset": "demo"}, headers=KEYED)
+            assert answer.status_code == 503 and "full" in answer.json()["detail"] and rows(tmp_path) == 0
+
+
+@pytest.mark.parametrize(("address", "says"), [
+    ("redis://127.0.0.1:{port}/0", "cannot be reached"), ("amqp://127.0.0.1/", "not the address of a Redis"),
+    ("nonsense", "not the address of a Redis")])
+def test_brokers_that_are_none(tmp_path, address, says):
+    done = submit(tmp_path, CELERY_BROKER_URL=address.format(port=Server.free_port()))
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr and rows(tmp_path) == 0, done.stderr
+
+
+def test_a_broker_of_ones_own_on_a_port(tmp_path):
+    "Not the embedded one: a Redis with a password, workers and service apart."
+    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    with redis_server(tmp_path / "redis", "--requirepass", "p@ss/word") as port:
+        broker = f"redis://:p%40ss%2Fword@127.0.0.1:{port}/0"
+        with working(tmp_path, CELERY_BROKER_URL=broker), service(tmp_path, runs() / "first", CELERY_BROKER_URL=broker) as server:
+            server.ready()
+            job = server.post("/train", json={**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}, headers=KEYED).json()
+            many = server.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(30))]).json()
+            assert [ended(server, j["id"])["state"] for j in (job, many)] == ["succeeded"] * 2
+        assert not (tmp_path / "h" / "redis").exists()
+
+
+# --- the embedded Redis and its folder
+
+
+def test_two_services_share_one_embedded_redis_and_the_last_one_ends_it(tmp_path):
+    first = "from lados.jobs.broker import ensure_broker; ensure_broker(); print('there', flush=True); input()"
+    both = [subprocess.Popen([sys.executable, "-c", first], env=environment(tmp_path), cwd=tmp_path, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [p.stdout.readline() for p in both] == ["there\n"] * 2
+    with redis.Redis(unix_socket_path=str(tmp_path / "h" / "redis" / "redis.sock")) as c:
+        server = psutil.Process(c.info("server")["process_id"])
+    both[0].kill()
+    time.sleep(2)
+    assert server.is_running()
+    both[1].kill() # nobody says good-bye
+    wait_for(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 15)
+    for p in both:
+        p.communicate()
+
+
+def test_two_machines_on_one_embedded_folder(tmp_path):
+    "Another machine's keeper holds the folder's lock, as it does over a network drive."
+    folder = tmp_path / "h" / "redis"
+    folder.mkdir(parents=True)
+    (folder / "keeper.json").write_text('{"host": "the-other-machine"}')
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(folder / "keeper.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    done = submit(tmp_path)
+    other.communicate("\n")
+    assert done.returncode == 2 and "the-other-machine" in done.stderr and "CELERY_BROKER_URL" in done.stderr, done.stderr
+
+
+def test_up_runs_once_in_a_folder(tmp_path):
+    ports = [Server.free_port() for _ in range(2)]
+    lock = tmp_path / "h" / "up.lock"
+    lock.parent.mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); f.write('4711'); f.flush(); print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    done = lados(tmp_path, "up", "--port", str(ports[0]), "--page", str(ports[1]))
+    other.communicate("\n")
+    assert done.returncode == 2 and "runs here already (process 4711)" in done.stderr, done.stderr
+    with socket.create_server(("127.0.0.1", ports[0])):
+        taken = lados(tmp_path, "up", "--port", str(ports[0]), "--page", str(ports[1]))
+    assert taken.returncode == 2 and f"{ports[0]}" in taken.stderr and "another program" in taken.stderr, taken.stderr
+
+
+# --- the command line
+
+
+def test_jobs_from_the_command_line(tmp_path):
+    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    settings = [f"--set={k}={'null' if v is None else v}" for k, v in TRAINING.items() if k != "preset"]
+    with working(tmp_path):
+        done = lados(tmp_path, "train", "--queue", "--preset", "demo", "--data", "data/toy", "--epochs", "2", *settings)
+        assert done.returncode == 0, done.stderr
+        job = done.stdout.split()[1]
+        waited = lados(tmp_path, "job", "wait", job[:8])
+        assert waited.returncode == 0 and "report.html" in waited.stdout, waited.stderr
+        assert "succeeded" in lados(tmp_path, "job", "show", job[:8]).stdout
+        assert '"event": "epoch"' in lados(tmp_path, "job", "logs", job[:8]).stdout
+        folder = tmp_path / "flight"
+        folder.mkdir()
+        for i, p in enumerate(colours(20)):
+            (folder / f"{i:02d}.png").write_bytes(p)
+        (folder / "bad.png").write_bytes(b"no picture")
+        done = lados(tmp_path, "job", "submit", "predict", "flight", "--run", str(runs() / "first" / "bundle"), "--out", "t.csv")
+        assert done.returncode == 0 and (tmp_path / "t.csv").read_text().count("\n") == 22, done.stderr
+        late = lados(tmp_path, "job", "cancel", job[:8])
+        assert late.returncode == 2 and "has ended already" in late.stderr
+        assert "no such job" in lados(tmp_path, "job", "show", "ffffffff").stderr
+    queued = lados(tmp_path, "job", "submit", "train", "--preset", "demo")
+    cancelled = lados(tmp_path, "job", "cancel", queued.stdout.split()[1])
+    assert "cancelled" in cancelled.stdout, cancelled.stderr
+
+
+# --- PostgreSQL
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory):
+    "The address of a PostgreSQL of our own."
+    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    folder, port = tmp_path_factory.mktemp("postgres"), Server.free_port()
+    user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {} # it refuses to be root
+    if user:
+        for place in (folder, *folder.parents[:2]):
+            place.chmod(0o755)
+        shutil.chown(folder, "nobody", "nogroup")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **user}
+    subprocess.run([found, "-D", folder / "data", "-U", "lados", "--auth", "trust", "-E", "UTF8"], check=True, **quiet)
+    process = subprocess.Popen([Path(found).with_name("postgres"), "-D", folder / "data", "-p", str(port), "-k", str(folder),
+                                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], **quiet)
+    url = f"postgresql://lados@127.0.0.1:{port}/postgres"
+
+    def answers():
+        import psycopg
+
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=1):
+            return True
+
+    wait_for(answers, 60)
+    yield url
+    process.terminate()
+    process.wait()
+
+
+def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):
+    store = Store(postgres)
+    with ThreadPoolExecutor(20) as pool: # fifty submits at once are one job
+        found = list(pool.map(lambda _: add(store, "train", {}, "same", [("train", 1)]), range(50)))
+    assert len({job.id for job, _ in found}) == 1 and sum(not attached for _, attached in found) == 1
+    job = found[0][0]
+    with ThreadPoolExecutor(20) as pool:
+        claims = [c for c in pool.map(lambda n: parts.claim(store, job.id, 0, f"w{n}"), range(50)) if c]
+    assert len(claims) == 1 and parts.beat(store, claims[0], progress={"epoch": 1}) == "on"
+    parts.give_back(store, claims[0], died=True)
+    second = parts.claim(store, job.id, 0, "again")
+    assert second.attempt == 2 and parts.beat(store, claims[0]) == "lost" and parts.finish(store, claims[0]) == []
+    parts.cancel(store, job.id)
+    assert parts.beat(store, second) == "cancel"
+    parts.break_off(store, second)
+    assert get(store, job.id).state == "cancelled"
+    with pytest.raises(JobError, match="has ended already"):
+        parts.cancel(store, job.id)
+
+
+def test_many_workers_finish_a_batch_in_postgresql(postgres):
+    "All parts end at nearly the same time, with cancellations of others between: no deadlock, and the last part begins once."
+    store = Store(postgres)
+    job, _ = add(store, "predict", {}, "batch", [("predict", 1)] * 40 + [("predict", 0)])
+
+    def one(n):
+        mine = parts.claim(store, job.id, n, f"w{n}")
+        parts.beat(store, mine, did=1, progress={"at": n})
+        return parts.finish(store, mine)
+
+    with ThreadPoolExecutor(20) as pool:
+        begun = [p for found in pool.map(one, range(40)) for p in found]
+    assert [p.number for p in begun] == [40]
+    parts.finish(store, parts.claim(store, job.id, 40, "last"))
+    assert get(store, job.id).state == "succeeded" and get(store, job.id).done == 40
+
+
+def test_workers_and_service_over_postgresql(tmp_path, postgres):
+    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    with working(tmp_path, LADOS_JOBS_URL=postgres), service(tmp_path, runs() / "first", LADOS_JOBS_URL=postgres) as server:
+        server.ready()
+        job = server.post("/train", json={**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}, headers=KEYED).json()
+        many = server.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(40))]).json()
+        assert [ended(server, j["id"])["state"] for j in (job, many)] == ["succeeded"] * 2
+    assert not (tmp_path / "h" / "jobs").exists()
+
+
+@pytest.mark.parametrize(("url", "says"), [
+    ("postgresql://lados:secret@127.0.0.1:{port}/x", "does not answer"), ("mysql://u:secret@h/x", "neither sqlite nor postgresql"),
+    ("nonsense", "not the address of a job store")])
+def test_stores_that_are_none(tmp_path, url, says):
+    done = submit(tmp_path, LADOS_JOBS_URL=url.format(port=Server.free_port()))
+    assert done.returncode == 2 and says in done.stderr and "secret" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_store_that_is_damaged(tmp_path):
+    (tmp_path / "h" / "jobs").mkdir(parents=True)
+    (tmp_path / "h" / "jobs" / "jobs.db").write_bytes(b"this is no database" * 100)
+    done = lados(tmp_path, "job", "list")
+    assert done.returncode == 2 and "job store" in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -1,0 +1,101 @@
+"The monitor and a training in a notebook cell, in a real browser, over a real service with real workers."
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from serving import KEY, Server, colours, runs, wait_for
+from toy import toy_manifest
+from working import TRAINING, environment
+
+pytest.importorskip("voila", reason="the page needs voila")
+playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+if not CHROMIUM:
+    pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
+LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync"]
+KEYED = {"X-API-Key": KEY}
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory):
+    "`lados up`, with two models and a dataset; its address and that of the monitor."
+    home = tmp_path_factory.mktemp("up")
+    toy_manifest(home / "data" / "toy", train=240, held=30)
+    shutil.copytree(runs(), home / "runs")
+    port, page = Server.free_port(), 20_000 + Server.free_port() % 20_000
+    process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page)], cwd=home, stderr=subprocess.PIPE, text=True,
+                               env=environment(home, MODEL_PATH=home / "runs" / "first"))
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+    try:
+        wait_for(lambda: client.get("/ready").status_code == 200, 120)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{page}/", timeout=60, trust_env=False).status_code == 200, 120)
+        yield home, client, f"http://127.0.0.1:{page}/", process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(100)
+
+
+@pytest.fixture
+def page(up):
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page, page_errors = browser.new_page(viewport={"width": 1400, "height": 1000}), []
+        page.on("console", lambda m: page_errors.append(m.text) if m.type == "error" else None)
+        page.on("request", lambda r: page_errors.append(r.url) if not r.url.startswith(("http://127.0.0.1", "data:", "blob:")) else None)
+        page.goto(up[2])
+        page.wait_for_selector(".lados.monitor .tile", timeout=90_000)
+        yield page
+        assert page_errors == [] # nothing went wrong, and nothing was asked of another host
+        browser.close()
+
+
+def test_jobs_are_begun_watched_and_stopped(up, page):
+    home, client, _, _ = up
+    for i, p in enumerate(colours(30)):
+        client.post("/predict", files={"file": (f"{i}.png", p)})
+    body = {**TRAINING, "epochs": 400, "data": str(home / "data" / "toy"), "name": "long-one"}
+    assert client.post("/train", json=body, headers=KEYED).status_code == 202
+    page.wait_for_selector("tr:has-text('long-one') .state.running", timeout=60_000)
+    page.wait_for_selector("svg.chart path", timeout=60_000) # its curve
+    assert "of the latest" in page.inner_text(".lados") and page.locator(".tile b").nth(1).inner_text() != "0"
+    page.click("tr:has-text('long-one') >> text=Stop") # without a key
+    page.wait_for_selector(".said.bad:has-text('key is missing or wrong')")
+    page.fill("header input[type=password]", KEY)
+    page.click("tr:has-text('long-one') >> text=Stop")
+    page.wait_for_selector("tr:has-text('long-one') .state.cancelled", timeout=60_000)
+    page.fill("input[type=number]", "3")
+    page.click("button[type=submit]")
+    page.wait_for_selector(".said:not(.bad):has-text('queued')")
+    page.wait_for_selector("tr:has-text('demo')")
+    page.click("tr:has-text('demo') >> text=Stop")
+    page.wait_for_selector("tr:has-text('demo') .state.cancelled", timeout=60_000)
+
+
+def test_another_model_is_promoted(up, page):
+    _, client, _, _ = up
+    page.fill("header input[type=password]", KEY)
+    page.click("tr:has-text('second') >> text=Serve")
+    page.wait_for_selector("tr:has-text('second') .state.succeeded", timeout=60_000)
+    assert client.get("/ready").json()["model"] == "second"
+
+
+def test_a_service_that_goes_is_told_and_one_ctrl_c_ends_everything(up, page):
+    import psutil
+
+    _, _, _, process = up
+    family = psutil.Process(process.pid).children(recursive=True)
+    api = next(p for p in family if "serve" in p.cmdline())
+    api.kill()
+    page.wait_for_selector(".lost:has-text('does not answer')", timeout=20_000)
+    page.wait_for_selector(".lost", state="hidden", timeout=60_000) # it is started again
+    start = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(90) == 0 and time.monotonic() - start < 60
+    wait_for(lambda: not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 20)
