@@ -22,7 +22,7 @@ from .core import ConfigError, RunError, to_json
 if TYPE_CHECKING:
     from lados.jobs.ledger import Job
 
-# %% ../nbs/69g_cli_jobs.ipynb #3ab460e5
+# %% ../nbs/69g_cli_jobs.ipynb #03531273
 job_app = typer.Typer(help="Hand in jobs, follow them, stop them.", no_args_is_help=True)
 
 
@@ -45,7 +45,8 @@ def submit(
     "Hand in a job. What was handed in already, and has not ended, is not done twice."
     from lados.data.tables import writable
 
-    writable(save)
+    if writable(save) and kind != "predict":
+        raise ConfigError("a training has no table of answers", "leave --out out; its run folder holds everything")
     if kind == "train":
         job, attached = _train(preset, assignments(set_ or []))
     elif kind == "predict":
@@ -53,7 +54,7 @@ def submit(
     else:
         raise ConfigError(f"unknown kind of job '{kind}'", "write train or predict")
     out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}")
-    _without_workers()
+    _without_workers(kind)
     if wait or save:
         _watch(job.id, save)
 
@@ -78,15 +79,15 @@ def _predict(paths: list[str], run: str, engine: str) -> "tuple[Job, bool]":
         return submit_batch(batch, str(bundle.resolve()), engine, name=", ".join(paths)[:200])
 
 
-def _without_workers() -> None:
+def _without_workers(queue: str = "") -> None:
     "Say so where nobody would do the work."
     from lados.jobs.broker import BrokerError
     from lados.jobs.queue import workers
 
     try:
-        there = workers(0.5)
+        there = [q for queues in workers(0.5).values() for q in queues if not queue or q == queue]
     except BrokerError: # the job is written down, and that is what counts
-        there = {}
+        there = []
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 

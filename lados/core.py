@@ -136,7 +136,7 @@ class Settings(BaseSettings):
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
     lados_batches: Path | None = None # pictures and results of batches; none: `batches` in LADOS_HOME
     lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated
-    job_lease_s: float = Field(15, ge=1) # a worker that has not been heard of for so long has lost its job to another
+    job_lease_s: float = Field(15, ge=3) # a worker that has not been heard of for so long has lost its job to another
     job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
     job_chunk: int = Field(128, ge=1) # pictures that a worker takes at once
     max_batch_mb: float = Field(20_000, gt=0) # of all pictures of a batch

@@ -70,19 +70,6 @@ def test_brokers_that_are_none(tmp_path, address, says):
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr and rows(tmp_path) == 0, done.stderr
 
 
-def test_a_broker_of_ones_own_on_a_port(tmp_path):
-    "Not the embedded one: a Redis with a password, workers and service apart."
-    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
-    with redis_server(tmp_path / "redis", "--requirepass", "p@ss/word") as port:
-        broker = f"redis://:p%40ss%2Fword@127.0.0.1:{port}/0"
-        with working(tmp_path, CELERY_BROKER_URL=broker), service(tmp_path, runs() / "first", CELERY_BROKER_URL=broker) as server:
-            server.ready()
-            job = server.post("/train", json={**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}, headers=KEYED).json()
-            many = server.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(30))]).json()
-            assert [ended(server, j["id"])["state"] for j in (job, many)] == ["succeeded"] * 2
-        assert not (tmp_path / "h" / "redis").exists()
-
-
 # --- the embedded Redis and its folder
 
 
@@ -229,14 +216,18 @@ def test_many_workers_finish_a_batch_in_postgresql(postgres):
     assert get(store, job.id).state == "succeeded" and get(store, job.id).done == 40
 
 
-def test_workers_and_service_over_postgresql(tmp_path, postgres):
+def test_workers_and_service_over_a_redis_with_a_password_and_postgresql(tmp_path, postgres):
+    "Nothing embedded: as on several machines."
     toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
-    with working(tmp_path, LADOS_JOBS_URL=postgres), service(tmp_path, runs() / "first", LADOS_JOBS_URL=postgres) as server:
-        server.ready()
-        job = server.post("/train", json={**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}, headers=KEYED).json()
-        many = server.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(40))]).json()
-        assert [ended(server, j["id"])["state"] for j in (job, many)] == ["succeeded"] * 2
-    assert not (tmp_path / "h" / "jobs").exists()
+    with redis_server(tmp_path / "redis", "--requirepass", "p@ss/word") as port:
+        own = {"CELERY_BROKER_URL": f"redis://:p%40ss%2Fword@127.0.0.1:{port}/0", "LADOS_JOBS_URL": postgres}
+        with working(tmp_path, **own), service(tmp_path, runs() / "first", **own) as server:
+            server.ready()
+            asked = {**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}
+            job = server.post("/train", json=asked, headers=KEYED).json()
+            many = server.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(40))]).json()
+            assert [ended(server, j["id"])["state"] for j in (job, many)] == ["succeeded"] * 2
+    assert not (tmp_path / "h" / "jobs").exists() and not (tmp_path / "h" / "redis").exists()
 
 
 @pytest.mark.parametrize(("url", "says"), [

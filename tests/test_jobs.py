@@ -2,15 +2,19 @@
 
 import io
 import json
+import subprocess
+import sys
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pandas as pd
 import pytest
-from serving import KEY, colours, runs
+import redis
+from serving import KEY, colours, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, ended, service, working
+from working import TRAINING, ended, environment, service, working
 
 KEYED = {"X-API-Key": KEY}
 
@@ -54,6 +58,25 @@ def test_a_training_over_http(place):
     assert "test" in server.get(links["results"]).json()
     text = server.get("/metrics/prometheus").text
     assert 'batch_jobs_total{kind="train",state="succeeded"}' in text and "batch_job_duration_seconds_bucket" in text
+
+
+def test_a_hint_that_comes_again_does_nothing(place):
+    home, server = place
+    job = next(j for j in server.get("/jobs?kind=train&state=succeeded", headers=KEYED).json()["jobs"])
+    code = "import sys; from lados.jobs.queue import send; from lados.jobs.parts import Part; "
+    code += "send([Part(sys.argv[1], 0, 'train', 0, 0)] * 5)"
+    subprocess.run([sys.executable, "-c", code, job["id"]], env=environment(home), check=True)
+    with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
+        wait_for(lambda: c.llen("train") == 0, 10)
+    time.sleep(1)
+    assert server.get(f"/job/{job['id']}").json() == job
+
+
+def test_an_error_of_the_training_is_told_and_not_tried_again(place):
+    home, server = place
+    (home / "data" / "empty").mkdir()
+    job = ended(server, server.post("/train", json=asked(1, data=str(home / "data" / "empty")), headers=KEYED).json()["id"])
+    assert (job["state"], job["attempts"]) == ("failed", 1) and "empty" in job["error"]
 
 
 def test_fifty_submits_at_once_are_one_training(place):

@@ -5,11 +5,10 @@ import shutil
 import numpy as np
 import pytest
 from serving import KEY, edit_card, make_run, serving, wait_for
-from toy import tiny, toy_manifest
+from toy import toy_manifest
 
 from lados.core import DataError, RunError, ServeError, read_json, settings, write_json
 from lados.data.manifest import Manifest, load_manifest
-from lados.jobs.notebooks import run_notebook
 from lados.jobs.propose import (
     drift_now,
     new_labels,
@@ -19,7 +18,7 @@ from lados.jobs.propose import (
     served,
     should_promote,
 )
-from lados.jobs.runs import find_run, new_run, set_latest
+from lados.jobs.runs import find_run, set_latest
 from lados.model.compare import compare_models, leak_free
 
 
@@ -183,15 +182,6 @@ def test_what_cannot_be_compared_is_proposed_as_such(place, monkeypatch):
     good.update(state="failed")
     with pytest.raises(RunError, match="cannot be proposed"):
         propose(good, served())
-
-
-def test_a_proposed_retraining_does_not_become_the_latest(place):
-    data = toy_manifest(place.parent / "toy", train=12).root
-    asked = tiny(data=data, audit=False, split="official", epochs=1).model_dump(mode="json")
-    proposed = run_notebook(new_run("train", "nightly", asked, proposed=True), "train")
-    assert proposed.state == "succeeded" and find_run("latest") == find_run("poor") and served() == place / "poor" / "bundle"
-    by_hand = run_notebook(new_run("train", "by-hand", asked), "train")
-    assert find_run("latest") == by_hand
 
 
 # --- the promotion

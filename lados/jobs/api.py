@@ -6,7 +6,7 @@
 __all__ = ['PROBLEMS', 'Key', 'accepted', 'train', 'Source', 'hand_in', 'Overflow', 'job', 'jobs', 'events', 'cancel', 'retry',
            'results', 'notebook', 'history', 'report']
 
-# %% ../../nbs/jobs/49_api.ipynb #5992d6e0
+# %% ../../nbs/jobs/49_api.ipynb #894d1b74
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from .batches import Batch, allowed
 from .broker import BrokerError
 from .counts import JobCounts
 from .ledger import Job, JobError, NoSuchJob
-from .store import ENDED, STATES, open_store
+from .store import ENDED, STATES, StoreError, open_store
 from .views import TABLES, History, JobList, JobView, epochs, results_file, view
 from ..model.params import TrainParams, presets
 from ..serve.api import app, keyed, problems
@@ -32,9 +32,9 @@ from ..serve.process import LEAVING
 from ..serve.service import Loaded
 from ..serve.telemetry import MORE
 
-# %% ../../nbs/jobs/49_api.ipynb #85a41b89
+# %% ../../nbs/jobs/49_api.ipynb #fa9c5011
 PROBLEMS |= {NoSuchJob: (404, "No such job", "error"), JobError: (409, "Not in this state", "error"),
-             BrokerError: (503, "No queue", "no_queue")}
+             BrokerError: (503, "No queue", "no_queue"), StoreError: (503, "No job store", "no_store")}
 MORE.register(JobCounts())
 
 
@@ -141,7 +141,7 @@ def _from_source(asked: Source, loaded: Loaded) -> tuple[Job, bool]:
 
 app.state.overflow = Overflow()
 
-# %% ../../nbs/jobs/49_api.ipynb #e727cdf3
+# %% ../../nbs/jobs/49_api.ipynb #84cbc302
 def _job(job_id: str) -> Job:
     if len(job_id) != 32: # the start of an id is for people at a terminal; here it is what opens the door
         raise NoSuchJob(f"{job_id[:40]!r}: there is no such job", "use the id that you were given")
@@ -162,7 +162,7 @@ async def jobs(
     before: Annotated[float | None, Query(description="from `next` of the page before")] = None,
 ) -> Response:
     "Everybody's jobs, newest first."
-    found = await asyncio.to_thread(ledger.jobs, open_store(), state, kind, limit + 1, before)
+    found = await asyncio.to_thread(lambda: ledger.jobs(open_store(), state, kind, limit + 1, before))
     more = len(found) > limit
     asked = "".join(f"&{n}={v}" for n, v in (("state", state), ("kind", kind)) if v)
     following = f"/jobs?limit={limit}&before={found[limit - 1].created!r}{asked}" if more else None

@@ -163,7 +163,9 @@ def keep(
                 return
         deaths = deaths + 1 if time.monotonic() - started < 5 else 0
         if deaths == 3 and "Bad file format" in log.read_text(errors="replace")[-2000:]:
-            (folder / "appendonly.aof").replace(folder / "appendonly.aof.damaged") # the store knows what it held
+            for old in (folder / "appendonly.aof", folder / "appendonlydir"): # the latter since Redis 7
+                if old.exists(): # the store knows what it held
+                    old.replace(folder / f"{old.name}.damaged-{time.time_ns()}")
         time.sleep(0.1)
 
 # %% ../../nbs/jobs/41b_broker.ipynb #606bb985

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LEAVING', 'BEAT_S', 'Stopped', 'Died', 'Heart']
 
-# %% ../../nbs/jobs/43b_heart.ipynb #8049af2e
+# %% ../../nbs/jobs/43b_heart.ipynb #64c0e3b3
+import logging
 import threading
 import time
 from typing import Any
@@ -14,7 +15,7 @@ from ..core import LadosError, settings
 from .parts import Claim, beat
 from .store import Store, StoreError
 
-# %% ../../nbs/jobs/43b_heart.ipynb #e154dc72
+# %% ../../nbs/jobs/43b_heart.ipynb #e44c1a98
 LEAVING = threading.Event() # this process is about to end
 BEAT_S = 1.0 # seconds between two beats
 
@@ -43,7 +44,7 @@ class Heart:
 
     def __exit__(self, *_: Any) -> None:
         self._over.set()
-        self._thread.join()
+        self._thread.join(60) # a database that hangs holds up nobody for ever
 
     def tell(
         self,
@@ -67,9 +68,11 @@ class Heart:
             try:
                 self.word, heard = beat(self.store, self.claim, **news), time.monotonic()
             except StoreError:
-                if time.monotonic() - heard > settings().job_lease_s: # by now another has the part
-                    self.word = "lost"
                 self.tell(**{**news, **self._news})
+            except Exception as e: # news that no database takes; a heart must not stop over them
+                logging.getLogger(__name__).error("job %s: %s", self.claim.job, e)
+            if time.monotonic() - heard > settings().job_lease_s: # by now another has the part
+                self.word = "lost"
             if self.word != "on" or LEAVING.is_set():
                 self.stop.set()
             if over:

@@ -95,7 +95,7 @@ def beat(
             c.execute(sa.update(JOBS).where(JOBS.c.id == claim.job).values(said))
     return "cancel" if job.cancelling or job.state in ENDED else "on"
 
-# %% ../../nbs/jobs/42c_parts.ipynb #e2e53737
+# %% ../../nbs/jobs/42c_parts.ipynb #62ae562c
 def finish(
     store: Store,
     claim: Claim,
@@ -116,7 +116,8 @@ def give_back(
     "The part is to be done by another; the job fails where too many workers have died over it."
     with store.writing() as c:
         _lock(c, claim.job)
-        part = c.execute(sa.select(PARTS).where(_held(claim))).first()
+        held = _held(claim) if isinstance(claim, Claim) else _held(claim) & (PARTS.c.beat == claim.beat) # still silent
+        part = c.execute(sa.select(PARTS).where(held)).first()
         if part is None:
             return []
         deaths = part.deaths + int(died)
@@ -142,7 +143,7 @@ def break_off(
 def _part(row: sa.Row) -> Part:
     return Part(row.job, row.number, row.queue, row.attempt, row.beat, row.worker)
 
-# %% ../../nbs/jobs/42c_parts.ipynb #3df1e5ea
+# %% ../../nbs/jobs/42c_parts.ipynb #5a2e2ef0
 def _moved(c: sa.Connection, job_id: str, error: str | None = None) -> list[Part]:
     "Bring a job into the state that its parts say; the part that need not wait any more."
     job = c.execute(sa.select(JOBS.c.state, JOBS.c.cancelling).where(JOBS.c.id == job_id)).one()
@@ -202,7 +203,7 @@ def retry(
 
 
 def _taken_up(c: sa.Connection, job_id: str) -> tuple[Job, list[Part]]:
-    fresh = {"state": "queued", "cancelling": False, "error": None, "ended": None}
+    fresh = {"state": "queued", "cancelling": False, "error": None, "started": None, "ended": None}
     c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(fresh))
     mine = PARTS.c.job == job_id
     last = c.execute(sa.select(sa.func.max(PARTS.c.number)).where(mine)).scalar()

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['FEWEST_SOURCES', 'served', 'propose', 'read_proposal', 'should_promote', 'promote', 'new_labels', 'drift_now']
 
-# %% ../../nbs/jobs/44b_propose.ipynb #8b3388f0
+# %% ../../nbs/jobs/44b_propose.ipynb #f02b2e23
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import httpx
@@ -20,7 +21,7 @@ from .runs import Run, new_run
 from ..model.card import bundle_name, find_bundle
 from ..serve.found import asked_for, note_promotion
 
-# %% ../../nbs/jobs/44b_propose.ipynb #d1fbdbb8
+# %% ../../nbs/jobs/44b_propose.ipynb #6b3e55c6
 def served() -> Path | None: # a bundle; none: nothing that could be served
     "What is served with the settings of this process: what was promoted, else `MODEL_PATH`, else the latest run."
     try:
@@ -33,6 +34,7 @@ def propose(
     run: Run, # a training that succeeded
     served: Path | None, # the bundle it is compared with; none: nothing is served
     data: str | None = None, # labelled pictures to compare on; none: those of the run
+    stop: Event | None = None, # set by another thread: break the comparison off, with a RunError
 ) -> dict[str, Any]: # what `proposal.json` in the run's folder says
     "Compare a training with what is served, and write down what is proposed. RunError where it has no model."
     if run.state != "succeeded":
@@ -44,7 +46,7 @@ def propose(
     elif served == candidate:
         found = _nothing("it is what is served already")
     else:
-        found = _compared(run, candidate, served, data)
+        found = _compared(run, candidate, served, data, stop)
     told = {"candidate": str(candidate), "served": served and str(served), "made": utc_now(), **found,
             "promoted": False}
     write_json(run.path / "proposal.json", told)
@@ -56,13 +58,13 @@ def _nothing(reason: str, **more: Any) -> dict[str, Any]:
             "groups": 0, "reason": reason} | more
 
 
-def _compared(run: Run, candidate: Path, served: Path, data: str | None) -> dict[str, Any]:
+def _compared(run: Run, candidate: Path, served: Path, data: str | None, stop: Event | None) -> dict[str, Any]:
     "The outcome of the comparison's notebook; what makes a comparison impossible is an outcome, too."
     params = {"candidate": str(candidate), "served": str(served), "data": data}
     job = new_run("compare", run.path.name, params, run.path.parent)
     report = str(job.path / "report.html")
     try:
-        found = run_notebook(job, "compare").metrics
+        found = run_notebook(job, "compare", stop=stop).metrics
     except TrainingError as e: # an interruption is a RunError, and not for this to judge
         return _nothing(f"the comparison failed: {' '.join(e.problem.split())}", report=report)
     reason = "better by more than chance can explain" if found["better"] else "not shown to be better"

@@ -91,7 +91,7 @@ def send(
     except (KombuError, redis.RedisError, OSError) as e:
         raise explain(e, broker_url()) from None
 
-# %% ../../nbs/jobs/45_queue.ipynb #e22471ad
+# %% ../../nbs/jobs/45_queue.ipynb #8c8d4db9
 def submit(
     kind: str, # a key of `KINDS`
     asked: dict[str, Any], # what that kind knows
@@ -109,8 +109,8 @@ def submit(
         try:
             send([Part(job.id, i, queue, 0, 0) for i, (queue, _) in enumerate(cut[:-1] or cut)])
         except BrokerError:
-            ledger.withdraw(store, job.id)
-            raise
+            if ledger.withdraw(store, job.id):
+                raise # else somebody has it or wants it, and the keeper sends the hints
     return job, attached
 
 

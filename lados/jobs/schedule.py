@@ -6,8 +6,10 @@
 __all__ = ['Schedule', 'read_cron', 'next_time', 'schedules', 'find_schedule', 'add_schedule', 'pause', 'remove', 'reason',
            'begin', 'Clock']
 
-# %% ../../nbs/jobs/46c_schedule.ipynb #e142a88f
+# %% ../../nbs/jobs/46c_schedule.ipynb #0ccc3da3
 import json
+import logging
+import re
 import time
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -17,7 +19,7 @@ import sqlalchemy as sa
 from celery.schedules import ParseException, crontab
 from sqlalchemy.exc import IntegrityError
 
-from ..core import ConfigError, settings, to_json
+from ..core import ConfigError, LadosError, settings, to_json
 from .propose import drift_now, new_labels
 from .queue import submit
 from .store import SCHEDULES, Store
@@ -65,7 +67,7 @@ def next_time(
     start, delta, _ = read_cron(schedule.cron).remaining_delta(last)
     return (start + delta).timestamp()
 
-# %% ../../nbs/jobs/46c_schedule.ipynb #12f610f8
+# %% ../../nbs/jobs/46c_schedule.ipynb #a9f170cb
 def _of_row(row: sa.Row) -> Schedule:
     told = json.loads(row.about)
     about = (told[n] for n in ("params", "cron", "labels", "drift"))
@@ -96,6 +98,8 @@ def add_schedule(
     schedule: Schedule,
 ) -> Schedule:
     "Keep a schedule. ConfigError where its times, reasons or parameters are none, or its name is taken."
+    if not re.fullmatch(r"[\w.-]{1,60}", schedule.name):
+        raise ConfigError(f"{schedule.name[:80]!r} is no name for a schedule", "use letters, digits, dots and dashes")
     if schedule.cron:
         read_cron(schedule.cron)
     elif schedule.labels is None and schedule.drift is None:
@@ -154,22 +158,21 @@ def reason(
         return f"a drift of {drift:.2f}"
     return ""
 
-# %% ../../nbs/jobs/46c_schedule.ipynb #8fd5888c
+# %% ../../nbs/jobs/46c_schedule.ipynb #6d380cc4
 def begin(
     store: Store,
     schedule: Schedule,
     now: float, # seconds since 1970
     drifting: bool, # the present drift has been acted upon
 ) -> str | None: # the job's id; none where another was quicker
-    "Begin a schedule's training. Raises what `submit` raises; then its next turn is the next time."
+    "Begin a schedule's training. Raises what `submit` raises; then its turn is still to come."
+    asked = {**schedule.params, "proposed": True}
+    job, _ = submit("train", asked, f"schedule:{schedule.name}") # asked for twice, it is one job
     mine = (SCHEDULES.c.name == schedule.name) & (SCHEDULES.c.last == schedule.last) & ~SCHEDULES.c.paused
+    values = {"last": now, "drifting": drifting, "job": job.id}
     with store.writing() as c:
-        if c.execute(sa.update(SCHEDULES).where(mine).values(last=now, drifting=drifting)).rowcount != 1:
-            return None
-    job, _ = submit("train", {**schedule.params, "proposed": True}, f"schedule:{schedule.name}"[:80])
-    with store.writing() as c:
-        c.execute(sa.update(SCHEDULES).where(SCHEDULES.c.name == schedule.name).values(job=job.id))
-    return job.id
+        first = c.execute(sa.update(SCHEDULES).where(mine).values(values)).rowcount == 1
+    return job.id if first else None
 
 
 class Clock:
@@ -189,7 +192,10 @@ class Clock:
         waiting = [s for s in schedules(store) if not s.paused]
         drift = drift_now() if any(s.drift is not None for s in waiting) else None
         for s in waiting:
-            begun += self._look(store, s, drift)
+            try:
+                begun += self._look(store, s, drift)
+            except LadosError as e: # the others are not to wait for it
+                logging.getLogger(__name__).error("schedule %s: %s", s.name, e)
         return begun
 
     def _look(self, store: Store, s: Schedule, drift: float | None) -> list[str]:

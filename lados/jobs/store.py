@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from ..core import ConfigError, ServeError, settings
 from .broker import shown
 
-# %% ../../nbs/jobs/42_store.ipynb #59e87d29
+# %% ../../nbs/jobs/42_store.ipynb #fd81657e
 STATES = ("queued", "running", "succeeded", "failed", "cancelled")
 ENDED = STATES[2:]
 FORMAT = 1 # of the tables
@@ -33,6 +33,7 @@ JOBS = sa.Table(
     sa.Column("state", sa.String(20), nullable=False), sa.Column("cancelling", sa.Boolean, nullable=False),
     sa.Column("progress", sa.Text, nullable=False), sa.Column("worker", sa.String(120)), sa.Column("run", sa.Text),
     sa.Column("attempts", sa.Integer, nullable=False), sa.Column("error", sa.Text),
+    sa.Column("shared", sa.Boolean, nullable=False), # somebody else has asked for it as well
     *(sa.Column(n, sa.Double) for n in ("created", "started", "ended")),
     sa.Index("lados_jobs_by_state", "state", "kind"), sa.Index("lados_jobs_by_time", "created"))
 PARTS = sa.Table(
@@ -57,7 +58,7 @@ _ONE = sa.Index("lados_jobs_one", JOBS.c.kind, JOBS.c.key, unique=True,
 class StoreError(ServeError):
     "A job store that cannot be read or written."
 
-# %% ../../nbs/jobs/42_store.ipynb #911d0928
+# %% ../../nbs/jobs/42_store.ipynb #a77a6e07
 def _sqlite(engine: sa.Engine) -> None:
     "Make SQLite wait its turn, survive a loss of power, and let readers read meanwhile."
 
@@ -92,7 +93,8 @@ def _engine(url: str) -> sa.Engine:
 
 def store_url() -> str:
     "The address of the job store."
-    return settings().lados_jobs_url or f"sqlite:///{settings().lados_home.resolve() / 'jobs' / 'jobs.db'}"
+    path = settings().lados_home.resolve() / "jobs" / "jobs.db"
+    return settings().lados_jobs_url or sa.URL.create("sqlite", database=str(path)).render_as_string()
 
 # %% ../../nbs/jobs/42_store.ipynb #30715609
 class Store:

@@ -19,7 +19,7 @@ from .store import ENDED, STATES
 from .work import batch_folder
 from ..model.events import read_events
 
-# %% ../../nbs/jobs/48_views.ipynb #3227d84f
+# %% ../../nbs/jobs/48_views.ipynb #52a0fac4
 class JobView(BaseModel):
     "A job as it stands."
 
@@ -77,7 +77,7 @@ def eta(
         return None
     if job.kind == "train":
         return job.progress.get("eta_s")
-    return (now - job.started) / job.done * (job.total - job.done) if job.done else None
+    return max(0.0, now - job.started) / job.done * (job.total - job.done) if job.done else None
 
 
 def view(
@@ -99,7 +99,7 @@ def view(
     return {**known, "fraction": min(1.0, part), "eta_s": eta(job, time.time()), "run": run.name if run else None,
             "attached": attached, "links": links}
 
-# %% ../../nbs/jobs/48_views.ipynb #b8b85633
+# %% ../../nbs/jobs/48_views.ipynb #cbd6d58b
 TABLES = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -108,6 +108,8 @@ def results_file(
     kind: str, # csv, json or parquet
 ) -> Path:
     "The table of a batch in the format that is wanted, made once. JobError where there is none yet."
+    if job.kind != "predict":
+        raise JobError(f"{job.id}: a {job.kind} job has no table of answers", "look into its run folder")
     if job.state != "succeeded":
         how = f"{job.done} of {job.total}" if job.kind == "predict" else "ask again later"
         raise JobError(f"{job.id}: there are no results yet (the job is {job.state}: {how})",

@@ -30,7 +30,7 @@ from ..model.params import plain_params, training_params
 from ..serve.predictor import Predictor, classify_files
 from ..serve.table import COLUMNS, row
 
-# %% ../../nbs/jobs/44c_work.ipynb #4093b86c
+# %% ../../nbs/jobs/44c_work.ipynb #ebd2b4e6
 def _run_of(claim: Claim, store: Store) -> Run:
     "The run folder of a job: that of an earlier attempt, or a new one."
     if claim.run and (Path(claim.run) / "run.json").exists():
@@ -39,7 +39,8 @@ def _run_of(claim: Claim, store: Store) -> Run:
     proposed = values.pop("proposed", False)
     run = new_run(claim.kind, values.get("name") or values.get("preset") or "run", values, proposed=proposed)
     run.update(queued_as=claim.job)
-    beat(store, claim, run=str(run.path))
+    if _say(beat, store, claim, run=str(run.path)) != "on":
+        raise Stopped("stopped", "")
     return run
 
 
@@ -62,12 +63,18 @@ def train(
     if run.state != "succeeded": # else the worker died before it could say so
         _train(run, heart)
     if claim.params.get("proposed") and read_proposal(run) is None:
-        _propose(run)
+        _propose(run, heart)
 
 
-def _propose(run: Run) -> None:
-    "Propose a retraining, and promote it where nobody need be asked."
-    proposal = propose(run, served())
+def _propose(run: Run, heart: Heart) -> None:
+    "Propose a retraining, and promote it where nobody need be asked and nobody has stopped it."
+    heart.check()
+    try:
+        proposal = propose(run, served(), stop=heart.stop)
+    except RunError:
+        heart.check() # it was interrupted
+        raise
+    heart.check()
     if should_promote(proposal)[0]:
         try:
             promote(proposal)
@@ -93,7 +100,7 @@ def _train(run: Run, heart: Heart) -> None:
         raise (Died if died else RunError)(told, f"see {run.path / 'report.html'}") from None
     heart.tell(progress=progress(run))
 
-# %% ../../nbs/jobs/44c_work.ipynb #5821179f
+# %% ../../nbs/jobs/44c_work.ipynb #dc5848e3
 @lru_cache(1)
 def _predictor(bundle: str, engine: str, seal: str) -> Predictor:
     "The model of the latest part; another one takes its place."
@@ -167,7 +174,12 @@ def join(
     "One table of all rows, in the order of the list; then the pictures and the stretches are deleted."
     results = folder / "results.parquet"
     if not results.exists():
-        tables = [pd.read_parquet(chunk_file(folder, n)) for n in range(parts)]
+        try:
+            tables = [pd.read_parquet(chunk_file(folder, n)) for n in range(parts)]
+        except FileNotFoundError:
+            if results.exists(): # another worker, taken for dead, has joined them meanwhile
+                return
+            raise
         table = pd.concat([t.astype({"abstain": "boolean"}) for t in tables], ignore_index=True)
         if len(table) != pictures:
             raise DataError(f"{folder}: {len(table)} rows for {pictures} pictures", "hand the batch in again")
@@ -213,7 +225,7 @@ KINDS: dict[str, Kind] = {
     "predict": Kind("a batch of pictures", "predict", _prepare_predict, predict),
 }
 
-# %% ../../nbs/jobs/44c_work.ipynb #97462433
+# %% ../../nbs/jobs/44c_work.ipynb #513d066f
 def _say(what: Callable[..., Any], *args: Any, **options: Any) -> Any:
     "Say it to the store, again where it does not answer; after a while somebody else will have noticed."
     until = time.monotonic() + 4 * settings().job_lease_s
@@ -254,6 +266,8 @@ def _ended(mine: Claim, heart: Heart) -> Callable[[], list[Part] | None]:
     except (Died, MemoryError) as e:
         why = e.problem if isinstance(e, Died) else "memory ran out"
         return lambda: _say(give_back, store, mine, died=True, why=why)
+    except StoreError: # which says nothing of the work
+        return lambda: _say(give_back, store, mine)
     except LadosError as e:
         told = str(e)
     except Exception as e: # a defect, or a disk that is full; the job says which

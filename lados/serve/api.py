@@ -254,7 +254,7 @@ async def prometheus(service: Serving) -> Response:
     "The same for Prometheus."
     if service.current:
         service.current.recent.publish()
-    text, kind = exposition()
+    text, kind = await asyncio.to_thread(exposition)
     return Response(text, media_type=kind)
 
 # %% ../../nbs/serve/34_api.ipynb #55972501
