@@ -91,7 +91,7 @@ def _without_workers(queue: str = "") -> None:
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 
-# %% ../nbs/69g_cli_jobs.ipynb #afeef516
+# %% ../nbs/69g_cli_jobs.ipynb #eaca4193
 def _watch(job_id: str, save: Path | None = None) -> None:
     "Show a job's progress until it has ended; RunError where it did not succeed."
     from lados.jobs.ledger import get
@@ -114,13 +114,19 @@ def _watch(job_id: str, save: Path | None = None) -> None:
 def _save(job: "Job", path: Path) -> None:
     import shutil
 
+    import pandas as pd
+
     from lados.data.tables import writable
     from lados.jobs.views import results_file
 
     found = results_file(job, writable(path).suffix[1:])
     path.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(found, path)
+    errors = pd.read_parquet(found.with_name("results.parquet"), columns=["error"])["error"]
+    bad = int((errors != "").sum())
     out.print(f"written to {path}")
+    if bad:
+        say("note", f"{bad} of {len(errors)} pictures could not be read; the table says why", "yellow", err)
 
 
 @job_app.command()

@@ -78,7 +78,7 @@ def _queued(preset: str | None, given: dict[str, Any]) -> None:
 
     job, attached = submit("train", {**given, **({"preset": preset} if preset else {})})
     out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
-              f"`lados job wait {job.id[:8]}` watches it; it needs a worker: `lados worker` or `lados up`")
+              f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 
 
 def _started(preset: str | None, given: dict[str, Any]) -> "Run":

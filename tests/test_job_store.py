@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -150,16 +151,14 @@ def test_jobs_from_the_command_line(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory):
+def postgres():
     "The address of a PostgreSQL of our own."
     found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if not found:
         pytest.skip("PostgreSQL is not installed")
-    folder, port = tmp_path_factory.mktemp("postgres"), Server.free_port()
+    folder, port = Path(tempfile.mkdtemp(prefix="lados-postgres-")), Server.free_port()
     user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {} # it refuses to be root
     if user:
-        for place in (folder, *folder.parents[:2]):
-            place.chmod(0o755)
         shutil.chown(folder, "nobody", "nogroup")
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **user}
     subprocess.run([found, "-D", folder / "data", "-U", "lados", "--auth", "trust", "-E", "UTF8"], check=True, **quiet)
@@ -177,6 +176,7 @@ def postgres(tmp_path_factory):
     yield url
     process.terminate()
     process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):

@@ -85,7 +85,9 @@ def _why(error: Exception) -> str:
 
 # %% ../../nbs/jobs/47_check.ipynb #9647b171
 def _api_url() -> str:
-    return settings().lados_api_url or "http://127.0.0.1:8000"
+    told = settings().lados_home / "up.json" # of a `lados up` in this folder
+    here = read_json(told).get("api") if told.exists() else None
+    return settings().lados_api_url or here or "http://127.0.0.1:8000"
 
 
 def api() -> Finding:

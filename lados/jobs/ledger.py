@@ -164,11 +164,13 @@ def jobs(
     with store.reading() as c:
         return [_job(row) for row in c.execute(asked)]
 
-# %% ../../nbs/jobs/42b_ledger.ipynb #0fdbd021
+# %% ../../nbs/jobs/42b_ledger.ipynb #73903f5d
 BOUNDS = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600) # seconds
 
 
-def tally(store: Store) -> list[tuple]: # kind, state, count; of those with times count, seconds, and how many within each of `BOUNDS`
+def tally(
+    store: Store,
+) -> list[tuple]: # kind, state, count; of those with times count, seconds, and how many within each of `BOUNDS`
     "How many jobs of each kind are in each state, and how long they took; counted by the database."
     took = JOBS.c.ended - JOBS.c.started
     within = (sa.func.sum(sa.case((took <= b, 1), else_=0)) for b in BOUNDS)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Member', 'Family', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #44cbbf4e
+# %% ../../nbs/jobs/46d_processes.ipynb #c6eabeef
 import contextlib
 import fcntl
 import os
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import ServeError, settings
+from ..core import ServeError, settings, write_json
 from .batches import sweep
 from .broker import ensure_broker, shown
 from .keeper import Keeper
@@ -177,7 +177,7 @@ def work_until_told(
         ready = f"workers are ready; jobs are written down in {shown(store_url())}"
         Family(worker_members(train, predict), say).run(lambda: say(ready))
 
-# %% ../../nbs/jobs/46d_processes.ipynb #71c6d609
+# %% ../../nbs/jobs/46d_processes.ipynb #34b4611e
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
     "ServeError where another `lados up` has this folder."
@@ -221,5 +221,10 @@ def everything_until_told(
         m.log = logs / f"{m.name.removeprefix('the ').replace(' ', '-')}.log"
     told = (f"API {url} (documentation at /docs)\n   monitor     http://127.0.0.1:{page}\n   classifier  "
             f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n   Ctrl-C ends all of it")
+    here = settings().lados_home / "up.json" # where `lados check` finds the API
     with _only_one(), looked_after():
-        Family(members, say).run(lambda: say(told))
+        write_json(here, {"api": url})
+        try:
+            Family(members, say).run(lambda: say(told))
+        finally:
+            here.unlink(missing_ok=True)

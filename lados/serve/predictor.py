@@ -81,7 +81,7 @@ class Predictor:
     ) -> "Predictor": # warm
         "Open a bundle, check its engine on the reference pictures, and warm it. Raises RunError or ServeError."
         cv2.setNumThreads(1) # pictures are decoded side by side; threads of OpenCV's own would only get in the way
-        folder = find_bundle(path)
+        folder = find_bundle(path).resolve() # `latest` may point elsewhere soon
         card, reference = read_card(folder), read_reference(folder)
         opened = open_engine(folder, choose_engine(folder) if engine == "auto" else engine)
         check_engine(opened, reference, card["calibration"]["temperature"])

@@ -114,19 +114,26 @@ function render({ model, el }) {
     model.save_changes()
   }
 
+  const rows = new Map() // id of a job -> its row, whose cells change one by one: a button must not go away under a click
+
   function row(job, url) {
     const active = ["queued", "running"].includes(job.state)
     const state = job.cancelling ? "stopping" : job.state
     const links = Object.entries(job.links).filter(([name]) => ["report", "results", "notebook"].includes(name))
     const epoch = job.kind === "train" && job.progress.epochs ? ` ${job.progress.epochs_done ?? 0}/${job.progress.epochs}` : ""
-    return h("tr", { "data-job": job.id },
-      h("td", {}, job.kind === "train" && h("input", { type: "checkbox", checked: model.get("chosen").includes(job.id), "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) })),
-      h("td", { class: "named" }, job.name || job.kind, h("br"), h("small", {}, `${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])),
-      h("td", {}, h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)),
-      h("td", {}, h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, `${percent(job.fraction)}${epoch} ${left(job.eta_s)}`)),
-      h("td", {}, links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name))),
-      h("td", {}, active ? h("button", { class: "button small", onclick: () => send({ kind: "cancel", id: job.id }) }, "Stop")
-        : ["failed", "cancelled"].includes(job.state) && h("button", { class: "button small", onclick: () => send({ kind: "retry", id: job.id }) }, "Retry")))
+    if (!rows.has(job.id)) {
+      const cells = ["", "named", "", "", "", ""].map((c) => h("td", c ? { class: c } : {}))
+      rows.set(job.id, { tr: h("tr", { "data-job": job.id }, cells), cells })
+    }
+    const { tr, cells } = rows.get(job.id), ticked = model.get("chosen").includes(job.id)
+    put(cells[0], [job.kind, ticked], () => job.kind === "train" && h("input", { type: "checkbox", checked: ticked, "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) }))
+    put(cells[1], [job.name, job.error], () => [job.name || job.kind, h("br"), h("small", {}, `${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])])
+    put(cells[2], [state, job.attempts], () => [h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)])
+    put(cells[3], [job.fraction, epoch, job.eta_s], () => [h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, `${percent(job.fraction)}${epoch} ${left(job.eta_s)}`)])
+    put(cells[4], links, () => links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name)))
+    put(cells[5], [active, job.state], () => active ? h("button", { class: "button small", onclick: () => send({ kind: "cancel", id: job.id }) }, "Stop")
+      : ["failed", "cancelled"].includes(job.state) && h("button", { class: "button small", onclick: () => send({ kind: "retry", id: job.id }) }, "Retry"))
+    return tr
   }
 
   function table(heads, rows, empty) {
@@ -169,7 +176,8 @@ function render({ model, el }) {
     put(place, [state.served, state.engine], () => [h("span", { class: state.served ? "lamp" : "lamp bad" }), " ", h("b", {}, state.served || "no model"), " ", h("span", { class: "pill" }, state.engine || "–")])
     put(parts.numbers, state.numbers, () => numbers(state))
     put(parts.shares, state.numbers.recent, () => shares(state))
-    put(parts.jobs, [state.jobs, model.get("chosen")], () => table(["", "Job", "State", "Progress", "Open", ""], state.jobs.map((j) => row(j, state.url)), "No jobs yet."))
+    const listed = state.jobs.map((j) => row(j, state.url))
+    put(parts.jobs, state.jobs.map((j) => j.id), () => table(["", "Job", "State", "Progress", "Open", ""], listed, "No jobs yet."))
     put(parts.curves, state.curves, () => curves(state))
     put(parts.models, state.models, () => table(["Model", "Backbone", "Macro-F1, test", "Certificate", ""], state.models.map(modelRow), "No models yet."))
   }
