@@ -33,7 +33,7 @@ from lados.serve.server import listen, serve
 if __name__ == "__main__":
     sock = listen("127.0.0.1", {port})
     print("port", sock.getsockname()[1], flush=True)
-    serve(sock, {workers})
+    serve(sock, {workers}, "{app}")
 """
 
 
@@ -127,7 +127,7 @@ def colours(count, seed=0, side=(40, 60)) -> list[bytes]:
 class Server:
     "A process that serves; its environment is what a user would set."
 
-    def __init__(self, home, model, workers=1, port=0, python=sys.executable, code=START, **env):
+    def __init__(self, home, model, workers=1, port=0, python=sys.executable, code=START, app="lados.serve.api:app", **env):
         self.home = Path(home)
         self.home.mkdir(parents=True, exist_ok=True)
         self.out, self.err = self.home / "out.log", self.home / "err.log"
@@ -136,7 +136,7 @@ class Server:
         clean = {k: v for k, v in os.environ.items() if k not in ("PROMETHEUS_MULTIPROC_DIR", "CORS_ORIGINS")}
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(
-                [python, "-c", code.format(port=port, workers=workers)], cwd=self.home, stdout=out, stderr=err,
+                [python, "-c", code.format(port=port, workers=workers, app=app)], cwd=self.home, stdout=out, stderr=err,
                 env={**clean, **{k: str(v) for k, v in names.items() if v is not None}})
         self.port = int(wait_for(lambda: PORT.search(self.out.read_text()), 60, self)[1])
         self.url = f"http://127.0.0.1:{self.port}"

@@ -17,7 +17,7 @@ from lados.data.manifest import Manifest
 from lados.data.names import source_stem
 from lados.labels import CLASSES, canonical_class
 from lados.model.calibrate import apply_temperature, fit_temperature, reliability, softmax
-from lados.model.scores import _confusion_figures, cluster_bootstrap, multilabel_scores, scores
+from lados.model.scores import confusion_figures, cluster_bootstrap, multilabel_scores, scores
 from lados.model.views import evaluate_views, rows_to_score
 
 NAMES = ("oil", "emulsion", "oil_platform", "sheen", "ship", "background")
@@ -82,7 +82,7 @@ def test_resampled_figures_equal_scikit_learn_on_the_resample(seed):
     drawn = np.random.default_rng(seed).choice(np.unique(groups), size=len(np.unique(groups)))
     rows = np.concatenate([np.flatnonzero(groups == g) for g in drawn])
     cm = sk.confusion_matrix(y[rows], said[rows], labels=range(k))
-    figures = _confusion_figures(cm.reshape(1, -1).astype(float), k)[0]
+    figures = confusion_figures(cm.reshape(1, -1).astype(float), k)[0]
     assert figures[0] == pytest.approx(sk.accuracy_score(y[rows], said[rows]), abs=1e-12)
     assert figures[1] == pytest.approx(sk.f1_score(y[rows], said[rows], average="macro", zero_division=0), abs=1e-12)
     p_r_f = np.concatenate(sk.precision_recall_fscore_support(y[rows], said[rows], labels=range(k), zero_division=0)[:3])

