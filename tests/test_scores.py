@@ -17,7 +17,7 @@ from lados.data.manifest import Manifest
 from lados.data.names import source_stem
 from lados.labels import CLASSES, canonical_class
 from lados.model.calibrate import apply_temperature, fit_temperature, reliability, softmax
-from lados.model.scores import confusion_figures, cluster_bootstrap, multilabel_scores, scores
+from lados.model.scores import cluster_bootstrap, confusion_figures, multilabel_scores, scores
 from lados.model.views import evaluate_views, rows_to_score
 
 NAMES = ("oil", "emulsion", "oil_platform", "sheen", "ship", "background")
