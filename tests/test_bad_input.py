@@ -1,6 +1,5 @@
 "What cannot be trained on is refused or said, with the file or parameter and the way out named; nothing is lost."
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from toy import tiny, toy, toy_manifest
+from toy import small_disk, tiny, toy, toy_manifest
 
 from lados.core import ConfigError, DataError, LadosError, TrainingError, WeightsError
 from lados.data.manifest import Manifest, load_manifest
@@ -189,19 +188,6 @@ def test_half_floats_need_a_gpu(tmp_path):
 
 
 # disk
-
-
-@contextlib.contextmanager
-def small_disk(folder, size):
-    "A file system of its own, a few kilobytes large."
-    folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("left", [0, 200_000])

@@ -18,6 +18,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from serving import START, Memory, colours, runs, serving, wait_for
+from toy import small_disk
 
 from lados.core import ConfigError, DataError, DiskFull, PictureError, PictureTooLarge, read_json, settings
 from lados.jobs import batches
@@ -341,19 +342,6 @@ def test_a_batch_has_a_most(places, monkeypatch):
 
 
 # --- disks and deaths
-
-
-@contextlib.contextmanager
-def small_disk(folder, size):
-    "A file system of its own."
-    folder.mkdir(parents=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_no_batch_begins_on_a_disk_with_little_room(places, monkeypatch):

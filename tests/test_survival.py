@@ -3,7 +3,6 @@
 import contextlib
 import io
 import signal
-import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ import psutil
 import pytest
 import redis
 from serving import KEY, ROOT, colours, runs, wait_for
-from toy import toy_manifest
+from toy import small_disk, toy_manifest
 from working import TRAINING, Workers, ended, redis_of, service, working
 
 KEYED = {"X-API-Key": KEY}
@@ -228,24 +227,13 @@ def test_clocks_that_jump_change_nothing(home):
         assert [(j["state"], j["attempts"]) for j in found] == [("succeeded", 1)] * 2, found
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    place = tmp_path / "disk"
-    place.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(place)], capture_output=True)
-    if made.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)])
-
-
-def test_no_room_for_what_is_sent(home, small_disk):
-    with service(home, runs() / "first", LADOS_BATCHES=small_disk / "batches") as server:
+def test_no_room_for_what_is_sent(home):
+    with small_disk(home / "disk", "40m") as disk, service(home, runs() / "first", LADOS_BATCHES=disk / "batches") as server:
         server.ready()
         files = [("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]
         answer = server.post("/predict_batch", files=files)
         assert answer.status_code == 507 and "LADOS_BATCHES" in answer.json()["remedy"], answer.text
-        assert not list((small_disk / "batches").glob("*")) + list((small_disk / "batches").glob(".incoming*"))
+        assert not list((disk / "batches").glob("*")) + list((disk / "batches").glob(".incoming*"))
         assert server.predict(colours(1)[0]).status_code == 200
 
 

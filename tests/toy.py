@@ -1,9 +1,12 @@
 "A toy that any network learns in a few epochs: coloured squares with a little noise, three of the classes."
 
+import contextlib
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from PIL import Image
 
 from lados.core import sha256_file
@@ -40,3 +43,16 @@ def toy(folder, **options) -> Dataset:
 def tiny(**changes):
     "Parameters that train in a second."
     return make_params({**TINY, **changes})
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    "A file system of its own."
+    folder.mkdir(parents=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not permitted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

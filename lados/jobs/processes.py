@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Member', 'Family', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #c6eabeef
+# %% ../../nbs/jobs/46d_processes.ipynb #00667f18
 import contextlib
 import fcntl
 import os
@@ -23,11 +23,12 @@ from ..core import ServeError, settings, write_json
 from .batches import sweep
 from .broker import ensure_broker, shown
 from .keeper import Keeper
+from .notebooks import on_signals
 from .schedule import Clock
 from .store import open_store, store_url
 from ..serve.server import listen
 
-# %% ../../nbs/jobs/46d_processes.ipynb #eb12cb4f
+# %% ../../nbs/jobs/46d_processes.ipynb #da2081d6
 @dataclass
 class Member:
     "A process of a family."
@@ -69,7 +70,7 @@ class Family:
         began: Callable[[], Any] = lambda: None, # called once all are started
     ) -> None:
         "Keep them alive until SIGINT or SIGTERM, then end them. ServeError where one cannot live."
-        with self._signals():
+        with on_signals(self._told_to_end):
             try:
                 for m in self.members:
                     m.start()
@@ -110,22 +111,10 @@ class Family:
                     os.killpg(p.pid, signal.SIGKILL)
                 p.wait()
 
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        def end(*_: Any) -> None:
-            if not self.ending.is_set():
-                self.say("ending; what runs is left in good order")
-            self.ending.set()
-
-        if threading.current_thread() is not threading.main_thread(): # there nobody gets signals
-            yield
-            return
-        before = {n: signal.signal(n, end) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for n, handler in before.items():
-                signal.signal(n, handler)
+    def _told_to_end(self, *_: Any) -> None:
+        if not self.ending.is_set():
+            self.say("ending; what runs is left in good order")
+        self.ending.set()
 
 # %% ../../nbs/jobs/46d_processes.ipynb #0ab1962c
 def gpus() -> list[str]: # their numbers; empty where there are none

@@ -96,7 +96,7 @@ def store_url() -> str:
     path = settings().lados_home.resolve() / "jobs" / "jobs.db"
     return settings().lados_jobs_url or sa.URL.create("sqlite", database=str(path)).render_as_string()
 
-# %% ../../nbs/jobs/42_store.ipynb #30715609
+# %% ../../nbs/jobs/42_store.ipynb #3aa97285
 class Store:
     "Jobs and their parts in a database."
 
@@ -128,24 +128,24 @@ class Store:
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
         "A transaction that changes something; StoreError where the database does not answer."
-        try:
-            with self.engine.begin() as c:
-                yield c
-        except IntegrityError:
-            raise
-        except DBAPIError as e:
-            raise StoreError(f"{shown(self.url)}: the job store does not answer ({str(e.orig).strip()[:200]})",
-                             "start it, or correct LADOS_JOBS_URL; look at the disk where it is a file") from None
+        with self._answering(), self.engine.begin() as c:
+            yield c
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         "A transaction that only reads."
+        with self._answering(), self.engine.connect().execution_options(writes=False) as c, c.begin():
+            yield c
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
         try:
-            with self.engine.connect().execution_options(writes=False) as c, c.begin():
-                yield c
+            yield
+        except IntegrityError: # an answer, and one that is asked for
+            raise
         except DBAPIError as e:
             raise StoreError(f"{shown(self.url)}: the job store does not answer ({str(e.orig).strip()[:200]})",
-                             "start it, or correct LADOS_JOBS_URL") from None
+                             "start it, or correct LADOS_JOBS_URL; look at the disk where it is a file") from None
 
 
 @cache
