@@ -47,7 +47,7 @@ test: setup ## everything: notebooks in step, clean and running, README, style, 
 	step "style" ruff check lados tests tools setup.py; \
 	step "library notebooks and tutorials" env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 \
 	    nbdev-test --skip-folder-re '^([_.]|papermill$$|apps$$)' --n-workers 2 --timing; \
-	echo "== tests"; python -m pytest -q -n 2 --dist loadfile --durations=10
+	echo "== tests"; python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme
