@@ -28,7 +28,7 @@ from ..core import ConfigError, did_you_mean
 from . import ledger, parts
 from .batches import Batch
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
-from .heart import LEAVING
+from .heartbeat import LEAVING
 from .ledger import Job
 from .parts import Part
 from .store import open_store
@@ -38,7 +38,7 @@ from ..model.events import follow_parent
 # %% ../../nbs/jobs/45_queue.ipynb #73fbdf23
 QUEUES = ("train", "predict")
 WEEK = 7 * 24 * 3600 # seconds; no job takes longer
-AHEAD = 256 # hints of one job that are sent at once; the keeper sends the rest
+AHEAD = 256 # hints of one job that are sent at once; the reaper sends the rest
 
 
 @cache
@@ -72,7 +72,7 @@ def _part(job: str, number: int) -> None:
 def hint(
     wanted: list[Part], # that can begin
 ) -> None:
-    "Send hints; where that fails now, the keeper does it later."
+    "Send hints; where that fails now, the reaper does it later."
     try:
         send(wanted)
     except BrokerError as e:
@@ -110,7 +110,7 @@ def submit(
             send([Part(job.id, i, queue, 0, 0) for i, (queue, _) in enumerate(cut[:-1] or cut)])
         except BrokerError:
             if ledger.withdraw(store, job.id):
-                raise # else somebody has it or wants it, and the keeper sends the hints
+                raise # else somebody has it or wants it, and the reaper sends the hints
     return job, attached
 
 

@@ -20,7 +20,7 @@ from ..core import DataError, LadosError, PictureError, PictureTooLarge, RunErro
 from ..core import read_json, settings, sha256_text, to_json, write_json
 from ..data.tables import write_table
 from .batches import Entry, entries, fetch
-from .heart import Died, Heart, Stopped
+from .heartbeat import Died, Heartbeat, Stopped
 from .notebooks import GRACE, run_notebook
 from .parts import Claim, Part, beat, break_off, claim, finish, give_back
 from .propose import promote, propose, read_proposal, served, should_promote
@@ -44,7 +44,7 @@ def _run_of(claim: Claim, store: Store) -> Run:
     return run
 
 
-def _await_free(run: Run, heart: Heart) -> None:
+def _await_free(run: Run, heart: Heartbeat) -> None:
     "Wait until a worker that was taken for dead has let go of the run: it hears that, too."
     until = time.monotonic() + 2 * GRACE + settings().job_lease_s
     while run.alive:
@@ -56,7 +56,7 @@ def _await_free(run: Run, heart: Heart) -> None:
 
 def train(
     claim: Claim,
-    heart: Heart,
+    heart: Heartbeat,
 ) -> None:
     "Run the training notebook, from where an earlier attempt came to."
     run = _run_of(claim, heart.store)
@@ -66,7 +66,7 @@ def train(
         _propose(run, heart)
 
 
-def _propose(run: Run, heart: Heart) -> None:
+def _propose(run: Run, heart: Heartbeat) -> None:
     "Propose a retraining, and promote it where nobody need be asked and nobody has stopped it."
     heart.check()
     try:
@@ -82,7 +82,7 @@ def _propose(run: Run, heart: Heart) -> None:
             write_json(run.path / "proposal.json", {**proposal, "reason": f"not promoted: {e.problem}"})
 
 
-def _train(run: Run, heart: Heart) -> None:
+def _train(run: Run, heart: Heartbeat) -> None:
     seen = progress(run)
 
     def tell(event: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def _picture(predictor: Predictor, entry: Entry, folder: Path) -> Any: # what `c
 
 def predict(
     claim: Claim,
-    heart: Heart,
+    heart: Heartbeat,
 ) -> None:
     "Classify a stretch of a batch; the last part joins the stretches."
     folder = batch_folder(claim.job)
@@ -198,7 +198,7 @@ class Kind:
     doc: str
     queue: str # of its workers
     prepare: Callable[[dict[str, Any]], Prepared]
-    work: Callable[[Claim, Heart], None]
+    work: Callable[[Claim, Heartbeat], None]
 
 
 def _prepare_train(asked: dict[str, Any]) -> Prepared:
@@ -248,12 +248,12 @@ def work(
     mine = _say(claim, store, job_id, number, worker)
     if mine is None:
         return []
-    with Heart(store, mine) as heart:
+    with Heartbeat(store, mine) as heart:
         ending = _ended(mine, heart)
     return ending() or []
 
 
-def _ended(mine: Claim, heart: Heart) -> Callable[[], list[Part] | None]:
+def _ended(mine: Claim, heart: Heartbeat) -> Callable[[], list[Part] | None]:
     "Do the work; what is to be said of its end."
     store = heart.store
     try:
