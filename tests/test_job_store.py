@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -174,8 +175,8 @@ def postgres():
 
     wait_for(answers, 60)
     yield url
-    process.terminate()
-    process.wait()
+    process.send_signal(signal.SIGINT) # SIGTERM would wait for every connection to be closed
+    process.wait(30)
     shutil.rmtree(folder, ignore_errors=True)
 
 

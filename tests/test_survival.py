@@ -137,8 +137,9 @@ def test_workers_are_killed_over_a_batch_and_every_picture_comes_once(home):
     with working(home, train=0, predict=2, JOB_ATTEMPTS=50) as workers, service(home, runs() / "first") as server:
         server.ready()
         job = batch(server, 400)
-        kills = seen = 0
+        kills, seen, until = 0, 0, time.monotonic() + 180
         while not (now := server.get(f"/job/{job}").json())["ended"]:
+            assert time.monotonic() < until and workers.process.poll() is None, now
             if now["done"] > seen and kills < 8: # a worker was at it
                 kill(workers.processes("predict")[:2])
                 kills, seen = kills + 1, now["done"]

@@ -88,10 +88,10 @@ class Supervisor:
         if m.pause == 0:
             quick = time.monotonic() - m.started < 10
             m.deaths = m.deaths + 1 if quick else 1
-            if m.deaths >= 6:
+            if m.deaths >= 6 and m.process.returncode >= 0: # it ends by itself; one that is killed is not to blame
                 raise ServeError(f"{m.name} ends as soon as it is started (status {m.process.returncode})",
                                  f"see {m.log}" if m.log else "what it says above tells why")
-            m.pause = time.monotonic() + (0.2 * 2**m.deaths if quick else 0.2)
+            m.pause = time.monotonic() + (min(0.2 * 2**m.deaths, 10.0) if quick else 0.2)
             self.say(f"{m.name} has ended (status {m.process.returncode}); it is started again")
         if time.monotonic() > m.pause:
             m.pause = 0
