@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['check', 'ago']
 
-# %% ../nbs/69h_cli_check.ipynb #fff7fbd5
+# %% ../nbs/69h_cli_check.ipynb #f6f98cea
 import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .cli_data import out
+from .cli_data import err, out, say
 from .core import to_json
 
 if TYPE_CHECKING:
     from lados.jobs.check import Finding
 
-# %% ../nbs/69h_cli_check.ipynb #aca041e5
+# %% ../nbs/69h_cli_check.ipynb #52ad9eed
 def check(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to look again and again until all is well", min=0)] = 0,
 ) -> None:
-    "Look whether everything is there: API, model, Redis, workers, disks, monitoring. The exit code is 1 if not."
-    from lados.jobs.check import checks, well
+    "Look whether everything is there: API, model, Redis, workers, disks, monitoring. The exit code is 1 if it is not."
+    from lados.jobs.check import checks, runs, well
 
     until = time.monotonic() + wait
     while not well(found := checks()) and time.monotonic() < until:
@@ -33,6 +33,8 @@ def check(
         print(to_json({"well": well(found), "checks": [f.to_dict() for f in found]}))
     else:
         _show(found)
+        if not runs(found):
+            say("check", "nothing of lados runs here; `lados up` starts all of it on this machine", "yellow", err)
     if not well(found):
         raise typer.Exit(1)
 

@@ -91,7 +91,7 @@ def _without_workers(queue: str = "") -> None:
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 
-# %% ../nbs/69g_cli_jobs.ipynb #eaca4193
+# %% ../nbs/69g_cli_jobs.ipynb #583623ae
 def _watch(job_id: str, save: Path | None = None) -> None:
     "Show a job's progress until it has ended; RunError where it did not succeed."
     from lados.jobs.ledger import get
@@ -183,22 +183,31 @@ def show(
         return
     for name, value in found.to_dict().items():
         if value not in (None, {}, "", False):
-            out.print(f"{name:10}  {_readable(name, value)}", highlight=False, markup=False)
+            out.print(f"{name:10}  {_readable(name, value)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _readable(name: str, value: Any) -> str:
+    "A value for people; a table's lines stand below each other."
     if name in ("created", "started", "ended"):
         return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
-    return ", ".join(f"{k}={v}" for k, v in value.items() if v is not None) if isinstance(value, dict) else str(value)
+    if not isinstance(value, dict):
+        return str(value)
+    return f"\n{'':12}".join(f"{k} = {_short(v)}" for k, v in value.items() if v is not None)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @job_app.command()
 def logs(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: events.jsonl as it is")] = False,
 ) -> None:
     "Show what a job has said of itself."
     from lados.jobs.ledger import get
     from lados.jobs.store import open_store
+    from lados.model.events import read_events
 
     found = get(open_store(), job)
     if found.error:
@@ -207,10 +216,18 @@ def logs(
         out.print(f"{found.done} of {found.total} done; a {found.kind} job keeps no log" if found.kind != "train" else
                   "it has not begun")
         return
-    for name in ("log.txt", "events.jsonl"):
-        path = Path(found.run) / name
-        if path.exists():
-            sys.stdout.write(path.read_text(encoding="utf-8", errors="replace"))
+    log = Path(found.run) / "log.txt" # what processes said; most often nothing
+    if log.exists() and not as_json:
+        sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+    for event in read_events(Path(found.run) / "events.jsonl"):
+        print(to_json(event, None) if as_json else _line(event))
+
+
+def _line(event: dict[str, Any]) -> str:
+    "An event for people: `14:03:12 epoch  epoch=3 train_loss=0.41`."
+    when = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S") if "time" in event else ""
+    told = " ".join(f"{k}={_short(v)}" for k, v in event.items() if k not in ("time", "event") and v is not None)
+    return f"{when} {event['event']:<10} {told}".rstrip()
 
 
 @job_app.command()

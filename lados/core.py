@@ -107,7 +107,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # %% ../nbs/00_core.ipynb #d67e84a1
 sys.modules.setdefault("openvino_telemetry", None) # `import` of a module that is None raises ImportError
 
-# %% ../nbs/00_core.ipynb #a1054a14
+# %% ../nbs/00_core.ipynb #a17f3e54
 class Settings(BaseSettings):
     "Every environment variable of lados, with its default; read once a process by `settings()`."
 
@@ -139,6 +139,7 @@ class Settings(BaseSettings):
     job_lease_s: float = Field(15, ge=3) # a worker that has not been heard of for so long has lost its job to another
     job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
     job_chunk: int = Field(128, ge=1) # pictures that a worker takes at once
+    job_keep_days: float = Field(90, ge=0) # after its end a job is forgotten, and a batch's table deleted; 0: never
     max_batch_mb: float = Field(20_000, gt=0) # of all pictures of a batch
     auto_promote: bool = False # serve a scheduled retraining by itself where it is better than chance can explain
     prometheus_url: str | None = None # for `lados check`, as the next four

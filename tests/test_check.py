@@ -116,7 +116,8 @@ def lados(home, *words, **env):
 
 def test_nothing_is_missed_that_was_not_asked_for(look):
     found = look()
-    assert check.well([*found.values()]) and found["Redis"].state == found["workers"].state == "off"
+    assert "down" not in {f.state for f in found.values()} and found["Redis"].state == found["workers"].state == "off"
+    assert not check.well([*found.values()]), "nothing runs, so nothing is down, and nothing is well"
     assert found["job store"].state == "up" and "made when" in found["job store"].detail
     assert not (look.home / "lados_home" / "jobs").exists(), "to look makes no store"
 
@@ -324,6 +325,16 @@ def test_a_folder_without_rights(look):
     assert "down" in done.stdout and "LADOS_RUNS" in done.stdout and "Permission denied" in done.stdout, done.stderr
 
 
+def test_an_api_that_up_has_started_is_missed_when_it_is_gone(look):
+    told = look.home / "lados_home" / "up.json"
+    told.parent.mkdir()
+    with peer(ALL_WELL) as port:
+        told.write_text(json.dumps({"api": f"http://127.0.0.1:{port}"}))
+        found = look()
+        assert found["API"].state == "up" and check.well([*found.values()])
+    assert look()["API"].state == "down"
+
+
 def test_a_store_that_is_none(look):
     path = Path(settings().lados_home, "jobs", "jobs.db")
     path.parent.mkdir(parents=True)
@@ -356,7 +367,8 @@ def test_a_memory_that_is_damaged_begins_anew(look, text):
 
 def test_the_command(look):
     done = lados(look.home, "check")
-    assert done.returncode == 0 and "[" not in done.stdout and done.stdout.count(" off ") >= 7, done.stdout
+    assert done.returncode == 1 and "[" not in done.stdout and done.stdout.count(" off ") >= 7, done.stdout
+    assert "nothing of lados runs here" in done.stderr
     done = lados(look.home, "check", "--json", KIBANA_URL=DEAD)
     told = json.loads(done.stdout)
     assert done.returncode == 1 and not told["well"] and [f["name"] for f in told["checks"]] == list(check.CHECKS)
@@ -368,7 +380,8 @@ def test_the_command(look):
 
 def test_wait_ends_when_all_is_well(look):
     port, started = Server.free_port(), time.monotonic()
-    env = {**{k: v for k, v in os.environ.items() if k not in ASKED}, "KIBANA_URL": f"http://127.0.0.1:{port}"}
+    env = {**{k: v for k, v in os.environ.items() if k not in ASKED}, "KIBANA_URL": f"http://127.0.0.1:{port}",
+           "LADOS_API_URL": f"http://127.0.0.1:{port}"}
     process = subprocess.Popen([*LADOS, "check", "--wait=300", "--json"], env=env, cwd=look.home, stdout=subprocess.PIPE, text=True)
     memory = look.home / "lados_home" / "check.json"
     wait_for(lambda: memory.exists() and json.loads(memory.read_text())["Kibana"][0] == "down", 60)

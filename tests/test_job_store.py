@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,11 +16,14 @@ from pathlib import Path
 import psutil
 import pytest
 import redis
+import sqlalchemy
 from serving import KEY, Server, colours, runs, wait_for
 from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, working
 
+from lados.core import ConfigError, settings
 from lados.jobs import ledger, parts
+from lados.jobs.heartbeat import Heartbeat
 from lados.jobs.ledger import JobError, add, get
 from lados.jobs.store import Store
 
@@ -132,7 +136,8 @@ def test_jobs_from_the_command_line(tmp_path):
         waited = lados(tmp_path, "job", "wait", job[:8])
         assert waited.returncode == 0 and "report.html" in waited.stdout, waited.stderr
         assert "succeeded" in lados(tmp_path, "job", "show", job[:8]).stdout
-        assert '"event": "epoch"' in lados(tmp_path, "job", "logs", job[:8]).stdout
+        assert re.search(r"^\d\d:\d\d:\d\d epoch +epoch=1 ", lados(tmp_path, "job", "logs", job[:8]).stdout, re.MULTILINE)
+        assert '"event": "epoch"' in lados(tmp_path, "job", "logs", job[:8], "--json").stdout
         folder = tmp_path / "flight"
         folder.mkdir()
         for i, p in enumerate(colours(20)):
@@ -215,6 +220,51 @@ def test_many_workers_finish_a_batch_in_postgresql(postgres):
     assert [p.number for p in begun] == [40]
     parts.finish(store, parts.claim(store, job.id, 40, "last"))
     assert get(store, job.id).state == "succeeded" and get(store, job.id).done == 40
+
+
+def test_counters_never_fall_and_old_jobs_are_forgotten(postgres):
+    "Twenty jobs end at once; one is taken up again; then all are old, and two reapers delete them at the same time."
+    store = Store(postgres)
+    before = ledger.tally(store)[1].get(("count", "failed"), {}).get("jobs", 0)
+    made = [add(store, "count", {}, f"count-{n}", [("train", 1)])[0] for n in range(20)]
+    claims = [parts.claim(store, job.id, 0, "w") for job in made]
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(lambda mine: parts.break_off(store, mine, "a defect with \0 in it"), claims))
+    assert get(store, made[0].id).error == "a defect with \ufffd in it"
+    parts.retry(store, made[0].id)
+    active, counted = ledger.tally(store)
+    assert counted["count", "failed"]["jobs"] - before == counted["count", "failed"]["timed"] == 20 and active["count", "queued"] == 1
+    with ThreadPoolExecutor(2) as pool:
+        gone = [job_id for found in pool.map(lambda _: ledger.forget(store, time.time() + 1, most=50), range(2)) for job_id in found]
+    assert len(gone) == len(set(gone)) and {job.id for job in made[1:]} <= set(gone) and get(store, made[0].id).state == "queued"
+    assert ledger.tally(store)[1]["count", "failed"]["jobs"] - before == 20
+
+
+def test_what_no_database_takes_is_no_outage(postgres):
+    with pytest.raises(ConfigError, match="no job store takes"):
+        ledger.jobs(Store(postgres), kind="a\0b")
+
+
+def test_a_postgresql_that_hangs_stops_the_work(postgres, monkeypatch):
+    "Neither an answer nor a refusal: after the lease, another may have the part, and the work must not go on."
+    monkeypatch.setenv("JOB_LEASE_S", "3")
+    settings.cache_clear()
+    store, url = Store(postgres), sqlalchemy.make_url(postgres)
+    server = next(p for p in psutil.process_iter(["cmdline"]) if str(url.port) in (p.info["cmdline"] or []) and "-p" in p.info["cmdline"])
+    job, _ = add(store, "train", {}, "hangs", [("train", 1)])
+    with Heartbeat(store, parts.claim(store, job.id, 0, "w")) as heart:
+        wait_for(lambda: parts.parts_in(store, "running")[-1].beat > 1, 10)
+        frozen = [server, *server.children(recursive=True)]
+        for p in frozen:
+            p.suspend()
+        try:
+            assert heart.stop.wait(8) and heart.word == "lost"
+        finally:
+            for p in frozen:
+                p.resume()
+    settings.cache_clear()
+    assert get(store, job.id).state == "running" # for a reaper to see that nobody counts any more
+    parts.cancel(store, job.id)
 
 
 def test_workers_and_service_over_a_redis_with_a_password_and_postgresql(tmp_path, postgres):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'ROOM', 'CHECKS', 'Finding', 'api', 'model', 'broker', 'queues', 'store', 'folders', 'prometheus', 'checks',
-           'well']
+           'well', 'runs']
 
 # %% ../../nbs/jobs/47_check.ipynb #219e05ce
 import contextlib
@@ -32,7 +32,7 @@ from .broker import broker_url, client, explain, is_embedded, shown, socket_path
 from .queue import QUEUES, waiting, workers
 from .store import JOBS, Store, store_url
 
-# %% ../../nbs/jobs/47_check.ipynb #49941c8c
+# %% ../../nbs/jobs/47_check.ipynb #871d89d2
 SECONDS = 5.0 # for one look
 ROOM = 1_000_000_000 # bytes that should be free
 
@@ -61,10 +61,6 @@ def _down(name: str, detail: str, remedy: str) -> Finding:
     return Finding(name, "down", detail[:300], remedy)
 
 
-def _off(name: str, variable: str) -> Finding:
-    return Finding(name, "off", f"{variable} is not set")
-
-
 def _get(url: str, path: str) -> httpx.Response:
     "Ask a service; credentials of the address are used."
     parts = urlsplit(url)
@@ -83,24 +79,25 @@ def _why(error: Exception) -> str:
         return f"does not answer ({str(error)[:120] or type(error).__name__})"
     return "answers as something else would"
 
-# %% ../../nbs/jobs/47_check.ipynb #9647b171
-def _api_url() -> str:
+# %% ../../nbs/jobs/47_check.ipynb #71851c89
+def _api_url() -> tuple[str, bool]: # whether somebody has said that it should be there
     told = settings().lados_home / "up.json" # of a `lados up` in this folder
-    here = read_json(told).get("api") if told.exists() else None
-    return settings().lados_api_url or here or "http://127.0.0.1:8000"
+    asked = settings().lados_api_url or (read_json(told).get("api") if told.exists() else None)
+    return asked or "http://127.0.0.1:8000", bool(asked)
 
 
 def api() -> Finding:
     "The HTTP service."
+    url, asked = _api_url()
     try:
-        found = _get(_api_url(), "/health").raise_for_status().json()
+        found = _get(url, "/health").raise_for_status().json()
         if found["status"] != "alive":
             raise ValueError
-        return _up("API", f"{shown(_api_url())}, version {found['version']}")
+        return _up("API", f"{shown(url)}, version {found['version']}")
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        if not settings().lados_api_url:
-            return Finding("API", "off", f"none answers at {_api_url()}, and LADOS_API_URL is not set")
-        return _down("API", f"{shown(_api_url())} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
+        if not asked:
+            return Finding("API", "off", f"none answers at {url}, and LADOS_API_URL is not set")
+        return _down("API", f"{shown(url)} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
 
 def model() -> Finding:
@@ -108,13 +105,13 @@ def model() -> Finding:
     if api().state != "up": # what else listens there has no model to speak of
         return Finding("model", "off", "there is no API to ask")
     try:
-        answer = _get(_api_url(), "/ready")
+        answer = _get(_api_url()[0], "/ready")
         found = answer.json()
         if answer.status_code == 200:
             return _up("model", f"{found['model']}, engine {found['engine']}, {found['waiting']} pictures waiting")
         return _down("model", found["detail"], found.get("remedy") or "`lados train`, then `lados export`")
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        return _down("model", f"{shown(_api_url())}/ready {_why(e)}", "look at the log of the API")
+        return _down("model", f"{shown(_api_url()[0])}/ready {_why(e)}", "look at the log of the API")
 
 
 def broker() -> Finding:
@@ -187,12 +184,12 @@ def folders() -> Finding:
         told.append(f"{free / 1e9:.0f} GB free for {name}")
     return _up("folders", ", ".join(told))
 
-# %% ../../nbs/jobs/47_check.ipynb #3dab9ddf
+# %% ../../nbs/jobs/47_check.ipynb #6c7edd9a
 def _service(name: str, variable: str, path: str, judge: Callable[[httpx.Response], str] = lambda _: "") -> Finding:
     "A service of others; `judge` says what is wrong with its answer, or nothing."
     url = getattr(settings(), variable)
     if not url:
-        return _off(name, variable.upper())
+        return Finding(name, "off", f"{variable.upper()} is not set")
     try:
         answer = _get(url, path)
         answer.raise_for_status()
@@ -232,7 +229,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
         "" if a.json()["status"]["overall"]["level"] == "available" else "it is not available yet")),
 }
 
-# %% ../../nbs/jobs/47_check.ipynb #d6e80beb
+# %% ../../nbs/jobs/47_check.ipynb #820e87f4
 def _look(name: str) -> Finding:
     start = time.monotonic()
     try:
@@ -297,5 +294,12 @@ def _remembered(found: list[Finding]) -> list[Finding]:
 def well(
     found: list[Finding], # from `checks`
 ) -> bool:
-    "Whether nothing is down."
-    return all(f.state != "down" for f in found)
+    "Whether nothing is down, and something of lados runs."
+    return all(f.state != "down" for f in found) and runs(found)
+
+
+def runs(
+    found: list[Finding], # from `checks`
+) -> bool:
+    "Whether there is a service, or workers; where neither is, nothing can be down, and nothing is well."
+    return any(f.state == "up" and f.name in ("API", "workers") for f in found)

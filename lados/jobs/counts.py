@@ -16,7 +16,7 @@ from . import ledger
 from .ledger import BOUNDS
 from .store import ENDED, open_store
 
-# %% ../../nbs/jobs/48b_counts.ipynb #a9b9ed24
+# %% ../../nbs/jobs/48b_counts.ipynb #7e1945d9
 class JobCounts:
     "Jobs by kind and state, and how long they took."
 
@@ -25,16 +25,18 @@ class JobCounts:
         ended = CounterMetricFamily("batch_jobs", "Jobs that have ended", labels=["kind", "state"])
         now = GaugeMetricFamily("batch_jobs_active", "Jobs that wait or run", labels=["kind", "state"])
         took = HistogramMetricFamily("batch_job_duration_seconds", "From start to end of a job", labels=["kind"])
+        pictures = CounterMetricFamily("batch_pictures", "Pictures of batches that have succeeded")
         try:
-            found = ledger.tally(open_store())
+            active, counted = ledger.tally(open_store())
         except LadosError: # a store that is away must not take the other metrics with it
             return
-        sums: dict[str, list[float]] = {}
-        for kind, state, count, *times in found:
-            (ended if state in ENDED else now).add_metric([kind, state], count)
-            if state in ENDED: # one that is taken up again has a time, too
-                sums[kind] = [a + (b or 0) for a, b in zip(sums.get(kind, [0] * len(times)), times, strict=True)]
-        for kind, (timed, seconds, *within) in sums.items():
-            buckets = [(str(float(b)), n) for b, n in zip(BOUNDS, within, strict=True)]
-            took.add_metric([kind], [*buckets, ("+Inf", timed)], seconds)
-        yield from (ended, now, took)
+        for labels, count in active.items():
+            now.add_metric(labels, count)
+        for labels, values in counted.items():
+            ended.add_metric(labels, values["jobs"])
+        for kind in sorted({kind for kind, _ in counted}):
+            add = lambda what: sum(counted.get((kind, state), {}).get(what, 0.0) for state in ENDED) # noqa: B023, E731
+            took.add_metric([kind], [*((str(float(b)), add(f"within {b}")) for b in BOUNDS), ("+Inf", add("timed"))],
+                            add("seconds"))
+        pictures.add_metric([], counted.get(("predict", "succeeded"), {}).get("units", 0.0))
+        yield from (ended, now, took, pictures)

@@ -15,7 +15,7 @@ from ..core import LadosError, settings
 from .parts import Claim, beat
 from .store import Store, StoreError
 
-# %% ../../nbs/jobs/43b_heartbeat.ipynb #e44c1a98
+# %% ../../nbs/jobs/43b_heartbeat.ipynb #6e6ce573
 LEAVING = threading.Event() # this process is about to end
 BEAT_S = 1.0 # seconds between two beats
 
@@ -35,16 +35,19 @@ class Heartbeat:
         self.store, self.claim, self.word = store, claim, "on"
         self.stop = threading.Event() # to be looked at by the work
         self._news: dict[str, Any] = {}
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True, name=f"heart-{claim.job[:8]}-{claim.number}")
+        self._lock, self._over, self._heard = threading.Lock(), threading.Event(), time.monotonic()
+        self._threads = [threading.Thread(target=work, daemon=True, name=f"{name}-{claim.job[:8]}-{claim.number}")
+                         for name, work in (("heart", self._beat), ("watch", self._watch))]
 
     def __enter__(self) -> "Heartbeat":
-        self._thread.start()
+        self._heard = time.monotonic()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
         self._over.set()
-        self._thread.join(60) # a database that hangs holds up nobody for ever
+        self._threads[0].join(60) # a database that hangs holds up nobody for ever
 
     def tell(
         self,
@@ -59,21 +62,26 @@ class Heartbeat:
         if self.stop.is_set():
             raise Stopped("stopped", "")
 
+    def _watch(self) -> None:
+        while not self._over.wait(BEAT_S):
+            if time.monotonic() - self._heard > settings().job_lease_s: # by now another may have the part
+                self.word = "lost"
+            if self.word != "on" or LEAVING.is_set():
+                self.stop.set()
+
     def _beat(self) -> None:
-        heard = time.monotonic()
         while True:
             over = self._over.wait(BEAT_S)
             with self._lock:
                 news, self._news = self._news, {}
             try:
-                self.word, heard = beat(self.store, self.claim, **news), time.monotonic()
+                word, self._heard = beat(self.store, self.claim, **news), time.monotonic()
+                self.word = "lost" if self.word == "lost" else word # what was taken for lost stays so
             except StoreError:
                 self.tell(**{**news, **self._news})
             except Exception as e: # news that no database takes; a heart must not stop over them
                 logging.getLogger(__name__).error("job %s: %s", self.claim.job, e)
-            if time.monotonic() - heard > settings().job_lease_s: # by now another has the part
-                self.word = "lost"
-            if self.word != "on" or LEAVING.is_set():
+            if self.word != "on":
                 self.stop.set()
             if over:
                 return

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Claim', 'Part', 'claim', 'beat', 'finish', 'give_back', 'break_off', 'cancel', 'retry', 'parts_in']
 
-# %% ../../nbs/jobs/42c_parts.ipynb #8b290321
+# %% ../../nbs/jobs/42c_parts.ipynb #f1baad99
 import json
 import time
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ..core import settings, to_json
-from .ledger import Job, JobError, get, job_in
+from .ledger import Job, JobError, NoSuchJob, count_end, get, job_in, plain_text
 from .store import ENDED, JOBS, PARTS, STATES, Store
 
 # %% ../../nbs/jobs/42c_parts.ipynb #2d533e4c
@@ -143,7 +143,7 @@ def break_off(
 def _part(row: sa.Row) -> Part:
     return Part(row.job, row.number, row.queue, row.attempt, row.beat, row.worker)
 
-# %% ../../nbs/jobs/42c_parts.ipynb #5a2e2ef0
+# %% ../../nbs/jobs/42c_parts.ipynb #5b03d0cd
 def _moved(c: sa.Connection, job_id: str, error: str | None = None) -> list[Part]:
     "Bring a job into the state that its parts say; the part that need not wait any more."
     job = c.execute(sa.select(JOBS.c.state, JOBS.c.cancelling).where(JOBS.c.id == job_id)).one()
@@ -168,7 +168,17 @@ def _set_parts(c: sa.Connection, job_id: str, states: tuple[str, ...], state: st
 
 
 def _end(c: sa.Connection, job_id: str, state: str, error: str | None) -> None:
-    c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(state=state, error=error, ended=time.time()))
+    job, now = job_in(c, job_id), time.time()
+    error = plain_text(error) if error else None
+    c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(state=state, error=error, ended=now))
+    count_end(c, job.kind, job.started, state, now, job.done if state == "succeeded" else 0)
+
+
+def _state(c: sa.Connection, job_id: str) -> str:
+    job = _lock(c, job_id)
+    if job is None:
+        raise NoSuchJob(f"{job_id}: there is no such job any more", "`lados job list` shows what there is")
+    return job.state
 
 
 def cancel(
@@ -178,7 +188,7 @@ def cancel(
     "Stop a job: at once where it waits, when its worker hears of it where it runs. JobError where it has ended."
     found = get(store, job_id)
     with store.writing() as c:
-        state = _lock(c, found.id).state
+        state = _state(c, found.id)
         if state in ENDED:
             raise JobError(f"{found.id}: this job has ended already ({state})", "there is nothing left to cancel")
         c.execute(sa.update(JOBS).where(JOBS.c.id == found.id).values(cancelling=True))
@@ -194,7 +204,7 @@ def retry(
     found = get(store, job_id)
     try:
         with store.writing() as c:
-            state = _lock(c, found.id).state
+            state = _state(c, found.id)
             if state not in ("failed", "cancelled"):
                 raise JobError(f"{found.id}: this job is {state}", "only a failed or cancelled one can be retried")
             return _taken_up(c, found.id)

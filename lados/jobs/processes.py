@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Member', 'Supervisor', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #00667f18
+# %% ../../nbs/jobs/46d_processes.ipynb #c18b4bbe
 import contextlib
 import fcntl
 import os
@@ -24,6 +24,7 @@ from .batches import sweep
 from .broker import ensure_broker, shown
 from .reaper import Reaper
 from .notebooks import on_signals
+from .retention import Retention
 from .schedule import Clock
 from .store import open_store, store_url
 from ..serve.server import listen
@@ -116,7 +117,7 @@ class Supervisor:
             self.say("ending; what runs is left in good order")
         self.ending.set()
 
-# %% ../../nbs/jobs/46d_processes.ipynb #0ab1962c
+# %% ../../nbs/jobs/46d_processes.ipynb #77dfb086
 def gpus() -> list[str]: # their numbers; empty where there are none
     "The GPUs that may be used here, as the driver counts them; nothing of CUDA is loaded."
     if "CUDA_VISIBLE_DEVICES" in os.environ:
@@ -148,7 +149,7 @@ def looked_after() -> Iterator[None]:
     "While in the block, this process looks after jobs."
     ensure_broker()
     sweep()
-    reaper = Reaper(open_store(), (Clock(),))
+    reaper = Reaper(open_store(), (Clock(), Retention()))
     reaper.start()
     try:
         yield

@@ -152,12 +152,12 @@ function render({ model, el }) {
 
   function shares(state) {
     const recent = state.numbers.recent || {}
-    if (!recent.pictures) return h("p", { class: "empty" }, "No picture has been answered yet.")
+    if (!recent.pictures) return h("p", { class: "empty" }, "No picture has been answered yet. Batches are not counted here: their tables are with their jobs.")
     return [h("div", { class: "share" }, Object.entries(recent.class_share).map(([name, share]) => {
       const bar = h("i")
       bar.style.width = `${100 * share}%`
       return [h("span", {}, name.replace("_", " ")), h("div", { class: "bar" }, bar), h("span", {}, percent(share))]
-    })), h("p", {}, h("small", {}, `of the latest ${recent.pictures} pictures; mean confidence ${number(recent.confidence_mean, 2)}`))]
+    })), h("p", {}, h("small", {}, `of the latest ${recent.pictures} pictures that the service itself has answered, batches aside; mean confidence ${number(recent.confidence_mean, 2)}`))]
   }
 
   function modelRow(m) {
