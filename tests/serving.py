@@ -198,6 +198,34 @@ class Server:
         return self.process.returncode
 
 
+def keep_to_the_document(server, mode, only="", examples=20, known="") -> list[str]:
+    """Ask the operations whose paths begin so whatever the document allows, or what it does not: no 5xx, only documented statuses and
+    types, bodies that match their schema. `known` is a job that there is. Gives the paths, once for each question."""
+    import hypothesis
+    import schemathesis
+    from schemathesis.specs.openapi import checks
+
+    wanted = [schemathesis.checks.not_a_server_error, checks.status_code_conformance, checks.content_type_conformance,
+              checks.response_headers_conformance, checks.response_schema_conformance, checks.unsupported_method,
+              checks.negative_data_rejection]
+    asked, may = [], hypothesis.strategies.booleans()
+    for operation in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations():
+        what = operation.ok()
+
+        @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck))
+        @hypothesis.given(case=what.as_strategy(generation_mode=mode), key=may, there=may)
+        def ask(case, key, there):
+            if known and there and "job_id" in case.path_parameters:
+                case.path_parameters["job_id"] = known
+            case.call_and_validate(checks=wanted, headers={"X-API-Key": KEY} if key else {})
+            asked.append(case.path)
+
+        if what.path.startswith(only or "/") and (mode == schemathesis.GenerationMode.POSITIVE or what.method.upper() == "POST"):
+            with contextlib.suppress(hypothesis.errors.Unsatisfiable): # nothing can be wrong in what is only a name in the path
+                ask()
+    return asked
+
+
 @contextlib.contextmanager
 def serving(home, model, **options) -> Iterator[Server]:
     "A server for a while."

@@ -12,7 +12,8 @@ import httpx
 import pandas as pd
 import pytest
 import redis
-from serving import KEY, colours, runs, wait_for
+import schemathesis
+from serving import KEY, colours, keep_to_the_document, runs, wait_for
 from toy import toy_manifest
 from working import TRAINING, ended, environment, service, working
 
@@ -34,6 +35,16 @@ def place(tmp_path_factory):
     toy_manifest(home / "data" / "toy", train=24, held=9)
     with working(home), service(home, runs() / "first") as server:
         yield home, server.ready()
+
+
+@pytest.mark.parametrize("mode", schemathesis.GenerationMode)
+def test_answers_are_what_the_document_says(tmp_path, mode):
+    "Without workers, so that a training that the generator happens to ask for stays a row."
+    with service(tmp_path) as server:
+        there = server.post("/train", json=asked(), headers=KEYED).json()["id"]
+        server.client.delete(f"/job/{there}", headers=KEYED)
+        paths = [p for only in ("/job", "/train") for p in keep_to_the_document(server, mode, only, examples=15, known=there)]
+        assert {"/train"} <= set(paths) and len(paths) >= 15
 
 
 # --- trainings
