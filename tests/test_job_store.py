@@ -19,7 +19,7 @@ import redis
 import sqlalchemy
 from serving import KEY, Server, colours, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, ended, environment, redis_server, service, working
+from working import TRAINING, ended, environment, redis_server, service, tls_before, working
 
 from lados.core import ConfigError, settings
 from lados.jobs import ledger, parts
@@ -267,11 +267,15 @@ def test_a_postgresql_that_hangs_stops_the_work(postgres, monkeypatch):
     parts.cancel(store, job.id)
 
 
-def test_workers_and_service_over_a_redis_with_a_password_and_postgresql(tmp_path, postgres):
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
+def test_workers_and_service_over_tls_a_password_and_postgresql(tmp_path, postgres):
     "Nothing embedded: as on several machines."
     toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
-    with redis_server(tmp_path / "redis", "--requirepass", "p@ss/word") as port:
-        own = {"CELERY_BROKER_URL": f"redis://:p%40ss%2Fword@127.0.0.1:{port}/0", "LADOS_JOBS_URL": postgres}
+    with redis_server(tmp_path / "redis", "--requirepass", "p@ss/word") as plain, tls_before(tmp_path, plain) as (port, certificate):
+        url = f"rediss://:p%40ss%2Fword@127.0.0.1:{port}/0"
+        unknown = submit(tmp_path, CELERY_BROKER_URL=url, LADOS_JOBS_URL=postgres)
+        assert unknown.returncode == 2 and "certificate verify failed" in unknown.stderr and "ssl_ca_certs" in unknown.stderr, unknown.stderr
+        own = {"CELERY_BROKER_URL": f"{url}?ssl_ca_certs={certificate}", "LADOS_JOBS_URL": postgres}
         with working(tmp_path, **own), service(tmp_path, runs() / "first", **own) as server:
             server.ready()
             asked = {**TRAINING, "epochs": 2, "data": str(tmp_path / "data" / "toy")}

@@ -226,13 +226,14 @@ def test_clocks_that_jump_change_nothing(home):
         jump.write_text("-86400")
         found = [ended(server, j) for j in (train, many)]
         assert [(j["state"], j["attempts"]) for j in found] == [("succeeded", 1)] * 2, found
+        assert found[1]["started"] > time.time() + 80_000 and found[0]["ended"] < found[0]["created"], "the clock did jump"
 
 
 def test_no_room_for_what_is_sent(home):
-    with small_disk(home / "disk", "40m") as disk, service(home, runs() / "first", LADOS_BATCHES=disk / "batches") as server:
+    "The disk fills while pictures arrive; half a gigabyte is kept free for others."
+    with small_disk(home / "disk", "530m") as disk, service(home, runs() / "first", LADOS_BATCHES=disk / "batches") as server:
         server.ready()
-        files = [("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]
-        answer = server.post("/predict_batch", files=files)
+        answer = server.post("/predict_batch", files=[("files", (f"{i}.png", bytes(9_000_000))) for i in range(20)])
         assert answer.status_code == 507 and "LADOS_BATCHES" in answer.json()["remedy"], answer.text
         assert not list((disk / "batches").glob("*")) + list((disk / "batches").glob(".incoming*"))
         assert server.predict(colours(1)[0]).status_code == 200

@@ -1,10 +1,13 @@
 "Workers for the tests: real processes over the embedded Redis or one of their own, with what a user would set."
 
+import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,3 +127,34 @@ def redis_server(folder, *options) -> Iterator[int]:
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def tls_before(folder, port) -> Iterator[tuple[int, Path]]:
+    "TLS in front of a port that speaks plainly: its own port, and the certificate of who vouches for it."
+    key, certificate = Path(folder, "key.pem"), Path(folder, "certificate.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+                    "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def pump(reader, writer):
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader, writer):
+        behind = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, behind[1]), pump(behind[0], writer))
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0, ssl=context))
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    try:
+        yield server.sockets[0].getsockname()[1], certificate
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)

