@@ -152,21 +152,20 @@ def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
 
 
 def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
-    "One training, ended in five ways, goes on each time and ends with the curve of an undisturbed one."
+    "One training, ended in four ways, goes on each time and ends with the curve of an undisturbed one."
     asked = params(toy_data, epochs=90, mixup=0.2)
     run, short, rng = new_run("train", "unlucky", asked), short_notebook(home), np.random.default_rng()
     before = 0
-    for how in ("SIGTERM", "SIGINT", "caller", "supervisor", "kernel"):
+    for how in ("SIGINT", "caller", "supervisor", "kernel"): # SIGTERM takes SIGINT's way; workers end trainings so
         process = call(run, short)
         wait_for(lambda n=before: len(set(epochs_of(run))) > n + 1, process=process)
         time.sleep(rng.uniform(0, 0.2))
         assert run.state == "running" and find_run(run.path.name).alive
         supervisor, kernel, all_of_them = family(process)
-        if how == "SIGTERM":
+        if how == "SIGINT":
             with pytest.raises(RunError, match="is being executed"):
                 run_notebook(run, short)
-        if how.startswith("SIG"):
-            process.send_signal(getattr(signal, how))
+            process.send_signal(signal.SIGINT)
         else:
             {"caller": process, "supervisor": supervisor, "kernel": kernel}[how].kill()
         assert gone(all_of_them), how
@@ -185,7 +184,7 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
     assert run_notebook(run).state == "succeeded"
     check_folder(run)
     told = set(epochs_of(run)) # a kill may come between an epoch's checkpoint and its event
-    assert gapless(run) == 90 and told <= set(range(90)) and len(told) >= 90 - 5
+    assert gapless(run) == 90 and told <= set(range(90)) and len(told) >= 90 - 4
     assert find_run("latest").path == run.path
     from lados.data.manifest import load_manifest
     from lados.model.batches import prepare

@@ -69,27 +69,25 @@ def kill(processes) -> None:
 
 
 def test_a_training_goes_on_from_its_checkpoint(home):
-    "Its kernel is killed, then its worker, then the whole machine dies, and at last it is asked to make room."
+    "Its worker is killed, then the whole machine dies, and at last it is asked to make room."
     with service(home) as server:
         workers = Workers(home, predict=0, JOB_ATTEMPTS=5)
-        job = training(server, home, epochs=26)
+        job = training(server, home, epochs=20)
         wait_for(lambda: epochs_done(server, job) >= 2, 60)
-        kill(workers.below("train", "ipykernel_launcher"))
-        wait_for(lambda: epochs_done(server, job) >= 4, 60)
         kill(workers.processes("train"))
-        wait_for(lambda: epochs_done(server, job) >= 6, 60)
+        wait_for(lambda: epochs_done(server, job) >= 4, 60)
         below = [p for word in ("lados.jobs.queue", "ipykernel_launcher", "lados.jobs.notebooks") for p in workers.all(word)]
         assert len(below) >= 2
         workers.stop(signal.SIGKILL)
         wait_for(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60) # none lives on
         assert server.get(f"/job/{job}").json()["state"] == "running"
         with working(home, predict=0, JOB_ATTEMPTS=5):
-            wait_for(lambda: epochs_done(server, job) >= 8, 60)
+            wait_for(lambda: epochs_done(server, job) >= 6, 60)
         assert server.get(f"/job/{job}").json()["state"] == "running"
         with working(home, predict=0, JOB_ATTEMPTS=5):
             job = ended(server, job) # handed on
-    assert job["state"] == "succeeded" and 3 <= job["attempts"] <= 5, job # two deaths may fall into one attempt
-    assert history(home, job) == list(range(26)) # no gap, and no epoch twice
+    assert job["state"] == "succeeded" and 3 <= job["attempts"] <= 4, job # two deaths may fall into one attempt
+    assert history(home, job) == list(range(20)) # no gap, and no epoch twice
 
 
 def test_a_training_over_which_kernels_die_is_given_up(home):
@@ -140,7 +138,7 @@ def test_workers_are_killed_over_a_batch_and_every_picture_comes_once(home):
         kills, seen, until = 0, 0, time.monotonic() + 180
         while not (now := server.get(f"/job/{job}").json())["ended"]:
             assert time.monotonic() < until and workers.process.poll() is None, now
-            if now["done"] > seen and kills < 8: # a worker was at it
+            if now["done"] > seen and kills < 4: # a worker was at it
                 kill(workers.processes("predict")[:2])
                 kills, seen = kills + 1, now["done"]
             time.sleep(0.02)
@@ -235,7 +233,7 @@ def test_no_room_for_what_is_sent(home):
         server.ready()
         answer = server.post("/predict_batch", files=[("files", (f"{i}.png", bytes(9_000_000))) for i in range(20)])
         assert answer.status_code == 507 and "LADOS_BATCHES" in answer.json()["remedy"], answer.text
-        assert not list((disk / "batches").glob("*")) + list((disk / "batches").glob(".incoming*"))
+        assert [p.name for p in (disk / "batches").iterdir()] == [".lock"]
         assert server.predict(colours(1)[0]).status_code == 200
 
 
