@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import io
 import json
@@ -84,12 +85,23 @@ def edit_card(bundle, **changes):
 
 @functools.cache
 def runs() -> Path:
-    "A folder of runs, made once: `first`, a trained toy with every export, and `second`, another one, exported to OpenVINO."
+    """A folder of runs, made once for all processes of a test run: `first`, a trained toy with every export, and `second`, another one,
+    exported to OpenVINO."""
+    folder = Path(tempfile.gettempdir(), f"lados-runs-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}")
+    folder.mkdir(exist_ok=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True) # processes of a test run end together
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / ".made").exists():
+            _make_runs(folder)
+            (folder / ".made").touch()
+    return folder
+
+
+def _make_runs(folder):
     from lados.core import settings
     from lados.serve.parity import export_run
 
-    folder = Path(tempfile.mkdtemp(prefix="lados-runs-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LADOS_HOME", folder / ".home"), ("LADOS_RUNS", folder), ("LADOS_THREADS", "1")):
             patch.setenv(name, str(value))
@@ -97,7 +109,6 @@ def runs() -> Path:
         export_run(make_run(folder / "first"), ["onnx", "openvino-int8"])
         export_run(make_run(folder / "second", seed=1, epochs=1), ["openvino"])
     settings.cache_clear()
-    return folder
 
 
 def certify_only(bundle, *engines):
