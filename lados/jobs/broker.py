@@ -61,7 +61,7 @@ def explain(
     return BrokerError(f"{place}: the broker cannot be reached ({text[:150] or type(error).__name__})",
                        "start it, or correct CELERY_BROKER_URL; without that variable lados starts a Redis of its own")
 
-# %% ../../nbs/jobs/41b_broker.ipynb #df131398
+# %% ../../nbs/jobs/41b_broker.ipynb #edce18f7
 def redis_folder() -> Path:
     "Where lados' own Redis keeps its data."
     return settings().lados_home.resolve() / "redis"
@@ -95,7 +95,8 @@ def client(
     timeout: float = 5.0, # seconds to connect, and for each answer
 ) -> redis.Redis:
     "A connection to the broker; it does not try again by itself, since whoever asks knows better when to."
-    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, "retry": Retry(NoBackoff(), 0)}
+    options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout,
+                               "retry": Retry(NoBackoff(), 0)}
     if is_embedded():
         return redis.Redis(unix_socket_path=str(socket_path()), **options)
     try:
