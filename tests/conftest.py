@@ -34,7 +34,8 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": root}
 
 
-SLOW = ("test_survival", "test_app", "test_hostile", "test_job_store", "test_monitor", "test_schedules", "test_check", "test_jobs")
+SLOW = [f"test_{n}" for n in ("survival", "cli", "serve_cli", "runs", "job_store", "training", "jobs", "hostile", "app", "propose",
+                              "load", "monitor", "schedules", "api", "check")]
 
 
 def pytest_collection_modifyitems(items):
