@@ -152,7 +152,7 @@ function render({ model, el }) {
 
   function shares(state) {
     const recent = state.numbers.recent || {}
-    if (!recent.pictures) return h("p", { class: "empty" }, "No picture has been answered yet. Batches are not counted here: their tables are with their jobs.")
+    if (!recent.pictures) return h("p", { class: "empty" }, "The served model has answered no picture yet. Batches are not counted here: their tables are with their jobs.")
     return [h("div", { class: "share" }, Object.entries(recent.class_share).map(([name, share]) => {
       const bar = h("i")
       bar.style.width = `${100 * share}%`
