@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'groups', 'root', 'main']
 
-# %% ../nbs/70_cli.ipynb #6dcd64e8
+# %% ../nbs/70_cli.ipynb #d270dd21
 import os
 import sys
 import warnings
@@ -24,8 +24,7 @@ from .cli_runs import bench_app, runs_app
 from .cli_schedule import schedule_app
 from .cli_serve import engines, export, serve
 from .cli_train import demo, train
-from .core import LadosError
-from .model.events import follow_parent
+from .core import LadosError, follow_parent
 
 # %% ../nbs/70_cli.ipynb #773441f9
 app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",

@@ -22,7 +22,7 @@ from .core import ConfigError, RunError, to_json
 if TYPE_CHECKING:
     from lados.jobs.ledger import Job
 
-# %% ../nbs/69g_cli_jobs.ipynb #03531273
+# %% ../nbs/69g_cli_jobs.ipynb #bfdc9498
 job_app = typer.Typer(help="Hand in jobs, follow them, stop them.", no_args_is_help=True)
 
 
@@ -47,14 +47,18 @@ def submit(
 
     if writable(save) and kind != "predict":
         raise ConfigError("a training has no table of answers", "leave --out out; its run folder holds everything")
+    if kind == "train" and paths:
+        raise ConfigError(f"a training takes no paths ({paths[0]})", f"name its pictures with --set data={paths[0]}")
     if kind == "train":
         job, attached = _train(preset, assignments(set_ or []))
     elif kind == "predict":
         job, attached = _predict(paths or [], run, engine)
     else:
         raise ConfigError(f"unknown kind of job '{kind}'", "write train or predict")
-    out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}")
+    out.print(f"job {job.id}  {job.name}{'  (it was handed in already)' if attached else ''}", highlight=False)
     _without_workers(kind)
+    if not (wait or save):
+        out.print(f"`lados job wait {job.id[:8]}` watches it")
     if wait or save:
         _watch(job.id, save)
 
@@ -91,13 +95,14 @@ def _without_workers(queue: str = "") -> None:
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 
-# %% ../nbs/69g_cli_jobs.ipynb #583623ae
+# %% ../nbs/69g_cli_jobs.ipynb #ae63a3cf
 def _watch(job_id: str, save: Path | None = None) -> None:
     "Show a job's progress until it has ended; RunError where it did not succeed."
     from lados.jobs.ledger import get
     from lados.jobs.store import ENDED, open_store
     from lados.jobs.views import view
 
+    _without_workers()
     with progress_bar("waiting for the job") as step:
         while (job := get(open_store(), job_id)).state not in ENDED:
             step(round(view(job)["fraction"] * 1000), 1000)
@@ -216,9 +221,10 @@ def logs(
         out.print(f"{found.done} of {found.total} done; a {found.kind} job keeps no log" if found.kind != "train" else
                   "it has not begun")
         return
-    log = Path(found.run) / "log.txt" # what processes said; most often nothing
+    log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:
-        sys.stdout.write(log.read_text(encoding="utf-8", errors="replace"))
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        sys.stdout.writelines(line for line in lines if not line.startswith("[IPKernelApp]"))
     for event in read_events(Path(found.run) / "events.jsonl"):
         print(to_json(event, None) if as_json else _line(event))
 

@@ -19,7 +19,7 @@ from .core import to_json
 if TYPE_CHECKING:
     from lados.jobs.schedule import Schedule
 
-# %% ../nbs/69i_cli_schedule.ipynb #e04d44ae
+# %% ../nbs/69i_cli_schedule.ipynb #d7a1cf9c
 schedule_app = typer.Typer(help="Trainings that begin by themselves, and what they propose.", no_args_is_help=True)
 
 
@@ -71,7 +71,7 @@ def _show(found: "list[Schedule]") -> None:
         reasons = [*([f"{s.labels} new labels"] if s.labels else []), *([f"drift above {s.drift}"] if s.drift else [])]
         when = next_time(s)
         coming = datetime.fromtimestamp(when).astimezone().strftime("%d %b %H:%M %Z") if when else "-"
-        what = ", ".join(f"{k}={v}" for k, v in s.params.items()) or "as set"
+        what = ", ".join(f"{k}={v}" for k, v in s.params.items()) or "preset=demo"
         rows.append([s.name, s.cron or "-", ", ".join(reasons) or "-", what, "paused" if s.paused else coming,
                      (s.job or "-")[:8]])
     out.print(rich_table(["schedule", "times (UTC)", "reasons", "training", "next", "last job"], rows))
@@ -111,7 +111,7 @@ def remove(
     schedule.remove(open_store(), name)
     out.print(f"schedule {name} is removed")
 
-# %% ../nbs/69i_cli_schedule.ipynb #38680735
+# %% ../nbs/69i_cli_schedule.ipynb #8c418c0e
 @schedule_app.command()
 def proposals() -> None:
     "List what schedules propose, newest first."
@@ -151,5 +151,6 @@ def accept(
     proposal = read_proposal(find_run(run))
     if proposal is None:
         raise RunError(f"{run}: this run was not proposed", "see `lados schedule proposals`")
+    again = proposal["promoted"]
     promote(proposal)
-    out.print(f"{run} is served from now on")
+    out.print(f"{run} is served {'already' if again else 'from now on: services that run follow within seconds'}")

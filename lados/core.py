@@ -6,12 +6,15 @@
 __all__ = ['LadosError', 'ConfigError', 'DataError', 'PictureError', 'NoPicture', 'PictureTooLarge', 'SourceError',
            'WeightsError', 'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'Settings',
            'settings', 'atomic_write', 'remove_unfinished', 'to_json', 'write_json', 'read_json', 'sha256_file',
-           'sha256_text', 'utc_now']
+           'sha256_text', 'utc_now', 'follow_parent']
 
-# %% ../nbs/00_core.ipynb #ab602d9e
+# %% ../nbs/00_core.ipynb #8f2c9a9f
+import contextlib
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -274,3 +277,17 @@ def sha256_text(
 def utc_now() -> str:
     "The time as ISO 8601 in UTC, to the second: `2026-05-01T12:00:00Z`."
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+# %% ../nbs/00_core.ipynb #5c75fc6f
+_PDEATHSIG = 1 # prctl(2): PR_SET_PDEATHSIG
+
+
+def follow_parent(
+    parent: int, # process number of the one that started this process
+    number: int = signal.SIGTERM, # the signal
+) -> None:
+    "Send this process a signal when its parent dies, or at once where it is dead already (Linux)."
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)

@@ -83,7 +83,7 @@ def test_a_training_goes_on_from_its_checkpoint(home):
         assert server.get(f"/job/{job}").json()["state"] == "running"
         with working(home, predict=0, JOB_ATTEMPTS=5):
             wait_for(lambda: epochs_done(server, job) >= 6, 60)
-        assert server.get(f"/job/{job}").json()["state"] == "running"
+        assert server.get(f"/job/{job}").json()["state"] == "queued" # nobody is at it
         with working(home, predict=0, JOB_ATTEMPTS=5):
             job = ended(server, job) # handed on
     assert job["state"] == "succeeded" and 3 <= job["attempts"] <= 4, job # two deaths may fall into one attempt

@@ -5,14 +5,12 @@
 # %% auto #0
 __all__ = ['RECIPES', 'QUALITY', 'CATEGORIES', 'RECIPE', 'draw_photograph', 'jittered_crop', 'polygons', 'synthetic']
 
-# %% ../../nbs/data/14_synthetic.ipynb #92915f83
+# %% ../../nbs/data/14_synthetic.ipynb #0bc20e68
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ import numpy as np
 from ..core import ConfigError, DataError, LadosError, read_json, settings, write_json
 from .drawing import LOOK_ALIKES, Scene, atmosphere, emulsion, oil, sheen, waves
 from .layout import SHARES, Source, plan
+from .pool import in_processes
 from .vessels import Stage, platform, ship
 
 # %% ../../nbs/data/14_synthetic.ipynb #93f162a1
@@ -227,7 +226,7 @@ def _coco(shots: Iterable[tuple[str, dict[str, list[list[float]]]]], size: int) 
     licence = {"id": 1, "url": "https://creativecommons.org/publicdomain/zero/1.0/", "name": "CC0 1.0"}
     return {"info": info, "licenses": [licence], "categories": categories, "images": images, "annotations": annotations}
 
-# %% ../../nbs/data/14_synthetic.ipynb #8207cd7c
+# %% ../../nbs/data/14_synthetic.ipynb #e7874411
 RECIPE = 1 # counts changes of the drawing: samples of two recipes differ at the same seed
 
 
@@ -287,7 +286,7 @@ def _write(folder: Path, asked: dict[str, int], workers: int, progress: Callable
     shots: dict[str, list] = {split: [] for split in ("train", "valid", "test")}
     for split in shots:
         (folder / split).mkdir()
-    for done, batch in enumerate(_each(partial(_shoot, folder, seed, size), list(todo.items()), workers), 1):
+    for done, batch in enumerate(in_processes(partial(_shoot, folder, seed, size), list(todo.items()), workers), 1):
         for split, name, outlines in batch:
             shots[split].append((name, outlines))
         if progress:
@@ -295,12 +294,3 @@ def _write(folder: Path, asked: dict[str, int], workers: int, progress: Callable
     for split, rows in shots.items():
         write_json(folder / split / "_annotations.coco.json", _coco(sorted(rows, key=lambda r: r[0]), size))
     write_json(folder / "synthetic.json", {**asked, "pictures": {s: len(rows) for s, rows in shots.items()}})
-
-
-def _each(work: Callable[[Any], Any], jobs: list, workers: int) -> Iterator[Any]:
-    "The results in the order of `jobs`, made by `workers` fresh processes: a fork could inherit locked threads."
-    if min(workers, len(jobs)) < 2:
-        yield from map(work, jobs)
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        yield from pool.map(work, jobs)

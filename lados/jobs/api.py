@@ -141,10 +141,10 @@ def _from_source(asked: Source, loaded: Loaded) -> tuple[Job, bool]:
 
 app.state.overflow = Overflow()
 
-# %% ../../nbs/jobs/49_api.ipynb #84cbc302
+# %% ../../nbs/jobs/49_api.ipynb #ec7805b8
 def _job(job_id: str) -> Job:
     if len(job_id) != 32: # the start of an id is for people at a terminal; here it is what opens the door
-        raise NoSuchJob(f"{job_id[:40]!r}: there is no such job", "use the id that you were given")
+        raise NoSuchJob(f"{job_id[:40]!r}: there is no such job", "use the whole id, of 32 characters")
     return ledger.get(open_store(), job_id)
 
 

@@ -57,7 +57,7 @@ class Job:
         "As plain JSON values."
         return asdict(self)
 
-# %% ../../nbs/jobs/42b_ledger.ipynb #f1718c4d
+# %% ../../nbs/jobs/42b_ledger.ipynb #6c134663
 def plain_name(
     name: str, # as somebody has given it
 ) -> str: # at most 200 characters
@@ -107,7 +107,7 @@ def withdraw(
 ) -> bool: # whether it could be; not where somebody has begun it, or asked for it as well
     "Take a job back as if it had not been asked for."
     with store.writing() as c:
-        alone = (JOBS.c.id == job_id) & (JOBS.c.state == "queued") & ~JOBS.c.shared
+        alone = (JOBS.c.id == job_id) & (JOBS.c.state == "queued") & JOBS.c.started.is_(None) & ~JOBS.c.shared
         return c.execute(sa.delete(JOBS).where(alone)).rowcount == 1
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GRACE', 'KILLED', 'supervise', 'write_report', 'run_notebook', 'await_turn', 'on_signals']
 
-# %% ../../nbs/jobs/41_notebooks.ipynb #44ac2669
+# %% ../../nbs/jobs/41_notebooks.ipynb #53d68c4c
 import contextlib
 import os
 import signal
@@ -19,9 +19,9 @@ from typing import Any
 
 import psutil
 
-from ..core import RunError, TrainingError, atomic_write, remove_unfinished, utc_now
+from ..core import RunError, TrainingError, atomic_write, follow_parent, remove_unfinished, utc_now
 from .runs import Run, set_latest
-from ..model.events import follow_events, follow_parent
+from ..model.events import follow_events
 from ..model.params import jobs_folder
 
 # %% ../../nbs/jobs/41_notebooks.ipynb #e97631ed

@@ -95,7 +95,7 @@ def beat(
             c.execute(sa.update(JOBS).where(JOBS.c.id == claim.job).values(said))
     return "cancel" if job.cancelling or job.state in ENDED else "on"
 
-# %% ../../nbs/jobs/42c_parts.ipynb #62ae562c
+# %% ../../nbs/jobs/42c_parts.ipynb #e0ae1b87
 def finish(
     store: Store,
     claim: Claim,
@@ -124,6 +124,8 @@ def give_back(
         poison = died and deaths >= settings().job_attempts
         state = "failed" if poison else "queued"
         c.execute(sa.update(PARTS).where(_held(claim)).values(state=state, deaths=deaths, did=0))
+        runs = sa.exists().where((PARTS.c.job == claim.job) & (PARTS.c.state == "running"))
+        c.execute(sa.update(JOBS).where((JOBS.c.id == claim.job) & ~runs).values(state="queued")) # nobody is at it
         _moved(c, claim.job, f"given up after {deaths} workers died over it; the last: {why}" if poison else None)
         return [] if poison else [_part(part)]
 

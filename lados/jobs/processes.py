@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Member', 'Supervisor', 'gpus', 'worker_members', 'looked_after', 'work_until_told', 'everything_until_told']
 
-# %% ../../nbs/jobs/46d_processes.ipynb #c18b4bbe
+# %% ../../nbs/jobs/46d_processes.ipynb #e334ddb8
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import ServeError, settings, write_json
+from ..core import ConfigError, ServeError, settings, write_json
 from .batches import sweep
 from .broker import ensure_broker, shown
 from .reaper import Reaper
@@ -167,7 +168,7 @@ def work_until_told(
         ready = f"workers are ready; jobs are written down in {shown(store_url())}"
         Supervisor(worker_members(train, predict), say).run(lambda: say(ready))
 
-# %% ../../nbs/jobs/46d_processes.ipynb #34b4611e
+# %% ../../nbs/jobs/46d_processes.ipynb #0a19da9c
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
     "ServeError where another `lados up` has this folder."
@@ -191,6 +192,17 @@ def _lados(name: str, *arguments: str, **environment: str) -> Member:
     return Member(name, ["-c", "from lados.cli import main; main()", *arguments], environment)
 
 
+def _free(port: int, page: int) -> None:
+    "ConfigError or ServeError where one of the ports cannot be had."
+    if port in (page, page + 1):
+        raise ConfigError(f"port {port} is asked for twice", "the pages take --page and the next one; give another")
+    for number, option in ((port, "--port"), (page, "--page"), (page + 1, "--page")):
+        try:
+            listen("127.0.0.1", number).close()
+        except ServeError as e:
+            raise ServeError(e.problem, f"give another with {option}, or stop that program") from None
+
+
 def everything_until_told(
     port: int = 8000, # of the API
     page: int = 8866, # of the monitor; the classifier's page is one higher
@@ -199,18 +211,19 @@ def everything_until_told(
 ) -> None:
     "Run API, workers and pages until SIGINT or SIGTERM. Raises ServeError, BrokerError or StoreError."
     url = f"http://127.0.0.1:{port}"
-    for number in (port, page, page + 1):
-        listen("127.0.0.1", number).close() # said before anything is started
-    own = {"MODEL_PATH": model} if model else {}
+    _free(port, page) # said before anything is started
+    key = settings().api_key or secrets.token_urlsafe(12) # without one the monitor would be empty
+    own = {"API_KEY": key, **({"MODEL_PATH": model} if model else {})}
     members = [_lados("the API", "serve", "--port", str(port), **own), *worker_members(),
-               *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url)
-                 for name, p in (("monitor", page), ("classifier", page + 1)))]
+               *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url,
+                        API_KEY=key) for name, p in (("monitor", page), ("classifier", page + 1)))]
     logs = settings().lados_home.resolve() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for m in members:
         m.log = logs / f"{m.name.removeprefix('the ').replace(' ', '-')}.log"
+    made = "" if settings().api_key else f"   key         {key}  (for changes; API_KEY sets one that stays)\n"
     told = (f"API {url} (documentation at /docs)\n   monitor     http://127.0.0.1:{page}\n   classifier  "
-            f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n   Ctrl-C ends all of it")
+            f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n{made}   Ctrl-C ends all of it")
     here = settings().lados_home / "up.json" # where `lados check` finds the API
     with _only_one(), looked_after():
         write_json(here, {"api": url})

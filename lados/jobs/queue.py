@@ -6,7 +6,7 @@
 __all__ = ['QUEUES', 'WEEK', 'AHEAD', 'celery_app', 'worker_name', 'hint', 'send', 'submit', 'submit_batch', 'retry', 'workers',
            'waiting', 'run_worker']
 
-# %% ../../nbs/jobs/45_queue.ipynb #f51bc95f
+# %% ../../nbs/jobs/45_queue.ipynb #a6afc512
 import logging
 import os
 import shutil
@@ -24,7 +24,7 @@ from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 from kombu.exceptions import KombuError
 
-from ..core import ConfigError, did_you_mean
+from ..core import ConfigError, did_you_mean, follow_parent
 from . import ledger, parts
 from .batches import Batch
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
@@ -33,7 +33,6 @@ from .ledger import Job
 from .parts import Part
 from .store import open_store
 from .work import KINDS, work
-from ..model.events import follow_parent
 
 # %% ../../nbs/jobs/45_queue.ipynb #73fbdf23
 QUEUES = ("train", "predict")

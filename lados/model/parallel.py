@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['sum_over_all', 'agree', 'gather_rows', 'wrap', 'end_tree', 'launch', 'report_error']
 
-# %% ../../nbs/model/25_parallel.ipynb #01ae716d
+# %% ../../nbs/model/25_parallel.ipynb #ed37cff5
 import contextlib
 import os
 import signal
@@ -21,8 +21,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .. import core
-from ..core import ConfigError, LadosError, TrainingError, read_json, settings, write_json
-from .events import follow_parent
+from ..core import ConfigError, LadosError, TrainingError, follow_parent, read_json, settings, write_json
 
 # %% ../../nbs/model/25_parallel.ipynb #66b1ee2e
 def sum_over_all(values: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['work', 'main']
 
-# %% ../../nbs/model/28b_worker.ipynb #d67dc55f
+# %% ../../nbs/model/28b_worker.ipynb #64e6561f
 import os
 import sys
 from pathlib import Path
@@ -13,10 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ..core import LadosError, read_json, write_json
+from ..core import LadosError, follow_parent, read_json, write_json
 from ..data.manifest import load_manifest
 from .batches import prepare
-from .events import follow_parent
 from .parallel import report_error
 from .params import make_params
 from .train import Trained, train
