@@ -95,7 +95,7 @@ def _without_workers(queue: str = "") -> None:
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 
-# %% ../nbs/69g_cli_jobs.ipynb #ae63a3cf
+# %% ../nbs/69g_cli_jobs.ipynb #5556ee6f
 def _watch(job_id: str, save: Path | None = None) -> None:
     "Show a job's progress until it has ended; RunError where it did not succeed."
     from lados.jobs.ledger import get
@@ -215,11 +215,12 @@ def logs(
     from lados.model.events import read_events
 
     found = get(open_store(), job)
-    if found.error:
+    if found.error and not as_json:
         say(found.state, found.error, "red")
-    if not found.run:
+    if not found.run and not as_json:
         out.print(f"{found.done} of {found.total} done; a {found.kind} job keeps no log" if found.kind != "train" else
                   "it has not begun")
+    if not found.run:
         return
     log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:

@@ -87,7 +87,8 @@ def edit_card(bundle, **changes):
 def runs() -> Path:
     """A folder of runs, made once for all processes of a test run: `first`, a trained toy with every export, and `second`, another one,
     exported to OpenVINO."""
-    folder = Path(tempfile.gettempdir(), f"lados-runs-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}")
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    folder = Path(tempfile.gettempdir(), f"lados-runs-{run}") if run else Path(tempfile.mkdtemp(prefix="lados-runs-"))
     folder.mkdir(exist_ok=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True) # processes of a test run end together
     with (folder / ".lock").open("w") as lock:

@@ -25,7 +25,7 @@ from ..data.disk import locked, room
 from ..data.disk import sweep as sweep_folders
 from .places import allowed, read_remote, references
 
-# %% ../../nbs/jobs/42_batches.ipynb #c6ef063a
+# %% ../../nbs/jobs/42_batches.ipynb #2ec4f837
 MOST = 1_000_000 # pictures of a batch
 SPARE = 500 * 10**6 # bytes that stay free on the disk
 LISTED = 20_000_000 # bytes of an archive's list of members, some 200,000 names
@@ -39,7 +39,8 @@ def sweep() -> list[Path]: # the folders that were deleted
     if not root.is_dir():
         return []
     with locked(root / ".lock"):
-        return [gone for begins in (INCOMING, ASIDE) for gone in sweep_folders(root, f"{begins}*")]
+        gone = sweep_folders(root, f"{INCOMING}*")
+    return gone + sweep_folders(root, f"{ASIDE}*") # which may be large; nobody begins one of these
 
 
 def _shown(name: str) -> str:

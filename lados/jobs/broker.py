@@ -31,7 +31,7 @@ from redis.retry import Retry
 
 from ..core import ServeError, read_json, settings, utc_now, write_json
 
-# %% ../../nbs/jobs/41b_broker.ipynb #b321cb4e
+# %% ../../nbs/jobs/41b_broker.ipynb #20830314
 class BrokerError(ServeError):
     "A broker that cannot be reached, or does not take what it is given."
 
@@ -55,9 +55,10 @@ def explain(
         return BrokerError(f"{place}: the broker is full", "let workers empty it, or raise its maxmemory")
     if any(word in text for word in ("MISCONF", "READONLY", "read only")): # redis-py takes some of the words off
         return BrokerError(f"{place}: the broker takes nothing ({text[:150]})", "look at its disk and its log")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        return BrokerError(f"{place}: nobody known here vouches for the broker (certificate verify failed)",
-                           "end CELERY_BROKER_URL with ?ssl_ca_certs=/the/authority.pem")
+    if found := re.search(r"certificate verify failed: ([^(]*)", text):
+        unknown = "self-signed" in found[1] or "issuer" in found[1]
+        help = "end CELERY_BROKER_URL with ?ssl_ca_certs=/the/authority.pem" if unknown else "give it another one"
+        return BrokerError(f"{place}: the broker's certificate is not good ({found[1].strip()})", help)
     return BrokerError(f"{place}: the broker cannot be reached ({text[:150] or type(error).__name__})",
                        "start it, or correct CELERY_BROKER_URL; without that variable lados starts a Redis of its own")
 

@@ -15,7 +15,7 @@ from ..core import LadosError, settings
 from .parts import Claim, beat
 from .store import Store, StoreError
 
-# %% ../../nbs/jobs/43b_heartbeat.ipynb #6e6ce573
+# %% ../../nbs/jobs/43b_heartbeat.ipynb #3cd20c48
 LEAVING = threading.Event() # this process is about to end
 BEAT_S = 1.0 # seconds between two beats
 
@@ -74,8 +74,9 @@ class Heartbeat:
             over = self._over.wait(BEAT_S)
             with self._lock:
                 news, self._news = self._news, {}
+            asked = time.monotonic()
             try:
-                word, self._heard = beat(self.store, self.claim, **news), time.monotonic()
+                word, self._heard = beat(self.store, self.claim, **news), asked
                 self.word = "lost" if self.word == "lost" else word # what was taken for lost stays so
             except StoreError:
                 self.tell(**{**news, **self._news})

@@ -95,7 +95,7 @@ def beat(
             c.execute(sa.update(JOBS).where(JOBS.c.id == claim.job).values(said))
     return "cancel" if job.cancelling or job.state in ENDED else "on"
 
-# %% ../../nbs/jobs/42c_parts.ipynb #e0ae1b87
+# %% ../../nbs/jobs/42c_parts.ipynb #a9c9c467
 def finish(
     store: Store,
     claim: Claim,
@@ -115,10 +115,10 @@ def give_back(
 ) -> list[Part]: # what is to be sent anew
     "The part is to be done by another; the job fails where too many workers have died over it."
     with store.writing() as c:
-        _lock(c, claim.job)
+        job = _lock(c, claim.job)
         held = _held(claim) if isinstance(claim, Claim) else _held(claim) & (PARTS.c.beat == claim.beat) # still silent
         part = c.execute(sa.select(PARTS).where(held)).first()
-        if part is None:
+        if part is None or job.state in ENDED:
             return []
         deaths = part.deaths + int(died)
         poison = died and deaths >= settings().job_attempts

@@ -30,7 +30,7 @@ from .schedule import Clock
 from .store import open_store, store_url
 from ..serve.server import listen
 
-# %% ../../nbs/jobs/46d_processes.ipynb #da2081d6
+# %% ../../nbs/jobs/46d_processes.ipynb #6c3e2b28
 @dataclass
 class Member:
     "A process of a supervisor."
@@ -43,6 +43,7 @@ class Member:
     started: float = 0.0
     pause: float = 0.0 # seconds before the next start
     deaths: int = 0 # in a row, each within ten seconds
+    faults: int = 0 # those of them that were not kills
 
     def start(self) -> None:
         "Start it."
@@ -89,11 +90,12 @@ class Supervisor:
             return
         if m.pause == 0:
             quick = time.monotonic() - m.started < 10
-            m.deaths = m.deaths + 1 if quick else 1
-            if m.deaths >= 6 and m.process.returncode >= 0: # it ends by itself; one that is killed is not to blame
+            m.deaths, m.faults = (m.deaths + 1, m.faults) if quick else (1, 0)
+            m.faults += m.process.returncode >= 0 # it ends by itself; one that is killed is not to blame
+            if m.faults >= 6:
                 raise ServeError(f"{m.name} ends as soon as it is started (status {m.process.returncode})",
                                  f"see {m.log}" if m.log else "what it says above tells why")
-            m.pause = time.monotonic() + (min(0.2 * 2**m.deaths, 10.0) if quick else 0.2)
+            m.pause = time.monotonic() + (min(0.2 * 2 ** min(m.deaths, 6), 10.0) if quick else 0.2)
             self.say(f"{m.name} has ended (status {m.process.returncode}); it is started again")
         if time.monotonic() > m.pause:
             m.pause = 0

@@ -90,7 +90,7 @@ def send(
     except (KombuError, redis.RedisError, OSError) as e:
         raise explain(e, broker_url()) from None
 
-# %% ../../nbs/jobs/45_queue.ipynb #8c8d4db9
+# %% ../../nbs/jobs/45_queue.ipynb #a729008a
 def submit(
     kind: str, # a key of `KINDS`
     asked: dict[str, Any], # what that kind knows
@@ -107,8 +107,8 @@ def submit(
     if not attached:
         try:
             send([Part(job.id, i, queue, 0, 0) for i, (queue, _) in enumerate(cut[:-1] or cut)])
-        except BrokerError:
-            if ledger.withdraw(store, job.id):
+        except BaseException as e: # Ctrl-C, too
+            if ledger.withdraw(store, job.id) or not isinstance(e, BrokerError):
                 raise # else somebody has it or wants it, and the reaper sends the hints
     return job, attached
 
@@ -120,7 +120,7 @@ def submit_batch(
     origin: str = "cli", # who asks
     name: str = "", # for people
 ) -> tuple[Job, bool]: # the job; whether it was there already
-    "Make a job of a batch of pictures. Where that fails, nothing is left of the batch."
+    "Make a job of a batch of pictures. Where that fails, nothing is left of it, unless there may be a job."
     job_id, folder = uuid4().hex, batch.folder
     try:
         folder = batch.seal(job_id)
@@ -128,7 +128,8 @@ def submit_batch(
         job, attached = submit("predict", asked, origin, job_id)
     except BaseException:
         batch.discard()
-        shutil.rmtree(folder, ignore_errors=True)
+        if ledger.is_absent(open_store(), job_id):
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     if attached:
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,7 +6,7 @@
 __all__ = ['STATES', 'ENDED', 'FORMAT', 'FORMATS', 'JOBS', 'PARTS', 'SCHEDULES', 'COUNTS', 'PATIENCE_S', 'StoreError',
            'store_url', 'Store', 'open_store']
 
-# %% ../../nbs/jobs/42_store.ipynb #d3d29e31
+# %% ../../nbs/jobs/42_store.ipynb #c3d27597
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import DataError as SQLDataError
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as SQLTimeoutError
 
 from ..core import ConfigError, ServeError, settings
 from .broker import shown
@@ -64,7 +65,7 @@ _ONE = sa.Index("lados_jobs_one", JOBS.c.kind, JOBS.c.key, unique=True,
 class StoreError(ServeError):
     "A job store that cannot be read or written."
 
-# %% ../../nbs/jobs/42_store.ipynb #d46f1f14
+# %% ../../nbs/jobs/42_store.ipynb #55af043d
 def _sqlite(engine: sa.Engine) -> None:
     "Make SQLite wait its turn, survive a loss of power, and let readers read meanwhile."
 
@@ -104,7 +105,7 @@ def _engine(url: str) -> sa.Engine:
             engine = sa.create_engine(made, poolclass=sa.NullPool)
             _sqlite(engine)
             return engine
-        engine = sa.create_engine(made, pool_pre_ping=True, connect_args=_NETWORK)
+        engine = sa.create_engine(made, pool_pre_ping=True, pool_timeout=5, connect_args=_NETWORK)
         _postgresql(engine)
         return engine
     except (SQLAlchemyError, ValueError, ImportError) as e:
@@ -117,7 +118,7 @@ def store_url() -> str:
     path = settings().lados_home.resolve() / "jobs" / "jobs.db"
     return settings().lados_jobs_url or sa.URL.create("sqlite", database=str(path)).render_as_string()
 
-# %% ../../nbs/jobs/42_store.ipynb #aad94050
+# %% ../../nbs/jobs/42_store.ipynb #b9914798
 class Store:
     "Jobs and their parts in a database."
 
@@ -166,8 +167,9 @@ class Store:
             raise
         except SQLDataError as e: # an answer, too
             raise ConfigError(f"a value that no job store takes ({str(e.orig).strip()[:200]})", "correct it") from None
-        except DBAPIError as e:
-            raise StoreError(f"{shown(self.url)}: the job store does not answer ({str(e.orig).strip()[:200]})",
+        except (DBAPIError, SQLTimeoutError) as e:
+            why = str(getattr(e, "orig", None) or e).strip()[:200]
+            raise StoreError(f"{shown(self.url)}: the job store does not answer ({why})",
                              "start it, or correct LADOS_JOBS_URL; look at the disk where it is a file") from None
 
 
