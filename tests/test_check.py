@@ -246,6 +246,15 @@ def test_a_stranger_on_the_usual_port_is_none_of_ours(look):
     assert found["API"].state == found["model"].state == "off"
 
 
+def test_what_hangs_on_the_usual_port_is_down(look):
+    try:
+        sock = socket.create_server(("127.0.0.1", 8000))
+    except OSError:
+        pytest.skip("port 8000 is in use")
+    with sock:
+        assert look()["API"].state == "down"
+
+
 def test_credentials_are_used(look):
     with peer(ALL_WELL, "Basic dTpodXNoLWh1c2gvMQ==") as port: # u:hush-hush/1
         assert look(ELASTICSEARCH_URL=f"http://u:{SECRET}%2F1@127.0.0.1:{port}")["Elasticsearch"].state == "up"

@@ -79,7 +79,7 @@ def _why(error: Exception) -> str:
         return f"does not answer ({str(error)[:120] or type(error).__name__})"
     return "answers as something else would"
 
-# %% ../../nbs/jobs/47_check.ipynb #f70f5ccd
+# %% ../../nbs/jobs/47_check.ipynb #33cd6341
 def _api_url() -> tuple[str, bool]: # whether somebody has said that it should be there
     told = settings().lados_home / "up.json" # of a `lados up` in this folder
     asked = settings().lados_api_url or (read_json(told).get("api") if told.exists() else None)
@@ -95,7 +95,9 @@ def api() -> Finding:
             raise ValueError
         return _up("API", f"{shown(url)}, version {found['version']}")
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        if not asked and isinstance(e, httpx.ConnectError): # nothing listens there, and nobody has said that it should
+        hangs = isinstance(e, httpx.HTTPStatusError) and e.response.status_code >= 500
+        hangs = hangs or (isinstance(e, httpx.TransportError) and not isinstance(e, httpx.ConnectError))
+        if not asked and not hangs: # nothing is there, or a stranger, and nobody has said that it should be
             return Finding("API", "off", f"none answers at {url}, and LADOS_API_URL is not set")
         return _down("API", f"{shown(url)} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
