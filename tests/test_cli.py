@@ -230,7 +230,7 @@ main()
 def test_the_bench_measures_speed_and_memory(place):
     folder, env = place
     words = ["bench", "train", "--backbone=test_resnet", "--size=32", "--batch-size=4", "--steps=2", "--rounds=1",
-             "--only=bare step", "--only=lados"]
+             "--only=lados"]
     done = subprocess.run([*LADOS, *words], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(f"{name} " in done.stdout for name in ("bare step", "lados")) and "GB" in done.stdout
+    assert "lados " in done.stdout and "GB" in done.stdout

@@ -65,7 +65,7 @@ def _watch_kernel(done: threading.Event, give_up: Callable[[str], None]) -> None
         if seen and gone > 30:
             give_up("the kernel died (killed, or out of memory)")
 
-# %% ../../nbs/jobs/41_notebooks.ipynb #eabdef06
+# %% ../../nbs/jobs/41_notebooks.ipynb #1e5a4b34
 KILLED = "the kernel died: it was killed, or memory ran out; lower batch_size or size, and `lados train --resume RUN`"
 
 
@@ -74,7 +74,8 @@ def _execute(notebook: Path, run: Run, parameters: dict[str, Any]) -> None:
 
     execute_notebook(str(notebook), str(run.path / "notebook.ipynb"), parameters, kernel_name="python3",
                      language="python", progress_bar=False, request_save_on_cell_execute=True,
-                     autosave_cell_every=30, cwd=str(Path.cwd()))
+                     autosave_cell_every=30, cwd=str(Path.cwd()),
+                     shutdown_kernel="immediate") # all is written by then; taking torch down politely takes seconds
 
 
 def _outcome(stop: _Stop, error: BaseException | None) -> tuple[str, str | None]:
