@@ -152,11 +152,11 @@ def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
 
 
 def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
-    "One training, ended in four ways, goes on each time and ends with the curve of an undisturbed one."
+    "One training, ended in three ways, goes on each time and ends with the curve of an undisturbed one."
     asked = params(toy_data, epochs=90, mixup=0.2)
     run, short, rng = new_run("train", "unlucky", asked), short_notebook(home), np.random.default_rng()
     before = 0
-    for how in ("SIGINT", "caller", "supervisor", "kernel"): # SIGTERM takes SIGINT's way; workers end trainings so
+    for how in ("SIGINT", "supervisor", "kernel"): # SIGTERM takes SIGINT's way; callers that die have a test of their own
         process = call(run, short)
         wait_for(lambda n=before: len(set(epochs_of(run))) > n + 1, process=process)
         time.sleep(rng.uniform(0, 0.2))
@@ -167,7 +167,7 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
                 run_notebook(run, short)
             process.send_signal(signal.SIGINT)
         else:
-            {"caller": process, "supervisor": supervisor, "kernel": kernel}[how].kill()
+            {"supervisor": supervisor, "kernel": kernel}[how].kill()
         assert gone(all_of_them), how
         assert process.wait() != 0
         assert run.state == ("failed" if how == "kernel" else "interrupted"), how
