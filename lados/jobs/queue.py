@@ -6,7 +6,7 @@
 __all__ = ['QUEUES', 'WEEK', 'AHEAD', 'celery_app', 'worker_name', 'hint', 'send', 'submit', 'submit_batch', 'retry', 'workers',
            'waiting', 'run_worker']
 
-# %% ../../nbs/jobs/45_queue.ipynb #a6afc512
+# %% ../../nbs/jobs/45_queue.ipynb #8a3077dd
 import logging
 import os
 import shutil
@@ -24,7 +24,7 @@ from celery.platforms import SecurityWarning
 from celery.signals import worker_shutting_down
 from kombu.exceptions import KombuError
 
-from ..core import ConfigError, did_you_mean, follow_parent
+from ..core import ConfigError, LadosError, did_you_mean, follow_parent
 from . import ledger, parts
 from .batches import Batch
 from .broker import BrokerError, broker_url, client, ensure_broker, explain
@@ -90,7 +90,7 @@ def send(
     except (KombuError, redis.RedisError, OSError) as e:
         raise explain(e, broker_url()) from None
 
-# %% ../../nbs/jobs/45_queue.ipynb #a729008a
+# %% ../../nbs/jobs/45_queue.ipynb #4d73b380
 def submit(
     kind: str, # a key of `KINDS`
     asked: dict[str, Any], # what that kind knows
@@ -121,19 +121,26 @@ def submit_batch(
     name: str = "", # for people
 ) -> tuple[Job, bool]: # the job; whether it was there already
     "Make a job of a batch of pictures. Where that fails, nothing is left of it, unless there may be a job."
-    job_id, folder = uuid4().hex, batch.folder
+    job_id = uuid4().hex
+    folder = batch.seal(job_id) # which leaves nothing where it fails
+    asked = {"folder": str(folder), "bundle": bundle, "engine": engine, "name": name}
     try:
-        folder = batch.seal(job_id)
-        asked = {"folder": str(folder), "bundle": bundle, "engine": engine, "name": name}
         job, attached = submit("predict", asked, origin, job_id)
     except BaseException:
-        batch.discard()
-        if ledger.is_absent(open_store(), job_id):
+        if _no_job(job_id):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     if attached:
         shutil.rmtree(folder, ignore_errors=True)
     return job, attached
+
+
+def _no_job(job_id: str) -> bool:
+    "Whether there is certainly no such job; a store that cannot even be opened has not got it."
+    try:
+        return ledger.is_absent(open_store(), job_id)
+    except LadosError:
+        return True
 
 
 def retry(
