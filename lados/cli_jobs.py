@@ -22,7 +22,7 @@ from .core import ConfigError, RunError, to_json
 if TYPE_CHECKING:
     from lados.jobs.ledger import Job
 
-# %% ../nbs/69g_cli_jobs.ipynb #bfdc9498
+# %% ../nbs/69g_cli_jobs.ipynb #0f8737e3
 job_app = typer.Typer(help="Hand in jobs, follow them, stop them.", no_args_is_help=True)
 
 
@@ -47,25 +47,25 @@ def submit(
 
     if writable(save) and kind != "predict":
         raise ConfigError("a training has no table of answers", "leave --out out; its run folder holds everything")
-    if kind == "train" and paths:
-        raise ConfigError(f"a training takes no paths ({paths[0]})", f"name its pictures with --set data={paths[0]}")
     if kind == "train":
-        job, attached = _train(preset, assignments(set_ or []))
+        job, attached = _train(paths or [], preset, assignments(set_ or []))
     elif kind == "predict":
         job, attached = _predict(paths or [], run, engine)
     else:
         raise ConfigError(f"unknown kind of job '{kind}'", "write train or predict")
     out.print(f"job {job.id}  {job.name}{'  (it was handed in already)' if attached else ''}", highlight=False)
     _without_workers(kind)
-    if not (wait or save):
-        out.print(f"`lados job wait {job.id[:8]}` watches it")
     if wait or save:
         _watch(job.id, save)
+    else:
+        out.print(f"`lados job wait {job.id[:8]}` watches it")
 
 
-def _train(preset: str | None, given: dict[str, Any]) -> "tuple[Job, bool]":
+def _train(paths: list[str], preset: str | None, given: dict[str, Any]) -> "tuple[Job, bool]":
     from lados.jobs.queue import submit as hand_in
 
+    if paths:
+        raise ConfigError(f"a training takes no paths ({paths[0]})", f"name its pictures with --set data={paths[0]}")
     return hand_in("train", {**given, **({"preset": preset} if preset else {})})
 
 
@@ -95,7 +95,7 @@ def _without_workers(queue: str = "") -> None:
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
 
-# %% ../nbs/69g_cli_jobs.ipynb #5556ee6f
+# %% ../nbs/69g_cli_jobs.ipynb #f39e22e8
 def _watch(job_id: str, save: Path | None = None) -> None:
     "Show a job's progress until it has ended; RunError where it did not succeed."
     from lados.jobs.ledger import get
@@ -217,10 +217,10 @@ def logs(
     found = get(open_store(), job)
     if found.error and not as_json:
         say(found.state, found.error, "red")
-    if not found.run and not as_json:
-        out.print(f"{found.done} of {found.total} done; a {found.kind} job keeps no log" if found.kind != "train" else
-                  "it has not begun")
     if not found.run:
+        told = "it has not begun" if found.kind == "train" else f"{found.done} of {found.total} done; it keeps no log"
+        if not as_json:
+            out.print(told)
         return
     log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['JobCounts']
 
-# %% ../../nbs/jobs/48b_counts.ipynb #d5f25382
+# %% ../../nbs/jobs/48b_counts.ipynb #b1866f69
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from ..core import LadosError
 from . import ledger
 from .ledger import BOUNDS
-from .store import ENDED, open_store
+from .store import open_store
 
-# %% ../../nbs/jobs/48b_counts.ipynb #7e1945d9
+# %% ../../nbs/jobs/48b_counts.ipynb #8805647a
 class JobCounts:
     "Jobs by kind and state, and how long they took."
 
@@ -32,11 +33,12 @@ class JobCounts:
             return
         for labels, count in active.items():
             now.add_metric(labels, count)
-        for labels, values in counted.items():
-            ended.add_metric(labels, values["jobs"])
-        for kind in sorted({kind for kind, _ in counted}):
-            add = lambda what: sum(counted.get((kind, state), {}).get(what, 0.0) for state in ENDED) # noqa: B023, E731
-            took.add_metric([kind], [*((str(float(b)), add(f"within {b}")) for b in BOUNDS), ("+Inf", add("timed"))],
-                            add("seconds"))
+        sums: dict[str, Counter[str]] = defaultdict(Counter) # by kind, over the states
+        for (kind, state), values in counted.items():
+            ended.add_metric([kind, state], values["jobs"])
+            sums[kind].update(values)
+        for kind, of in sums.items():
+            within = [(str(float(b)), of[f"within {b}"]) for b in BOUNDS]
+            took.add_metric([kind], [*within, ("+Inf", of["timed"])], of["seconds"])
         pictures.add_metric([], counted.get(("predict", "succeeded"), {}).get("units", 0.0))
         yield from (ended, now, took, pictures)
