@@ -30,7 +30,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,lab,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
-demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three pictures
+demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images
 	$(BIN)/lados demo
 
 lab: setup ## JupyterLab on the notebooks

@@ -22,7 +22,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory):
     "A drawn LADOS-style export: 24 photographs, a few crops of each, 128 pixels a side."
-    from lados.data.synthetic import synthetic
+    from lados.synthetic.sample import synthetic
 
     return synthetic(tmp_path_factory.mktemp("sample") / "export", sources=24, size=128, workers=2)
 

@@ -16,7 +16,7 @@ KEY = "rf-secret-key-0123456789"
 
 
 def coco_split(count: int, rng: random.Random) -> dict:
-    "Annotations of `count` pictures; the first two of a split show a platform, every tenth shows nothing."
+    "Annotations of `count` images; the first two of a split show a platform, every tenth shows nothing."
     coco = {"info": {"year": "2025"}, "licenses": [{"id": 1, "name": "CC BY 4.0"}], "images": [], "annotations": [],
             "categories": [{"id": k, "name": v, "supercategory": "oils-emulsions"} for k, v in CATEGORIES.items()]}
     for i in range(count):
@@ -29,15 +29,15 @@ def coco_split(count: int, rng: random.Random) -> dict:
     return coco
 
 
-def export_zip(sizes=(("train", 280), ("valid", 80), ("test", 40)), top="", picture=3000) -> bytes:
-    "A COCO export as the services zip it; the pictures are noise, which nothing here decodes."
+def export_zip(sizes=(("train", 280), ("valid", 80), ("test", 40)), top="", size=3000) -> bytes:
+    "A COCO export as the services zip it; the images are noise, which nothing here decodes."
     rng, buffer = random.Random(1), io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as z:
         z.writestr(f"{top}README.dataset.txt", "LADOS\nLicense: CC BY 4.0\n")
         for split, count in sizes:
             coco = coco_split(count, rng)
             for image in coco["images"]:
-                z.writestr(f"{top}{split}/{image['file_name']}", rng.randbytes(picture))
+                z.writestr(f"{top}{split}/{image['file_name']}", rng.randbytes(size))
             z.writestr(f"{top}{split}/_annotations.coco.json", json.dumps(coco))
     return buffer.getvalue()
 

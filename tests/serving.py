@@ -44,10 +44,9 @@ def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
 
     from lados.model.backbones import make_backbone, preprocessing
     from lados.model.batches import prepare
-    from lados.model.bundle import Model, save_bundle
-    from lados.model.card import make_card
+    from lados.model.bundle import make_card
     from lados.model.evaluate import evaluate_trained
-    from lados.model.reference import add_reference
+    from lados.model.inference import Model, add_reference, save_bundle
     from lados.model.train import train as fit
 
     folder = Path(folder)
@@ -75,8 +74,8 @@ def copy_run(run, folder):
 
 def edit_card(bundle, **changes):
     "Change entries of a card, take those out that are `...`, and seal the bundle anew."
-    from lados.core import read_json, write_json
-    from lados.model.card import seal
+    from lados.files import read_json, write_json
+    from lados.model.bundle import seal
 
     card = {**read_json(bundle / "card.json"), **changes}
     write_json(bundle / "card.json", {k: v for k, v in card.items() if v is not ...})
@@ -101,7 +100,7 @@ def runs() -> Path:
 
 def _make_runs(folder):
     from lados.core import settings
-    from lados.serve.parity import export_run
+    from lados.serve.export import export_run
 
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LADOS_HOME", folder / ".home"), ("LADOS_RUNS", folder), ("LADOS_THREADS", "1")):
@@ -114,8 +113,8 @@ def _make_runs(folder):
 
 def certify_only(bundle, *engines):
     "Take the other engines out of the certificate, so that measuring is quick."
-    from lados.core import read_json, write_json
-    from lados.model.card import seal
+    from lados.files import read_json, write_json
+    from lados.model.bundle import seal
 
     found = read_json(bundle / "parity.json")
     write_json(bundle / "parity.json", {**found, "engines": {n: found["engines"][n] for n in engines}})
@@ -123,7 +122,7 @@ def certify_only(bundle, *engines):
 
 
 def encoded(pixels, fmt="PNG", **options) -> bytes:
-    "A picture file of an array or a Pillow image."
+    "An image file of an array or a Pillow image."
     buffer = io.BytesIO()
     (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(buffer, fmt, **options)
     return buffer.getvalue()
@@ -139,7 +138,7 @@ def colours(count, seed=0, side=(40, 60)) -> list[bytes]:
 class Server:
     "A process that serves; its environment is what a user would set."
 
-    def __init__(self, home, model, workers=1, port=0, python=sys.executable, code=START, app="lados.serve.api:app", **env):
+    def __init__(self, home, model, workers=1, port=0, python=sys.executable, code=START, app="lados.serve.app:app", **env):
         self.home = Path(home)
         self.home.mkdir(parents=True, exist_ok=True)
         self.out, self.err = self.home / "out.log", self.home / "err.log"

@@ -33,10 +33,10 @@ from serving import (
 
 from lados import __version__
 from lados.labels import CLASSES
-from lados.serve.schemas import Answered, Batch, Health, Heat, Metrics, Models, Problem, Promoted, Ready
+from lados.serve.schemas import Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Ready
 
 PAGE = "https://sea.example"
-PICTURE = colours(1)[0]
+IMAGE = colours(1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_the_document_is_complete(service):
 
 
 def test_every_answer_is_of_its_model(service):
-    one = Answered.model_validate(service.predict(PICTURE, "flight7/0031.png").json())
+    one = Answered.model_validate(service.predict(IMAGE, "flight7/0031.png").json())
     assert one.filename == "0031.png" and one.model == "first" and one.engine == "openvino"
     assert sum(one.probabilities.values()) == pytest.approx(1, abs=1e-6) and set(one.probabilities) == set(CLASSES)
     assert one.label == max(one.probabilities, key=one.probabilities.get) == one.prediction_set[0]
@@ -100,42 +100,42 @@ def test_every_answer_is_of_its_model(service):
         kind.model_validate(service.get(path).json())
 
 
-def test_a_picture_is_the_same_as_form_or_as_body(service):
-    answers = [service.predict(PICTURE), service.post("/predict", content=PICTURE, headers={"Content-Type": "image/png"}),
-               service.post("/predict", content=PICTURE, headers={"Content-Type": "application/octet-stream"}),
-               service.post("/predict", content=PICTURE), service.post("/predict", files={"anything": ("x", PICTURE)})]
+def test_a_image_is_the_same_as_form_or_as_body(service):
+    answers = [service.predict(IMAGE), service.post("/predict", content=IMAGE, headers={"Content-Type": "image/png"}),
+               service.post("/predict", content=IMAGE, headers={"Content-Type": "application/octet-stream"}),
+               service.post("/predict", content=IMAGE), service.post("/predict", files={"anything": ("x", IMAGE)})]
     assert {r.status_code for r in answers} == {200}
     assert len({json.dumps(r.json()["probabilities"]) for r in answers}) == 1
 
 
 def test_a_batch_keeps_its_order_and_names_what_is_bad(service):
-    pictures = [("a.png", PICTURE), ("notes.txt", b"Dear all"), ("cut.png", PICTURE[:200]), ("b.png", colours(2, seed=5)[1])]
-    answer = service.post("/predict_batch", files=[("files", p) for p in pictures])
-    batch = Batch.model_validate(answer.json())
-    assert [r.filename for r in batch.results] == [n for n, _ in pictures] and (batch.answered, batch.failed) == (2, 2)
+    images = [("a.png", IMAGE), ("notes.txt", b"Dear all"), ("cut.png", IMAGE[:200]), ("b.png", colours(2, seed=5)[1])]
+    answer = service.post("/predict_batch", files=[("files", p) for p in images])
+    batch = BatchAnswers.model_validate(answer.json())
+    assert [r.filename for r in batch.results] == [n for n, _ in images] and (batch.answered, batch.failed) == (2, 2)
     assert [r.error.status for r in batch.results[1:3]] == [415, 422]
     for i in (0, 3):
-        alone = service.predict(pictures[i][1]).json()
+        alone = service.predict(images[i][1]).json()
         assert answer.json()["results"][i]["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-5)
 
 
-def test_more_pictures_than_the_threshold_are_refused(service):
-    exactly = service.post("/predict_batch", files=[("files", ("a.png", PICTURE))] * 4)
+def test_more_images_than_the_threshold_are_refused(service):
+    exactly = service.post("/predict_batch", files=[("files", ("a.png", IMAGE))] * 4)
     assert exactly.status_code == 200 and exactly.json()["answered"] == 4
-    refused(service.post("/predict_batch", files=[("files", ("a.png", PICTURE))] * 5), 413, "more than 4", "BATCH_JOB_THRESHOLD")
-    refused(service.post("/predict", files=[("file", ("a.png", PICTURE))] * 2), 413, "more than 1")
+    refused(service.post("/predict_batch", files=[("files", ("a.png", IMAGE))] * 5), 413, "more than 4", "BATCH_JOB_THRESHOLD")
+    refused(service.post("/predict", files=[("file", ("a.png", IMAGE))] * 2), 413, "more than 1")
 
 
-def test_an_explanation_is_a_picture_and_shares(service):
-    heat = Heat.model_validate(service.post("/explain", params={"label": "ship"}, files={"file": ("a.png", PICTURE)}).json())
+def test_an_explanation_is_a_image_and_shares(service):
+    heat = HeatMap.model_validate(service.post("/explain", params={"label": "ship"}, files={"file": ("a.png", IMAGE)}).json())
     layer = Image.open(io.BytesIO(base64.b64decode(heat.heatmap_png)))
     assert heat.label == "ship" and layer.mode == "RGBA" and layer.size == (32, 32)
     shares = heat.thirds
     assert sum(shares[k] for k in ("left", "centre", "right")) == pytest.approx(1, abs=1e-4)
     assert sum(shares[k] for k in ("top", "middle", "bottom")) == pytest.approx(1, abs=1e-4)
-    likeliest = service.post("/explain", files={"file": ("a.png", PICTURE)}).json()["label"]
-    assert likeliest == service.predict(PICTURE).json()["label"]
-    refused(service.post("/explain", params={"label": "shipp"}, files={"file": ("a.png", PICTURE)}), 422, "shipp", "'ship'")
+    likeliest = service.post("/explain", files={"file": ("a.png", IMAGE)}).json()["label"]
+    assert likeliest == service.predict(IMAGE).json()["label"]
+    refused(service.post("/explain", params={"label": "shipp"}, files={"file": ("a.png", IMAGE)}), 422, "shipp", "'ship'")
 
 
 # --- refusals
@@ -146,15 +146,15 @@ def test_refusals_say_what_to_do(service):
     refused(service.predict(noise), 413, "2.4 MB", "MAX_UPLOAD_SIZE_MB")
     stream = (noise[i:i + 65_536] for i in range(0, 2_400_000, 65_536)) # of unknown length
     refused(service.post("/predict", content=stream, headers={"Content-Type": "image/png"}), 413, "larger than 2 MB")
-    refused(service.predict(b"Dear all,"), 415, "not a picture", "JPEG")
+    refused(service.predict(b"Dear all,"), 415, "not an image", "JPEG")
     refused(service.post("/predict", json={"a": 1}), 415, "json", "multipart/form-data")
     refused(service.predict(b""), 415, "0 bytes")
-    refused(service.predict(PICTURE[:300]), 422, "cut short")
+    refused(service.predict(IMAGE[:300]), 422, "cut short")
     refused(service.post("/predict", data={"file": "a.png"}, files={}), 415)
-    refused(service.post("/predict", files={"file": (None, "text")}), 400, "no picture", "file name")
+    refused(service.post("/predict", files={"file": (None, "text")}), 400, "no image", "file name")
     refused(service.post("/predict", content=b"--x", headers={"Content-Type": "multipart/form-data"}), 400)
     cut = service.post("/predict", headers={"Content-Type": "multipart/form-data; boundary=x"},
-                       content=b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + PICTURE)
+                       content=b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + IMAGE)
     refused(cut, 400, "cut short")
     refused(service.get("/nowhere"), 404, "/docs")
     refused(service.get("/predict"), 405)
@@ -216,7 +216,7 @@ def test_the_key_is_compared_in_constant_time():
 
 
 def test_a_defect_is_told_with_an_id_and_without_its_inside(tmp_path):
-    route = 'from lados.serve.api import app\nasync def broken(): raise RuntimeError("inner secret")\napp.add_api_route("/broken", broken)'
+    route = 'from lados.serve.app import app\nasync def broken(): raise RuntimeError("inner secret")\napp.add_api_route("/broken", broken)'
     with serving(tmp_path / "home", tmp_path / "none", code=route + START) as server:
         answer = server.alive().get("/broken", headers={"X-Request-ID": "mine"})
         problem = refused(answer, 500, "request id")
@@ -231,10 +231,10 @@ def test_a_defect_is_told_with_an_id_and_without_its_inside(tmp_path):
 
 
 def test_a_promotion_is_followed_written_down_and_undone(service):
-    before = service.predict(PICTURE).json()
+    before = service.predict(IMAGE).json()
     done = Promoted.model_validate(service.promote("second").json())
     assert (done.model, done.before, done.engine) == ("second", "first", "openvino")
-    after = service.predict(PICTURE).json()
+    after = service.predict(IMAGE).json()
     assert after["model"] == "second" == service.get("/models").json()["served"]
     assert after["probabilities"] != pytest.approx(before["probabilities"], abs=1e-3)
     assert [m["name"] for m in service.get("/models").json()["models"] if m["served"]] == ["second"]
@@ -269,7 +269,7 @@ def test_damaged_bundles_are_listed_with_their_errors_and_not_served(service):
         assert all(listed[name].error for name in odd)
         refused(service.promote("flipped"), 409, "model.bin", "SHA-256", "copy the bundle again")
         assert {service.promote(name).status_code for name in odd} == {409}
-        assert service.predict(PICTURE).json()["model"] == "first", "the old one goes on"
+        assert service.predict(IMAGE).json()["model"] == "first", "the old one goes on"
         promotions = {s.labels["outcome"]: s.value for f in metrics(service) for s in f.samples if s.name == "model_promotions_total"}
         assert promotions["failed"] >= 10
     finally:
@@ -283,13 +283,13 @@ def test_a_promotion_survives_a_restart_until_the_settings_change(tmp_path):
     with serving(home, home / "runs" / "first") as server:
         assert server.ready().promote("second").status_code == 200
     with serving(home, home / "runs" / "first") as server:
-        assert server.ready().predict(PICTURE).json()["model"] == "second"
+        assert server.ready().predict(IMAGE).json()["model"] == "second"
     with serving(home, home / "runs" / "first", LADOS_ENGINE="onnxruntime") as server:
-        answer = server.ready().predict(PICTURE).json()
+        answer = server.ready().predict(IMAGE).json()
         assert (answer["model"], answer["engine"]) == ("first", "onnxruntime")
     (home / "serve" / "promoted.json").write_text('{"bundle": 7}')
     with serving(home, home / "runs" / "first") as server:
-        assert server.ready().predict(PICTURE).json()["model"] == "first"
+        assert server.ready().predict(IMAGE).json()["model"] == "first"
 
 
 def test_nothing_to_serve_is_said_and_a_model_that_comes_later_is_served(bare, tmp_path):
@@ -298,11 +298,11 @@ def test_nothing_to_serve_is_said_and_a_model_that_comes_later_is_served(bare, t
     lacking = bare.get("/ready")
     refused(lacking, 503, "model", "MODEL_PATH")
     assert int(lacking.headers["retry-after"]) >= 1
-    refused(bare.predict(PICTURE), 503, "no such bundle")
+    refused(bare.predict(IMAGE), 503, "no such bundle")
     assert Models.model_validate(bare.get("/models").json()).models == []
     assert Metrics.model_validate(bare.get("/metrics").json()).model is None and bare.get("/metrics/prometheus").status_code == 200
     shutil.copytree(runs() / "second", bare.home / "model")
-    assert bare.ready(30).predict(PICTURE).json()["model"] == "model", "what its folder is called"
+    assert bare.ready(30).predict(IMAGE).json()["model"] == "model", "what its folder is called"
 
 
 def test_an_incomplete_bundle_says_what_is_missing(tmp_path):
@@ -327,7 +327,7 @@ def test_models_are_listed_while_one_is_loaded(tmp_path):
     whole = kept.read_text()
     kept.write_text(whole[:20])
     with serving(tmp_path, model, LADOS_ENGINE="auto") as server:
-        assert server.ready().predict(PICTURE).json()["engine"] in json.loads(whole)
+        assert server.ready().predict(IMAGE).json()["engine"] in json.loads(whole)
 
 
 # --- what an operator sees
@@ -338,29 +338,29 @@ def metrics(server) -> list:
 
 
 def counted(server, outcome=None) -> float:
-    "Pictures asked about, over all processes."
+    "Images asked about, over all processes."
     return sum(s.value for f in metrics(server) for s in f.samples
                if s.name == "inference_requests_total" and outcome in (None, s.labels["outcome"]))
 
 
 def test_metrics_count_what_happened(service):
-    before = {o: counted(service, o) for o in ("answered", "abstained", "unsupported", "bad_picture", "too_large")}
-    service.predict(PICTURE)
+    before = {o: counted(service, o) for o in ("answered", "abstained", "unsupported", "bad_image", "too_large")}
+    service.predict(IMAGE)
     service.predict(b"text")
-    service.predict(PICTURE[:300])
-    service.post("/predict_batch", files=[("files", ("a.png", PICTURE)), ("files", ("b", b"text"))])
+    service.predict(IMAGE[:300])
+    service.post("/predict_batch", files=[("files", ("a.png", IMAGE)), ("files", ("b", b"text"))])
     service.post("/predict", content=bytes(2_500_000))
     after = {o: counted(service, o) - n for o, n in before.items()}
     assert after["answered"] + after["abstained"] == 2
-    assert (after["unsupported"], after["bad_picture"], after["too_large"]) == (2, 1, 1)
+    assert (after["unsupported"], after["bad_image"], after["too_large"]) == (2, 1, 1)
     told = Metrics.model_validate(service.get("/metrics").json())
-    assert told.inference["latency"]["total"]["count"] >= 2 and told.inference["recent"]["pictures"] >= 2
+    assert told.inference["latency"]["total"]["count"] >= 2 and told.inference["recent"]["images"] >= 2
     assert {"inference_requests", "inference_latency_seconds", "inference_drift_score"} <= {f.name for f in metrics(service)}
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 def test_prometheus_finds_nothing_to_correct(service):
-    service.predict(PICTURE)
+    service.predict(IMAGE)
     text = service.get("/metrics/prometheus").text
     checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True)
     ours = [line for line in (checked.stdout + checked.stderr).splitlines() if line.startswith(("inference", "model", "batch"))]
@@ -372,7 +372,7 @@ def test_the_log_knows_requests_and_no_secrets(service):
     ids = []
     for call in (lambda: service.get("/health", params={"token": marks["query"]}),
                  lambda: service.predict(marks["content"].encode()),
-                 lambda: service.post("/predict", data={"note": marks["field"]}, files={"file": ("a.png", PICTURE)}),
+                 lambda: service.post("/predict", data={"note": marks["field"]}, files={"file": ("a.png", IMAGE)}),
                  lambda: service.promote("nothing"), lambda: service.promote("first", key="quince-a-wrong-key")):
         ids.append(call().headers["x-request-id"])
     lines = {}
@@ -427,7 +427,7 @@ def pair(tmp_path_factory):
     "Two processes behind one port, started as a user does."
     home = tmp_path_factory.mktemp("pair")
     shutil.copytree(runs(), home / "runs")
-    code = ('import sys\nfrom lados.cli import main\nsys.argv = ["lados", "serve", "--port", "{port}", "--workers", "{workers}"]\n'
+    code = ('import sys\nfrom lados.cli.main import main\nsys.argv = ["lados", "serve", "--port", "{port}", "--workers", "{workers}"]\n'
             'if __name__ == "__main__":\n    main()\n')
     free = Server.free_port()
     server = Server(home, home / "runs" / "first", workers=2, port=free, code=f'print("port {free}", flush=True)\n' + code).ready()
@@ -444,7 +444,7 @@ def test_counters_add_up_over_processes(pair):
     wait_for(lambda: served_by_all(pair) == {"first"}, 60, pair)
     for _ in range(40):
         with httpx.Client(base_url=pair.url, trust_env=False) as client:
-            assert client.post("/predict", content=PICTURE).status_code == 200
+            assert client.post("/predict", content=IMAGE).status_code == 200
     seen = {x["process"]["pid"] for x in pair.lines() if x.get("url", {}).get("path") == "/predict"}
     assert len(seen) == 2, "both processes answered"
     assert counted(pair, "answered") + counted(pair, "abstained") == 40
@@ -492,14 +492,14 @@ def test_workers_leave_with_their_parent(tmp_path):
 
 
 def test_a_port_that_is_taken_is_said(service, tmp_path):
-    words = [sys.executable, "-c", "from lados.cli import main; main()", "serve", "--port", str(service.port)]
+    words = [sys.executable, "-c", "from lados.cli.main import main; main()", "serve", "--port", str(service.port)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "another program listens there" in done.stderr and "--port" in done.stderr
     assert "Traceback" not in done.stderr
 
 
 def test_importing_the_api_is_quick_and_loads_no_training():
-    code = ("import sys, time; t = time.perf_counter(); import lados.serve.api; print(time.perf_counter() - t); "
+    code = ("import sys, time; t = time.perf_counter(); import lados.serve.app; print(time.perf_counter() - t); "
             "print(*sorted({'torch', 'fastai', 'matplotlib', 'timm', 'sklearn', 'IPython', 'pandas'} & set(sys.modules)))")
     told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(3)]
     assert not told[0][1], f"loaded: {told[0][1]}"

@@ -25,18 +25,18 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 
-from lados.data.readers import import_dataset  # noqa: E402
+from lados.data.importers import import_dataset  # noqa: E402
 from lados.labels import CLASSES  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 ENGINE = "openvino" if find_spec("openvino") else "torch" # a kernel has it in half a second, where torch takes five
 SEA, OIL, SHIP = (40, 90, 170), (30, 30, 30), (200, 60, 60)
-DOUBTFUL = 2 # of the five pictures
+DOUBTFUL = 2 # of the five images
 
 
-def picture(colour, seed, size=(96, 72)) -> bytes:
+def image(colour, seed, size=(96, 72)) -> bytes:
     "A coloured patch with noise, as a PNG."
     noise = np.random.default_rng(seed).normal(0, 25, (*size[::-1], 3))
     f = io.BytesIO()
@@ -44,29 +44,29 @@ def picture(colour, seed, size=(96, 72)) -> bytes:
     return f.getvalue()
 
 
-PICTURES = {"sea.png": picture(SEA, 1), "=1+1.png": picture(OIL, 2), "ship.png": picture(SHIP, 3),
-            "between.png": picture((115, 45, 45), 4), "dusk.png": picture((38, 60, 100), 5)}
+IMAGES = {"sea.png": image(SEA, 1), "=1+1.png": image(OIL, 2), "ship.png": image(SHIP, 3),
+            "between.png": image((115, 45, 45), 4), "dusk.png": image((38, 60, 100), 5)}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    "A bundle that tells three colours apart, with thresholds under which two of our pictures are doubtful."
+    "A bundle that tells three colours apart, with thresholds under which two of our images are doubtful."
     from toy import tiny, toy
 
     from lados.model.backbones import preprocessing
-    from lados.model.bundle import Model, save_bundle
-    from lados.model.card import make_card, seal
-    from lados.model.export import export_format
+    from lados.model.bundle import make_card, seal
+    from lados.model.inference import Model, save_bundle
     from lados.model.train import train
+    from lados.serve.export import export_format
     from lados.serve.predictor import Predictor
 
     home = tmp_path_factory.mktemp("model") / "toy-run"
     net = train(tiny(epochs=6), toy(home / "data")).net.eval()
     card = make_card("test_resnet", preprocessing(net, 32), run="toy-run")
     plain = Predictor.setup(save_bundle(home / "plain", Model(net, card)), "torch")
-    sure = sorted(float(plain.predict(plain.decode(p)[None])[0].max()) for p in PICTURES.values())
+    sure = sorted(float(plain.predict(plain.decode(p)[None])[0].max()) for p in IMAGES.values())
     limit = 1 - (sure[DOUBTFUL - 1] + sure[DOUBTFUL]) / 2
-    card["conformal"] = {"method": "set by hand", "level": 0.999, "pictures": 0, "marginal": limit, "per_class": {}}
+    card["conformal"] = {"method": "set by hand", "level": 0.999, "images": 0, "marginal": limit, "per_class": {}}
     bundle = save_bundle(home / "bundle", Model(net, card))
     if ENGINE != "torch":
         export_format(Model(net, card), bundle, ENGINE)
@@ -227,7 +227,7 @@ def test_an_afternoon_with_the_page(server, visit):
     page = visit(server)
     assert page.first_paint < 10, f"first paint after {page.first_paint:.1f} s" # 2 s alone; other tests run beside it
     page.wait_for_selector("text=toy-run")
-    drop(page, *PICTURES.items(), ("again.png", PICTURES["sea.png"]))
+    drop(page, *IMAGES.items(), ("again.png", IMAGES["sea.png"]))
     settled(page, 5)
 
     # doubtful ones first, and said to be so
@@ -242,13 +242,13 @@ def test_an_afternoon_with_the_page(server, visit):
     until(lambda: len(names(page)) == DOUBTFUL, "only those that need a human", 5)
     page.locator('[data-filter="all"]').click()
 
-    # a closer look: picture, bars, set, heat map with a slider, engine and latency
+    # a closer look: image, bars, set, heat map with a slider, engine and latency
     card(page, "ship.png").locator("[data-act=open]").click()
     viewer = page.locator("dialog.viewer")
     heat = viewer.locator("img.heat")
     heat.wait_for()
     boxes = [heat.bounding_box(), viewer.locator("img.photo").bounding_box()]
-    assert boxes[0] == boxes[1], "the heat map lies on the picture"
+    assert boxes[0] == boxes[1], "the heat map lies on the image"
     viewer.locator("input[type=range]").fill("15")
     assert heat.evaluate("e => e.style.opacity") == "0.15"
     assert viewer.locator(".row").count() == len(CLASSES) and viewer.locator(".row.within").count() >= 1
@@ -272,7 +272,7 @@ def test_an_afternoon_with_the_page(server, visit):
     manifest = import_dataset(corrections / "labels.csv")
     assert sorted(manifest.frame["label"]) == ["background", "sheen"] and not manifest.meta["warnings"]
     kept = {p.read_bytes() for p in (corrections / "images").iterdir()}
-    assert kept == {PICTURES["=1+1.png"], PICTURES["sea.png"]}, "the original bytes, one file a picture"
+    assert kept == {IMAGES["=1+1.png"], IMAGES["sea.png"]}, "the original bytes, one file an image"
 
     # to take home
     rows = table(page)
@@ -281,25 +281,25 @@ def test_an_afternoon_with_the_page(server, visit):
     assert abs(sum(float(rows["ship.png"][f"p_{c}"]) for c in CLASSES) - 1) < 1e-6
     assert rows["ship.png"]["model"] == "toy-run" and sum(r["ask_a_human"] == "True" for r in rows.values()) == DOUBTFUL
 
-    # cleared; a picture that was put right is known when it comes again
+    # cleared; an image that was put right is known when it comes again
     page.get_by_role("button", name="Clear").click()
     settled(page, 0)
-    drop(page, ("renamed.png", PICTURES["=1+1.png"]))
+    drop(page, ("renamed.png", IMAGES["=1+1.png"]))
     settled(page, 1)
     assert "sheen" in card(page, "renamed.png").locator(".verdict").inner_text()
 
 
 def test_bad_input_becomes_cards_that_say_why(server, visit):
     page = visit(server)
-    huge = zipped(**{f"{i}.png": PICTURES["sea.png"] for i in range(2)})
-    flight = zipped(**{"flight/a.png": picture(SEA, 11), "flight/notes.txt": b"passed over", "../../evil.png": picture(SEA, 12),
-                       "inner.zip": huge, "bomb.png": bytes(30_000_000), "flight/torn.png": picture(SEA, 13)[:500]})
-    drop(page, ("notes.jpg", b"no picture at all"), ("empty.jpg", b""), ("large.tif", bytes(10_000_001)), ("flight.zip", flight),
+    huge = zipped(**{f"{i}.png": IMAGES["sea.png"] for i in range(2)})
+    flight = zipped(**{"flight/a.png": image(SEA, 11), "flight/notes.txt": b"passed over", "../../evil.png": image(SEA, 12),
+                       "inner.zip": huge, "bomb.png": bytes(30_000_000), "flight/torn.png": image(SEA, 13)[:500]})
+    drop(page, ("notes.jpg", b"no image at all"), ("empty.jpg", b""), ("large.tif", bytes(10_000_001)), ("flight.zip", flight),
          ("empty.zip", zipped()), ("none.zip", zipped(readme=b"text")), ("torn.zip", flight[:400]),
-         ("<img src=x onerror=alert(1)>.png", picture(SHIP, 14)))
+         ("<img src=x onerror=alert(1)>.png", image(SHIP, 14)))
     settled(page, 12)
-    expected = {"notes.jpg": "Not a picture", "empty.jpg": "empty", "large.tif": "Larger than 10 MB", "empty.zip": "No pictures",
-                "none.zip": "No pictures", "torn.zip": "Not a readable zip", "../../evil.png": "leads out", "inner.zip": "archive in an archive",
+    expected = {"notes.jpg": "Not an image", "empty.jpg": "empty", "large.tif": "Larger than 10 MB", "empty.zip": "No images",
+                "none.zip": "No images", "torn.zip": "Not a readable zip", "../../evil.png": "leads out", "inner.zip": "archive in an archive",
                 "bomb.png": "Unpacks to more than 10 MB", "flight/torn.png": ""}
     assert set(names(page, ".card.failed")) == set(expected)
     assert set(names(page, ".card.done")) == {"flight/a.png", "<img src=x onerror=alert(1)>.png"}
@@ -310,8 +310,8 @@ def test_bad_input_becomes_cards_that_say_why(server, visit):
     assert names(page)[:2] == names(page, ".card.done"), "what has no answer comes last"
 
 
-def test_twenty_pictures_of_ten_megabytes(server, visit, tmp_path):
-    "More than any one message may carry; the page stays alive meanwhile, and a picture above the limit is named."
+def test_twenty_images_of_ten_megabytes(server, visit, tmp_path):
+    "More than any one message may carry; the page stays alive meanwhile, and an image above the limit is named."
     pixels = np.random.default_rng(0).integers(0, 255, (1820, 1820, 3), np.uint8)
     files = []
     for i in range(20):
@@ -337,21 +337,21 @@ def test_twenty_pictures_of_ten_megabytes(server, visit, tmp_path):
 
 
 def test_stopping_and_two_tabs(server, visit):
-    "Stop lets go of what has no answer. Another tab has its own pictures, and the same corrections."
+    "Stop lets go of what has no answer. Another tab has its own images, and the same corrections."
     one, two = visit(server), visit(server)
-    drop(one, *((f"{i}.png", picture(SEA, 100 + i, (120, 120))) for i in range(60)))
+    drop(one, *((f"{i}.png", image(SEA, 100 + i, (120, 120))) for i in range(60)))
     one.wait_for_selector(".progress:not([hidden])")
     one.get_by_role("button", name="Stop").click()
     one.wait_for_selector(".progress[hidden]", state="attached")
     assert one.locator(".card").count() < 60
-    drop(two, ("ship.png", PICTURES["ship.png"]), ("renamed.png", PICTURES["=1+1.png"]))
+    drop(two, ("ship.png", IMAGES["ship.png"]), ("renamed.png", IMAGES["=1+1.png"]))
     settled(two, 2)
     assert set(names(two)) == {"ship.png", "renamed.png"} and "ship.png" not in names(one)
 
 
 def test_on_a_phone(server, visit):
     page = visit(server, viewport={"width": 390, "height": 844}, has_touch=True)
-    drop(page, *PICTURES.items())
+    drop(page, *IMAGES.items())
     settled(page, 5)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "nothing to scroll sideways"
     card(page, "ship.png").locator("[data-act=open]").tap()
@@ -373,7 +373,7 @@ def test_without_a_model_the_page_says_what_to_do(model, serving, visit, tmp_pat
     (tmp_path / "empty" / "runs" / "latest").symlink_to(model)
     panel.get_by_role("button", name="Try again").click()
     page.wait_for_selector("text=toy-run")
-    drop(page, ("sea.png", PICTURES["sea.png"]))
+    drop(page, ("sea.png", IMAGES["sea.png"]))
     settled(page, 1)
     assert page.locator(".card.done").count() == 1
 
@@ -385,14 +385,14 @@ def test_an_api_is_asked(model, serving, visit):
     page = visit(serving("page", "app", "classifier", "--no-browser", LADOS_API_URL=api.url))
     page.wait_for_selector("text=toy-run")
     assert f"asked at {api.url}" in page.locator(".status").inner_text()
-    drop(page, *PICTURES.items(), ("notes.jpg", b"no picture"))
+    drop(page, *IMAGES.items(), ("notes.jpg", b"no image"))
     settled(page, 6)
     assert page.locator(".card.done").count() == 5 and page.locator(".card:has(.doubt)").count() == DOUBTFUL
     card(page, "ship.png").locator("[data-act=open]").click()
     page.locator("dialog.viewer img.heat").wait_for()
     page.keyboard.press("Escape")
     api.stop()
-    drop(page, ("later.png", picture(SEA, 50)))
+    drop(page, ("later.png", image(SEA, 50)))
     settled(page, 7)
     assert "does not answer" in card(page, "later.png").inner_text() and "LADOS_API_URL" in card(page, "later.png").inner_text()
     serving("again", "serve", port=api.port, MODEL_PATH=model)

@@ -16,10 +16,9 @@ from lados.core import ConfigError, DataError, LadosError, TrainingError, Weight
 from lados.data.manifest import Manifest, load_manifest
 from lados.model.backbones import make_backbone
 from lados.model.batches import prepare
-from lados.model.checkpoint import load_state, read_history
-from lados.model.dataset import open_dataset
+from lados.model.datamodule import open_dataset
 from lados.model.params import load_params, make_params
-from lados.model.train import train
+from lados.model.train import load_state, read_history, train
 
 
 @pytest.fixture(autouse=True)
@@ -33,26 +32,26 @@ def changed(folder, **columns):
     return Manifest(manifest.frame.assign(**columns), folder, manifest.meta)
 
 
-# pictures and labels
+# images and labels
 
 
-def test_a_class_without_training_pictures_is_told(tmp_path):
+def test_a_class_without_training_images_is_told(tmp_path):
     manifest = toy_manifest(tmp_path)
     frame = manifest.frame
     without = Manifest(frame[(frame["label"] != "ship") | (frame["split"] != "train")], tmp_path, manifest.meta)
     trained = train(tiny(epochs=2), prepare(without, 32, 32))
     assert len(trained.history) == 2
     told = "\n".join(trained.problems)
-    assert "class ship has no training picture" in told and "no pictures of emulsion, oil_platform, sheen" in told
+    assert "class ship has no training image" in told and "no images of emulsion, oil_platform, sheen" in told
 
 
 def test_one_class_teaches_nothing(tmp_path):
     with pytest.raises(TrainingError, match=r"two classes.*oil") as e:
         train(tiny(), toy(tmp_path, classes=("oil",)))
-    assert "import more pictures" in e.value.remedy
+    assert "import more images" in e.value.remedy
 
 
-def test_several_labels_a_picture_are_refused(tmp_path):
+def test_several_labels_a_image_are_refused(tmp_path):
     toy_manifest(tmp_path)
     frame = load_manifest(tmp_path).frame
     both = changed(tmp_path, label=frame["label"].where(frame["label"] != "oil", "oil|ship"))
@@ -67,7 +66,7 @@ def test_a_batch_larger_than_the_data_is_cut_and_told(tmp_path, batch_size):
     assert [p for p in trained.problems if f"batch_size {batch_size}" in p and "24 is used" in p]
 
 
-def test_one_training_picture_a_class(tmp_path):
+def test_one_training_image_a_class(tmp_path):
     trained = train(tiny(epochs=1, mixup=0.2, accumulate=4), toy(tmp_path, train=3))
     assert len(trained.history) == 1
 
@@ -77,10 +76,10 @@ def test_nothing_to_validate_on(tmp_path):
     assert not trained.selected and trained.best_epoch == 1 and not trained.stopped
 
 
-def test_pictures_that_moved(tmp_path):
+def test_images_that_moved(tmp_path):
     toy_manifest(tmp_path / "here")
     (tmp_path / "here" / "train7.png").rename(tmp_path / "train7.png")
-    with pytest.raises(DataError, match=r"1 of 36 pictures.*train7\.png") as e:
+    with pytest.raises(DataError, match=r"1 of 36 images.*train7\.png") as e:
         open_dataset(tiny(data=tmp_path / "here"))
     assert "manifest.csv" in e.value.problem and "lados data import" in e.value.remedy
     shutil.move(tmp_path / "here", tmp_path / "there")
@@ -88,7 +87,7 @@ def test_pictures_that_moved(tmp_path):
     assert len(open_dataset(tiny(data=tmp_path / "there", audit=False)).manifest) == 36, "a dataset moves as a whole"
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_named(tmp_path):
+def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path):
     manifest = toy_manifest(tmp_path)
     (tmp_path / "train3.png").write_bytes(b"")
     (tmp_path / "valid2.png").write_bytes((tmp_path / "valid2.png").read_bytes()[:60])
@@ -121,7 +120,7 @@ def test_a_parameters_file_with_a_fault_is_named(tmp_path, text, said):
 
 
 def test_every_preset_is_valid_and_complete(tmp_path):
-    from lados.model.params import jobs_folder
+    from lados.runs.folders import jobs_folder
     for path in jobs_folder().glob("*.yaml"):
         assert load_params(path.stem).preset == path.stem
         assert set(yaml.safe_load(path.read_text())) <= set(type(make_params({})).model_fields)

@@ -20,11 +20,11 @@ import pytest
 from serving import START, Memory, colours, runs, serving, wait_for
 from toy import small_disk
 
-from lados.core import ConfigError, DataError, DiskFull, PictureError, PictureTooLarge, read_json, settings
+from lados.core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
+from lados.files import read_json
 from lados.jobs import batches
-from lados.jobs.batches import Batch, allowed, entries, fetch, sweep
-from lados.serve.sinks import discarding
-from lados.serve.uploads import BadForm, Budget, Limits, SlowBody, read_uploads
+from lados.jobs.batches import Batch, batch_entries, check_allowed, fetch_image, sweep_batches
+from lados.serve.uploads import BadForm, Budget, Limits, SlowBody, discarding, read_uploads
 
 LIMITS = Limits(10_000_000, 16, 65_536 + 16 * 1024)
 KIND = "multipart/form-data; boundary=xyz"
@@ -57,7 +57,7 @@ def sealed(*files, name="b", sources=()) -> Path:
 
 
 def told(folder) -> list[tuple[str, str]]:
-    return [(e.name, e.error) for e in entries(folder)]
+    return [(e.name, e.error) for e in batch_entries(folder)]
 
 
 def zipped(members, **options) -> bytes:
@@ -96,7 +96,7 @@ async def read(body, kind=KIND, limits=LIMITS, budget=None):
 # --- streams
 
 
-def test_thousands_of_pictures_go_to_the_disk_in_little_memory(places):
+def test_thousands_of_images_go_to_the_disk_in_little_memory(places):
     rng = random.Random(0)
     data = [rng.randbytes(rng.choice((0, 1, 500, 20_000))) for _ in range(3000)]
 
@@ -108,11 +108,11 @@ def test_thousands_of_pictures_go_to_the_disk_in_little_memory(places):
     with Memory(os.getpid()) as memory:
         folder = asyncio.run(read(stream(form()))).seal("big")
     assert memory.grown < 16
-    found = entries(folder)
+    found = batch_entries(folder)
     assert [e.name for e in found] == [f"{i}.jpg" for i in range(3000)] and not any(e.error for e in found)
-    assert all(fetch(e, folder).read_bytes() == d for e, d in zip(found, data, strict=True))
-    assert entries(folder, 2499, 2502) == found[2499:2502] and entries(folder, 999, 1001) == found[999:1001]
-    assert entries(folder, 2990) == found[2990:] and entries(folder, 3000, 3128) == entries(folder, 5, 5) == []
+    assert all(fetch_image(e, folder).read_bytes() == d for e, d in zip(found, data, strict=True))
+    assert batch_entries(folder, 2499, 2502) == found[2499:2502] and batch_entries(folder, 999, 1001) == found[999:1001]
+    assert batch_entries(folder, 2990) == found[2990:] and batch_entries(folder, 3000, 3128) == batch_entries(folder, 5, 5) == []
 
 
 def test_other_requests_are_answered_while_a_disk_is_slow(places):
@@ -137,7 +137,7 @@ def test_other_requests_are_answered_while_a_disk_is_slow(places):
     asyncio.run(both())
 
 
-def test_few_pictures_stay_in_memory(places):
+def test_few_images_stay_in_memory(places):
     found = asyncio.run(read(stream([part("a.jpg", b"1"), part("b.jpg", b"2"), b"--xyz--\r\n"])))
     assert [u.name for u in found] == ["a.jpg", "b.jpg"] and left(places) == []
 
@@ -149,8 +149,8 @@ def test_few_pictures_stay_in_memory(places):
 def test_a_zip_is_a_batch_however_small(places, kind, body):
     folder = asyncio.run(read(stream([body], 10), kind)).seal("z")
     assert told(folder) == [("1.jpg", ""), ("2.jpg", "")]
-    assert [fetch(e, folder).read_bytes() for e in entries(folder)] == [b"one", b"two"]
-    assert len(list((folder / "pictures").iterdir())) == 2, "the zip itself is gone"
+    assert [fetch_image(e, folder).read_bytes() for e in batch_entries(folder)] == [b"one", b"two"]
+    assert len(list((folder / "images").iterdir())) == 2, "the zip itself is gone"
 
 
 def many(cut=None):
@@ -173,8 +173,8 @@ async def stuck():
 @pytest.mark.parametrize("body, kind", [
     (lambda: many(3_000_000), BadForm), (gone, ConnectionResetError), (stuck, SlowBody),
     (lambda: stream([part("a.jpg", b"x")] * 20 + [b'--xyz\r\nContent-Disposition: form-data; name="n"\r\n\r\n', bytes(200_000)]), BadForm),
-    (lambda: stream([part("a.jpg", b"x")] * 20 + [part("large.jpg", bytes(1_100_000)), b"--xyz--\r\n"]), PictureTooLarge),
-    (lambda: stream([*(part("a.jpg", bytes(900_000)) for _ in range(60)), b"--xyz--\r\n"]), PictureTooLarge)])
+    (lambda: stream([part("a.jpg", b"x")] * 20 + [part("large.jpg", bytes(1_100_000)), b"--xyz--\r\n"]), ImageTooLarge),
+    (lambda: stream([*(part("a.jpg", bytes(900_000)) for _ in range(60)), b"--xyz--\r\n"]), ImageTooLarge)])
 def test_a_stream_that_fails_leaves_nothing(places, body, kind):
     limits = Limits(10_000_000, 16, LIMITS.rest, 0.5 if body is stuck else 60)
     with pytest.raises(kind):
@@ -203,7 +203,7 @@ def test_a_time_limit_is_on_progress_and_not_on_the_whole(places):
         yield b"--xyz--\r\n"
 
     folder = asyncio.run(read(slowly(), limits=Limits(10_000, 2, seconds=1.5))).seal("slow")
-    assert len(entries(folder)) == 30
+    assert len(batch_entries(folder)) == 30
 
 
 # --- what a batch is
@@ -211,9 +211,9 @@ def test_a_time_limit_is_on_progress_and_not_on_the_whole(places):
 
 def test_names_may_repeat_and_order_is_kept(places):
     folder = sealed(("a.jpg", b"1"), ("a.jpg", b"2"), ("ж\x00\n.jpg", b"3"), ("", b""), ("x" * 999, b"5"))
-    assert [n for n, _ in told(folder)] == ["a.jpg", "a.jpg", "ж__.jpg", "picture", "x" * 300]
-    assert [fetch(e, folder).read_bytes() for e in entries(folder)] == [b"1", b"2", b"3", b"", b"5"]
-    assert len((folder / "list.jsonl").read_text().splitlines()) == 5 == read_json(folder / "batch.json")["pictures"]
+    assert [n for n, _ in told(folder)] == ["a.jpg", "a.jpg", "ж__.jpg", "image", "x" * 300]
+    assert [fetch_image(e, folder).read_bytes() for e in batch_entries(folder)] == [b"1", b"2", b"3", b"", b"5"]
+    assert len((folder / "list.jsonl").read_text().splitlines()) == 5 == read_json(folder / "batch.json")["images"]
 
 
 def test_the_same_batch_has_the_same_key(places, home):
@@ -233,9 +233,9 @@ def test_the_same_batch_has_the_same_key(places, home):
 
 
 def test_nothing_is_no_batch(places):
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         sealed()
-    with pytest.raises(DataError, match=r"no pictures in the batch: a\.zip: .*not a readable zip"):
+    with pytest.raises(DataError, match=r"no images in the batch: a\.zip: .*not a readable zip"):
         sealed(("a.zip", b"PK"))
     assert left(places) == []
 
@@ -295,16 +295,16 @@ def test_a_bad_member_is_a_row(places, data, why):
     folder = sealed(("before.jpg", b"0"), ("f.zip", data()), ("after.jpg", b"9"))
     found = told(folder)
     assert [e for _, e in found[:2]] == ["", ""] and why in found[2][1] and found[3] == ("after.jpg", "")
-    assert sorted(p.read_bytes() for p in (folder / "pictures").iterdir()) == [b"0", b"9", b"one"]
+    assert sorted(p.read_bytes() for p in (folder / "images").iterdir()) == [b"0", b"9", b"one"]
     assert read_json(folder / "batch.json")["left_out"] == 1
-    with pytest.raises(PictureError, match=why):
-        fetch(entries(folder)[2], folder)
+    with pytest.raises(ImageError, match=why):
+        fetch_image(batch_entries(folder)[2], folder)
 
 
 def test_a_zip_without_its_end_is_a_row(places):
     folder = sealed(("a.jpg", b"0"), ("f.zip", zipped([("1.jpg", b"one")])[:-10]), ("b.jpg", zipped([("2.jpg", b"2")])))
     assert [n for n, _ in told(folder)] == ["a.jpg", "f.zip", "2.jpg"] and "not a readable zip" in told(folder)[1][1]
-    assert len(list((folder / "pictures").iterdir())) == 2
+    assert len(list((folder / "images").iterdir())) == 2
 
 
 @pytest.mark.parametrize("data, why", [
@@ -319,7 +319,7 @@ def test_a_bomb_refuses_the_batch(places, data, why):
 
 def test_what_two_archives_unpack_to_counts_together(places):
     half = zipped([(f"{i}.png", bytes(900_000)) for i in range(30)], compression=zipfile.ZIP_DEFLATED)
-    assert len(entries(sealed(("1.zip", half), name="one"))) == 30
+    assert len(batch_entries(sealed(("1.zip", half), name="one"))) == 30
     with pytest.raises(DataError, match="would unpack to"):
         sealed(("1.zip", half), ("2.zip", half), name="two")
     assert left(places) == ["one"]
@@ -328,15 +328,15 @@ def test_what_two_archives_unpack_to_counts_together(places):
 def test_an_archive_may_have_more_members_than_a_page_shows(places):
     "More than 65,535 of them, which takes the 64-bit form of a zip."
     folder = sealed(("f.zip", zipped((f"{i:05d}.jpg", b"") for i in range(66_000))))
-    found = entries(folder)
+    found = batch_entries(folder)
     assert len(found) == 66_000 and found[-1].name == "65999.jpg" and not any(e.error for e in found)
 
 
 def test_a_batch_has_a_most(places, monkeypatch):
     monkeypatch.setattr(batches, "MOST", 5)
-    assert len(entries(sealed(("f.zip", zipped((f"{i}.jpg", b"") for i in range(4))), ("a.jpg", b""), name="five"))) == 5
+    assert len(batch_entries(sealed(("f.zip", zipped((f"{i}.jpg", b"") for i in range(4))), ("a.jpg", b""), name="five"))) == 5
     for files in ([("a.jpg", b"")] * 6, [("f.zip", zipped((f"{i}.jpg", b"") for i in range(6)))]):
-        with pytest.raises(DataError, match="more than 5 pictures"):
+        with pytest.raises(DataError, match="more than 5 images"):
             sealed(*files, name="six")
     assert left(places) == ["five"]
 
@@ -360,7 +360,7 @@ def test_a_disk_that_fills_up_keeps_nothing(places, monkeypatch, spare, packed):
     monkeypatch.setattr(batches, "SPARE", spare)
     noise = random.Random(0).randbytes(900_000)
     files = [(f"{i}.jpg", noise) for i in range(12)]
-    if packed: # fits itself, and its pictures do not
+    if packed: # fits itself, and its images do not
         files = [("f.zip", zipped(((f"{i}.jpg", bytes(900_000)) for i in range(12)), compression=zipfile.ZIP_DEFLATED))]
     with small_disk(places / "disk", "8m") as disk:
         monkeypatch.setenv("LADOS_BATCHES", str(disk))
@@ -421,13 +421,13 @@ def test_what_a_killed_process_left_is_swept(places, environment):
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
     assert process.stdout.readline() == b"waiting\n"
     own = Batch.begin()
-    assert len(left(places)) == 2 and sweep() == [] and len(left(places)) == 2, "both are alive"
+    assert len(left(places)) == 2 and sweep_batches() == [] and len(left(places)) == 2, "both are alive"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(sweep()) == 1 and left(places) == [own.folder.name]
+    assert len(sweep_batches()) == 1 and left(places) == [own.folder.name]
     own.file("a.jpg")
     own.seal("own")
-    assert sweep() == [] and left(places) == ["own"]
+    assert sweep_batches() == [] and left(places) == ["own"]
 
 
 def test_discarding_waits_for_who_writes(places):
@@ -454,7 +454,7 @@ def test_discarding_waits_for_who_writes(places):
 
 @pytest.fixture
 def flights(places):
-    "An allowed folder with pictures, a zip, links, and secrets beside it."
+    "An allowed folder with images, a zip, links, and secrets beside it."
     folder = places / "flights"
     (folder / "june" / "deep").mkdir(parents=True)
     for name in ("june/2.jpg", "june/1.png", "june/deep/3.TIF", "june/notes.txt", "june/.hidden.jpg"):
@@ -475,26 +475,26 @@ def test_a_folder_is_referred_to_and_not_copied(flights):
         batch.file("last.jpg")
         folder = batch.seal("b")
     assert [n for n, _ in told(folder)] == ["first.jpg", "1.png", "2.jpg", "deep/3.TIF", "1.jpg", "../2.jpg", "last.jpg"]
-    assert fetch(entries(folder)[3], folder).read_bytes() == b"june/deep/3.TIF"
-    assert len(list((folder / "pictures").iterdir())) == 3 and (flights / "july.zip").exists()
+    assert fetch_image(batch_entries(folder)[3], folder).read_bytes() == b"june/deep/3.TIF"
+    assert len(list((folder / "images").iterdir())) == 3 and (flights / "july.zip").exists()
     (flights / "june" / "2.jpg").unlink()
-    with pytest.raises(PictureError, match="no longer"):
-        fetch(entries(folder)[2], folder)
+    with pytest.raises(ImageError, match="no longer"):
+        fetch_image(batch_entries(folder)[2], folder)
 
 
 def test_only_named_places_are_read(flights, places):
-    assert allowed(str(flights)) == str(flights) and allowed(f"{flights}/june/../june/") == f"{flights}/june"
+    assert check_allowed(str(flights)) == str(flights) and check_allowed(f"{flights}/june/../june/") == f"{flights}/june"
     (places / "lados_data").mkdir()
-    assert allowed(str(places / "lados_data" / "x")) == f"{places}/lados_data/x", "LADOS_DATA is always one"
+    assert check_allowed(str(places / "lados_data" / "x")) == f"{places}/lados_data/x", "LADOS_DATA is always one"
     (flights / "way-out").symlink_to(places / "secret")
     (places / "way-in").symlink_to(flights / "june")
     (flights / "circle").symlink_to(flights / "circle")
-    assert allowed(str(places / "way-in")) == str(flights / "june")
+    assert check_allowed(str(places / "way-in")) == str(flights / "june")
     for where in (str(places / "secret"), f"{flights}/way-out", f"{flights}/way-out/s.jpg", f"{flights}/../secret", f"{flights}-other", "/", "",
                   ".", "a\0b", "x" * 5000, f"file://{places}/secret", f"FILE://{places}/secret", f"local://{flights}/../secret",
                   f"file://{flights}/../secret", f"simplecache::file://{flights}/june", f"zip://*.jpg::{flights}/july.zip"):
         with pytest.raises(ConfigError, match="LADOS_SOURCES") as e:
-            allowed(where)
+            check_allowed(where)
         assert str(flights) in e.value.problem and "secret@" not in str(e.value)
 
 
@@ -504,10 +504,10 @@ def test_links_in_a_folder_lead_nowhere_else(flights, places):
     (flights / "june" / "c").symlink_to(places / "secret")
     with Batch.begin() as batch:
         batch.source(str(flights / "june"))
-        found = {e.name: e for e in entries(batch.seal("b"))}
+        found = {e.name: e for e in batch_entries(batch.seal("b"))}
     assert "a link out" in found["a.jpg"].error and not found["a.jpg"].path and not found["b.jpg"].error
     assert not any("secret" in e.path for e in found.values())
-    trusted = entries(sealed(sources=[str(flights / "june")], name="t"))
+    trusted = batch_entries(sealed(sources=[str(flights / "june")], name="t"))
     assert not any(e.error for e in trusted), "who sits at the machine may read what the machine may"
 
 
@@ -519,32 +519,32 @@ def test_links_in_a_folder_lead_nowhere_else(flights, places):
     ("http://season/2026", False), ("MEMORY://season/2026/x", False), ("memory://season/2026@evil/x", False), ("s3://spills/a", False)])
 def test_urls_are_compared_by_segments(places, where, fine):
     if fine:
-        assert allowed(where) == where
+        assert check_allowed(where) == where
     else:
         with pytest.raises(ConfigError) as e:
-            allowed(where)
+            check_allowed(where)
         assert "secret" not in str(e.value)
 
 
-def test_pictures_behind_a_url(places):
+def test_images_behind_a_url(places):
     fs = fsspec.filesystem("memory")
     fs.pipe({"/season/2026/b/2.JPG": b"two", "/season/2026/1.png": b"one", "/season/2026/x.txt": b"-", "/season/2026/big.jpg": bytes(1_000_001),
              "/season/2025/old.jpg": b"old"})
     with Batch.begin() as batch:
         batch.source("memory://season/2026")
         folder = batch.seal("b")
-    found = {e.name: e for e in entries(folder)}
-    assert list(found) == ["1.png", "b/2.JPG", "big.jpg"] and fetch(found["b/2.JPG"], folder) == b"two"
-    with pytest.raises(PictureTooLarge, match="larger than 1 MB"):
-        fetch(found["big.jpg"], folder)
+    found = {e.name: e for e in batch_entries(folder)}
+    assert list(found) == ["1.png", "b/2.JPG", "big.jpg"] and fetch_image(found["b/2.JPG"], folder) == b"two"
+    with pytest.raises(ImageTooLarge, match="larger than 1 MB"):
+        fetch_image(found["big.jpg"], folder)
     fs.rm("/season/2026/1.png")
-    with pytest.raises(PictureError, match="cannot be read"):
-        fetch(found["1.png"], folder)
+    with pytest.raises(ImageError, match="cannot be read"):
+        fetch_image(found["1.png"], folder)
 
 
-@pytest.mark.parametrize("where, why", [("memory://season/empty", "no pictures"), ("nosuch://x", "cannot be read"), ("a\0b", "cannot be read"),
+@pytest.mark.parametrize("where, why", [("memory://season/empty", "no images"), ("nosuch://x", "cannot be read"), ("a\0b", "cannot be read"),
                                         ("/nowhere/at/all", "no folder"), ("memory://a::memory://b", "within another")])
-def test_places_without_pictures(places, where, why):
+def test_places_without_images(places, where, why):
     with Batch.begin() as batch, pytest.raises(DataError, match=why):
         batch.source(where, trusted=True)
     assert left(places) == []
@@ -555,7 +555,7 @@ def test_places_without_pictures(places, where, why):
 
 WITH_OVERFLOW = """
 import asyncio
-from lados.jobs.api import app
+from lados.jobs.routes import app
 from lados.jobs.batches import Batch
 from lados.serve.http import respond
 class Overflow:
@@ -576,16 +576,16 @@ def service(tmp_path_factory):
         yield server.ready()
 
 
-def test_more_pictures_than_the_threshold_become_a_batch(service):
-    picture = colours(1)[0]
-    few = service.post("/predict_batch", files=[("files", ("a.png", picture))] * 4)
+def test_more_images_than_the_threshold_become_a_batch(service):
+    image = colours(1)[0]
+    few = service.post("/predict_batch", files=[("files", ("a.png", image))] * 4)
     assert few.status_code == 200 and few.json()["answered"] == 4
-    many = service.post("/predict_batch?name=many", files=[("files", (f"{i}.png", picture)) for i in range(300)])
+    many = service.post("/predict_batch?name=many", files=[("files", (f"{i}.png", image)) for i in range(300)])
     assert many.status_code == 202 and many.json()["model"] == "first"
-    found = entries(many.json()["folder"])
+    found = batch_entries(many.json()["folder"])
     assert [e.name for e in found] == [f"{i}.png" for i in range(300)]
-    assert fetch(found[299], many.json()["folder"]).read_bytes() == picture
-    packed = service.post("/predict_batch?name=packed", content=zipped([("1.png", picture)]), headers={"content-type": "application/zip"})
+    assert fetch_image(found[299], many.json()["folder"]).read_bytes() == image
+    packed = service.post("/predict_batch?name=packed", content=zipped([("1.png", image)]), headers={"content-type": "application/zip"})
     assert packed.status_code == 202 and told(packed.json()["folder"]) == [("1.png", "")]
     named = service.post("/predict_batch", json={"source": "/data"})
     assert named.status_code == 202 and named.json() == {"source": "/data"}
@@ -615,7 +615,7 @@ def test_a_client_that_goes_in_the_middle_leaves_nothing(service):
                      b"Content-Type: multipart/form-data; boundary=xyz\r\n\r\n")
         for i in range(40):
             sock.sendall(part(f"{i}.jpg", bytes(100_000)))
-        wait_for(lambda: len(list(folder.glob(".incoming*/pictures/*"))) > 20, 30, service)
+        wait_for(lambda: len(list(folder.glob(".incoming*/images/*"))) > 20, 30, service)
         assert service.get("/health").status_code == 200
     wait_for(lambda: not list(folder.glob(".incoming*")), 30, service)
     wait_for(lambda: 'outcome="cancelled"' in service.get("/metrics/prometheus").text, 30, service)

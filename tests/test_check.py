@@ -17,10 +17,10 @@ import redis
 from serving import Server, wait_for
 
 from lados.core import settings
-from lados.jobs import check
+from lados.jobs import healthcheck
 from lados.jobs.broker import redis_server, shown
 
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 ASKED = ("LADOS_API_URL", "CELERY_BROKER_URL", "LADOS_JOBS_URL", "LADOS_BATCHES", "PROMETHEUS_URL", "ALERTMANAGER_URL",
          "GRAFANA_URL", "ELASTICSEARCH_URL", "KIBANA_URL")
 SECRET = "hush-hush"
@@ -38,7 +38,7 @@ def look(home, monkeypatch):
         for name, value in env.items():
             monkeypatch.setenv(name, str(value))
         settings.cache_clear()
-        found = {f.name: f for f in check.checks()}
+        found = {f.name: f for f in healthcheck.run_checks()}
         assert SECRET not in str(found)
         return found
 
@@ -117,7 +117,7 @@ def lados(home, *words, **env):
 def test_nothing_is_missed_that_was_not_asked_for(look):
     found = look()
     assert "down" not in {f.state for f in found.values()} and found["Redis"].state == found["workers"].state == "off"
-    assert not check.well([*found.values()]), "nothing runs, so nothing is down, and nothing is well"
+    assert not healthcheck.is_healthy([*found.values()]), "nothing runs, so nothing is down, and nothing is well"
     assert found["job store"].state == "up" and "made when" in found["job store"].detail
     assert not (look.home / "lados_home" / "jobs").exists(), "to look makes no store"
 
@@ -296,7 +296,7 @@ def test_what_never_answers_takes_nobody_with_it(look):
         found = look(LADOS_API_URL=f"http://127.0.0.1:{port}", GRAFANA_URL=f"http://127.0.0.1:{port}",
                      CELERY_BROKER_URL=f"redis://127.0.0.1:{port}/0", KIBANA_URL=f"http://127.0.0.1:{fine}",
                      LADOS_JOBS_URL=f"postgresql://u:{SECRET}@127.0.0.1:{port}/d")
-        assert time.monotonic() - start < check.SECONDS + 5
+        assert time.monotonic() - start < healthcheck.SECONDS + 5
     assert {found[n].state for n in ("API", "Grafana", "Redis", "workers", "job store")} == {"down"}
     assert found["Kibana"].state == "up"
 
@@ -325,7 +325,7 @@ def test_folders_that_cannot_be_written(look):
 def test_a_folder_without_rights(look):
     closed = look.home / "closed"
     closed.mkdir(mode=0o555)
-    code = ("import os; from lados.jobs.check import folders\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+    code = ("import os; from lados.jobs.healthcheck import folders\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
             "print(*folders().to_dict().values())")
     for folder in [look.home, *look.home.parents][:3]: # pytest keeps them to itself
         folder.chmod(folder.stat().st_mode | 0o111)
@@ -340,7 +340,7 @@ def test_an_api_that_up_has_started_is_missed_when_it_is_gone(look):
     with peer(ALL_WELL) as port:
         told.write_text(json.dumps({"api": f"http://127.0.0.1:{port}"}))
         found = look()
-        assert found["API"].state == "up" and check.well([*found.values()])
+        assert found["API"].state == "up" and healthcheck.is_healthy([*found.values()])
     assert look()["API"].state == "down"
 
 
@@ -380,7 +380,7 @@ def test_the_command(look):
     assert "nothing of lados runs here" in done.stderr
     done = lados(look.home, "check", "--json", KIBANA_URL=DEAD)
     told = json.loads(done.stdout)
-    assert done.returncode == 1 and not told["well"] and [f["name"] for f in told["checks"]] == list(check.CHECKS)
+    assert done.returncode == 1 and not told["well"] and [f["name"] for f in told["checks"]] == list(healthcheck.CHECKS)
     assert lados(look.home, "check", "--wait=-1").returncode == 2
     assert lados(look.home, "check", MAX_PIXELS="many").returncode == 2
     done = lados(look.home, "check", KIBANA_URL=f"http://u:{SECRET}@127.0.0.1:1")

@@ -12,18 +12,19 @@ import pytest
 from PIL import Image
 from toy import TINY, toy_manifest
 
-from lados import cli
-from lados.core import read_json, settings, write_json
+from lados.cli import main
+from lados.core import settings
 from lados.data.manifest import load_manifest
-from lados.jobs.runs import find_run, runs
+from lados.files import read_json, write_json
+from lados.runs.folders import find_run, list_runs
 
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 ASKED = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A folder with a toy dataset, other toy pictures, and one finished run of two epochs."
+    "A folder with a toy dataset, other toy images, and one finished run of two epochs."
     folder = tmp_path_factory.mktemp("place")
     toy_manifest(folder / "toy")
     toy_manifest(folder / "other", train=1, held=6, seed=1)
@@ -48,7 +49,7 @@ def lados(place, monkeypatch, capsys):
     def command(*words):
         monkeypatch.setattr(sys, "argv", ["lados", *map(str, words)])
         with pytest.raises(SystemExit) as e:
-            cli.main()
+            main.main()
             raise SystemExit(0)
         printed = capsys.readouterr()
         assert "Traceback" not in printed.err
@@ -60,7 +61,7 @@ def lados(place, monkeypatch, capsys):
 
 def test_runs_are_listed_and_compared(lados, place):
     code, text = lados("train", "--data=toy", "--name=dry", *ASKED, "--epochs=3", "--dry-run", "--set=lr=0.002", "--set=audit=false")
-    assert code == 0 and {r.state for r in runs()} == {"succeeded"}
+    assert code == 0 and {r.state for r in list_runs()} == {"succeeded"}
     assert find_run("latest").path == find_run("first").path, "a dry run is not to be used"
     assert len(load_manifest(find_run("dry").path)) <= 3 * TINY["batch_size"], "one batch of each split"
     code, text = lados("runs")
@@ -86,20 +87,20 @@ def test_evaluating_and_predicting_agree(lados, place):
     assert code == 0 and "beside it, majority" in text and "flatter" not in text
     lados("evaluate", "--run=first", "--data=other", "--split=test", "--out=scored.csv")
     scored, tables = pd.read_csv(place[0] / "scored.csv"), []
-    pictures = [f"other/{n}" for n in scored["image"]]
+    images = [f"other/{n}" for n in scored["image"]]
     for ending in ("csv", "json", "parquet"):
-        code, text = lados("predict", *pictures, "--run=first", f"--out=said.{ending}")
-        assert code == 0 and "pictures a second" in text
+        code, text = lados("predict", *images, "--run=first", f"--out=said.{ending}")
+        assert code == 0 and "images a second" in text
         read = {"csv": pd.read_csv, "json": pd.read_json, "parquet": pd.read_parquet}[ending]
         tables.append(read(place[0] / f"said.{ending}"))
     for said in tables:
         assert np.allclose(said.filter(like="p_"), scored.filter(like="p_"), atol=1e-5)
         assert (said["predicted"] == scored["truth"]).mean() == scores["accuracy"]
     code, text = lados("evaluate", "--run=first", "--data=toy")
-    assert "trained on 30 of these pictures" in text
+    assert "trained on 30 of these images" in text
 
 
-def test_unreadable_pictures_become_rows(lados, place):
+def test_unreadable_images_become_rows(lados, place):
     flight = place[0] / "flight"
     flight.mkdir()
     for name in ("a.png", "wave[1].png", os.fsdecode(b"caf\xe9.png")):
@@ -117,7 +118,7 @@ def test_unreadable_pictures_become_rows(lados, place):
 @pytest.mark.parametrize(("words", "told"), [
     (["predict", "toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
     (["evaluate", "--data=toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
-    (["predict", "empty"], "no pictures in empty"),
+    (["predict", "empty"], "no images in empty"),
     (["predict", "nowhere.csv"], "nowhere.csv"),
     (["predict", "toy", "--run=second"], "no such run"),
     (["train", "--data=x[/b]"], "x[/b]: no such file or folder"),
@@ -165,7 +166,7 @@ def test_a_run_that_is_being_executed_is_left_alone(lados, place):
     assert code == 2 and "is being executed" in text and (run.path / "params.json").read_text() == before
 
 
-def test_a_resumed_run_keeps_to_its_pictures(lados, place):
+def test_a_resumed_run_keeps_to_its_images(lados, place):
     "Nothing that was tested on may be learned from later, and the other way round."
     before = load_manifest(find_run("first").path).hash
     code, text = lados("train", "--resume=first", "--set=fractions=[0.5, 0.25, 0.25]")
@@ -204,8 +205,8 @@ def test_names_that_are_no_text_are_left_out_of_an_import(lados, place):
     for name in ("sea.png", os.fsdecode(b"caf\xe9.png")):
         Image.new("RGB", (8, 8), "navy").save(folder / name)
     code, text = lados("data", "import", "latin")
-    assert code == 0 and "1 pictures" in text and "not UTF-8" in text
-    assert json.loads((place[0] / "data" / "latin" / "manifest.json").read_text())["warning_counts"]["unreadable-picture"] == 1
+    assert code == 0 and "1 images" in text and "not UTF-8" in text
+    assert json.loads((place[0] / "data" / "latin" / "manifest.json").read_text())["warning_counts"]["unreadable-image"] == 1
 
 
 def test_predicting_needs_nothing_of_training(place):
@@ -217,11 +218,11 @@ class NotInstalled:
         if name.split(".")[0] in ("fastai", "papermill", "nbconvert", "IPython", "ipykernel", "psutil"):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 sys.meta_path.insert(0, NotInstalled())
-from lados.cli import main
+from lados.cli.main import main
 main()
 """
     folder, env = place
-    for words, status, told in ((["predict", "toy/train0.png", "--run=runs/latest"], 0, "pictures a second"),
+    for words, status, told in ((["predict", "toy/train0.png", "--run=runs/latest"], 0, "images a second"),
                                 (["train", "--resume=first"], 2, "pip install 'lados[train]'")):
         done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, env=env, capture_output=True, text=True)
         assert done.returncode == status and told in done.stdout + done.stderr, done.stderr

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from serving import Server, certify_only, colours, edit_card, make_run, runs, serving, wait_for
 
-from lados.core import ConfigError, DataError, RunError, ServeError, read_json, settings
+from lados.core import ConfigError, DataError, RunError, ServeError, settings
 from lados.data.manifest import load_manifest
+from lados.files import read_json
 from lados.labels import CLASSES
-from lados.model.card import seal
-from lados.serve.choice import candidates, certificate, choose_engine
-from lados.serve.engines import ENGINES
+from lados.model.bundle import seal
+from lados.serve.engines import ENGINES, candidates, certificate, choose_engine
 from lados.serve.explain import explain, heat_png
-from lados.serve.parity import export_run
+from lados.serve.export import export_run
 from lados.serve.predictor import Predictor
 
 EXPORTED = ("torch", "onnxruntime", "openvino", "openvino-int8")
@@ -42,8 +42,8 @@ def bundle(first, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def pictures(first):
-    "Validation pictures, as files."
+def images(first):
+    "Validation images, as files."
     return [first / n for n in load_manifest(first).only("valid").frame["image"]]
 
 
@@ -69,36 +69,36 @@ def said(answer) -> np.ndarray:
 # --- agreement
 
 
-def test_engines_agree(first, pictures):
-    truth = probabilities(Predictor.setup(first, "torch"), pictures)
+def test_engines_agree(first, images):
+    truth = probabilities(Predictor.setup(first, "torch"), images)
     for name in ENGINES:
         if not certificate(first / "bundle").get(name, {}).get("passed") and name != "openvino-int8":
             continue
         other = Predictor.setup(first, name)
-        found = probabilities(other, pictures)
+        found = probabilities(other, images)
         assert np.abs(found - truth).max() < {"openvino-int8": 0.3, "openvino-bf16": 0.1}.get(name, 1e-3), name
         assert (found.argmax(1) == truth.argmax(1)).mean() > 0.9, name
-        one_by_one = np.concatenate([probabilities(other, [f]) for f in pictures[:3]])
+        one_by_one = np.concatenate([probabilities(other, [f]) for f in images[:3]])
         assert np.abs(one_by_one - found[:3]).max() < 0.02, "alone or together"
-        shown = explain(other, other.decode(pictures[0]), "ship")
+        shown = explain(other, other.decode(images[0]), "ship")
         assert shown.heat.shape == (32, 32) and heat_png(shown.heat)[:4] == b"\x89PNG"
 
 
-def test_the_service_says_what_evaluation_says(service, first, pictures):
+def test_the_service_says_what_evaluation_says(service, first, images):
     "The same pixels, views, temperature and precision, from the file to the number."
-    from lados.model.bundle import load_model
     from lados.model.evaluate import evaluate_on, reevaluate
+    from lados.model.inference import load_model
 
     model, manifest = load_model(first), load_manifest(first)
     _, table = reevaluate(model, manifest)
     _, whole, _ = evaluate_on(model, manifest.only("valid"))
-    assert len(table) and len(whole) == len(pictures)
+    assert len(table) and len(whole) == len(images)
     for row in [*table.head(12).itertuples(), *whole.head(12).itertuples()]:
         data = (first / row.image).read_bytes()
         for answer in (service.predict(data).json(), service.post("/predict", content=data).json()):
             assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5)
             assert answer["label"] == row.predicted
-    batch = service.post("/predict_batch", files=[("files", (f.name, f.read_bytes())) for f in pictures[:8]]).json()
+    batch = service.post("/predict_batch", files=[("files", (f.name, f.read_bytes())) for f in images[:8]]).json()
     for row, answer in zip(whole.head(8).itertuples(), batch["results"], strict=True):
         assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5)
 
@@ -185,21 +185,21 @@ def test_bundles_of_other_versions_and_classes_are_refused(bundle):
         Predictor.setup(bundle, "torch")
 
 
-def test_a_bundle_says_less_where_it_knows_less(bundle, pictures):
+def test_a_bundle_says_less_where_it_knows_less(bundle, images):
     whole = Predictor.setup(bundle, "openvino")
-    truth = probabilities(whole, pictures[:4])
+    truth = probabilities(whole, images[:4])
     edit_card(bundle, conformal=..., outlier=..., metrics=...)
     (bundle / "reference.safetensors").unlink()
     (bundle / "parity.json").unlink()
     seal(bundle)
     less = Predictor.setup(bundle, "openvino")
-    assert probabilities(less, pictures[:4]) == pytest.approx(truth, abs=1e-6)
-    answer = less.encode(*(a[0] for a in less.predict(less.decode(pictures[0])[None])))
+    assert probabilities(less, images[:4]) == pytest.approx(truth, abs=1e-6)
+    answer = less.encode(*(a[0] for a in less.predict(less.decode(images[0])[None])))
     assert answer.prediction_set is None and answer.distance is None and not answer.abstain and not answer.unlike_training
 
 
 def test_a_reference_that_someone_took_out_is_no_obstacle(bundle, tmp_path):
-    "A bundle that must not carry pictures of its data: the file and its line in the list are deleted."
+    "A bundle that must not carry images of its data: the file and its line in the list are deleted."
     (bundle / "reference.safetensors").unlink()
     lines = (bundle / "SHA256SUMS").read_text().splitlines(keepends=True)
     (bundle / "SHA256SUMS").write_text("".join(x for x in lines if "reference" not in x))
@@ -212,18 +212,18 @@ def test_a_reference_that_someone_took_out_is_no_obstacle(bundle, tmp_path):
 # --- exports
 
 
-def test_a_run_without_validation_pictures_cannot_be_certified(bundle):
+def test_a_run_without_validation_images_cannot_be_certified(bundle):
     manifest = load_manifest(bundle.parent)
     manifest.frame["split"] = "train"
     manifest.save(bundle.parent)
     before = (bundle / "parity.json").read_bytes()
-    with pytest.raises(ConfigError, match="no validation pictures") as e:
+    with pytest.raises(ConfigError, match="no validation images") as e:
         export_run(bundle.parent, ["onnx"])
     assert "validation split" in e.value.remedy and (bundle / "parity.json").read_bytes() == before
     assert Predictor.setup(bundle, "openvino")
 
 
-def test_calibration_pictures_of_one_class_are_refused(bundle):
+def test_calibration_images_of_one_class_are_refused(bundle):
     frame = load_manifest(bundle.parent).frame
     manifest = load_manifest(bundle.parent)
     manifest.frame = frame[(frame["split"] != "train") | (frame["label"] == "oil")].reset_index(drop=True)
@@ -287,16 +287,16 @@ TRAINING = ("torch", "torchgen", "functorch", "torchvision", "timm", "fastai", "
             "scikit_learn", "sklearn", "pandas", "onnx", "onnxscript")
 
 
-def test_an_openvino_bundle_is_served_without_torch(tmp_path, pictures):
+def test_an_openvino_bundle_is_served_without_torch(tmp_path, images):
     "And without anything else of training, in a process that could not import it."
     python = environment_without(tmp_path / "slim", *TRAINING)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode
-    truth = probabilities(Predictor.setup(runs() / "first", "openvino"), pictures[:3])
+    truth = probabilities(Predictor.setup(runs() / "first", "openvino"), images[:3])
     with serving(tmp_path / "home", runs() / "first", python=python, LADOS_ENGINE="openvino") as server:
         server.ready()
-        for path, expected in zip(pictures[:3], truth, strict=True):
+        for path, expected in zip(images[:3], truth, strict=True):
             assert said(server.predict(path.read_bytes()).json()) == pytest.approx(expected, abs=1e-4)
-        assert server.post("/explain", content=pictures[0].read_bytes()).status_code == 200
+        assert server.post("/explain", content=images[0].read_bytes()).status_code == 200
         assert server.get("/docs").status_code == server.get("/metrics").status_code == server.get("/models").status_code == 200
 
 

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from serving import Memory, Server, colours, encoded, read_all, runs, serving, wait_for
 
-from lados.core import NoPicture, PictureError, PictureTooLarge
+from lados.core import ImageError, ImageTooLarge, NotAnImage
 from lados.data.images import load_square, probe
 
-PICTURE = colours(1)[0]
+IMAGE = colours(1)[0]
 MOST = 320 # MB that a process may grow by, whatever is sent to it
 BUDGET = 256 << 20 # bytes, the default of MAX_DECODE_MB
 
@@ -26,7 +26,7 @@ BUDGET = 256 << 20 # bytes, the default of MAX_DECODE_MB
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("hostile"), runs() / "first").ready()
-    server.predict(PICTURE)
+    server.predict(IMAGE)
     server.rest = psutil.Process(server.process.pid).memory_info().rss # what it holds when nothing has hurt it
     yield server
     server.stop()
@@ -108,7 +108,7 @@ def gif_frames(count) -> bytes:
 def turned(orientation) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return encoded(Image.open(io.BytesIO(PICTURE)), "JPEG", exif=exif, quality=95)
+    return encoded(Image.open(io.BytesIO(IMAGE)), "JPEG", exif=exif, quality=95)
 
 
 BOMBS = { # name -> file; whatever they claim, they are a few kilobytes to a few megabytes
@@ -161,12 +161,12 @@ def test_bombs_are_answered_or_refused_in_little_memory(service, bombs):
                  "tiff-100-megapixels", "tiff-large-tile", "gif-200-megapixels"):
         assert told[name][0] in (413, 422), (name, told[name])
     assert told["jpeg-100-megapixels"][0] == 200, "a plain JPEG is shrunk on the way"
-    assert service.predict(PICTURE).status_code == 200
+    assert service.predict(IMAGE).status_code == 200
     print(json.dumps(told, indent=1))
 
 
 def test_many_bombs_at_once_leave_room_for_others(service, bombs):
-    "Large pictures take turns, so that their memory does not add up; a small one does not wait for them."
+    "Large images take turns, so that their memory does not add up; a small one does not wait for them."
     large = [bombs[n] for n in ("png-just-allowed", "gif", "tiff-floats", "jpeg-100-megapixels", "jpeg-several-scans")] * 3
     statuses, seconds, over = [], [], threading.Event()
 
@@ -179,14 +179,14 @@ def test_many_bombs_at_once_leave_room_for_others(service, bombs):
             t.start()
         while any(t.is_alive() for t in threads):
             start = time.monotonic()
-            assert service.predict(PICTURE).status_code == 200
+            assert service.predict(IMAGE).status_code == 200
             seconds.append(time.monotonic() - start)
             over.wait(0.05)
     assert set(statuses) <= {200, 413, 503}, statuses # on a busy machine none of them may be decoded in time
     grown = (memory.peak - service.rest) / 1e6
     assert grown < 1.5 * MOST
     assert np.median(seconds) < 1 and max(seconds) < 10, seconds
-    print(f"{grown:.0f} MB; small pictures beside them {np.median(seconds):.3f} s, at most {max(seconds):.3f} s")
+    print(f"{grown:.0f} MB; small images beside them {np.median(seconds):.3f} s, at most {max(seconds):.3f} s")
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -197,9 +197,9 @@ def test_a_budget_for_decoding_is_kept_by_every_format(name, bombs):
     try:
         with Memory(os.getpid()) as memory:
             load_square(bombs[name], 64, name=name, max_memory=BUDGET)
-    except (PictureTooLarge, NoPicture):
+    except (ImageTooLarge, NotAnImage):
         assert memory.grown < 60
-    except PictureError:
+    except ImageError:
         pass
     assert memory.grown < 1.15 * BUDGET / 1e6
 
@@ -211,11 +211,11 @@ def test_a_header_is_read_without_decompressing(bombs):
         assert time.thread_time() - start < 0.1, name
 
 
-# --- honest and odd pictures
+# --- honest and odd images
 
 
-def test_unusual_pictures_are_answered(service):
-    rgb = Image.open(io.BytesIO(PICTURE))
+def test_unusual_images_are_answered(service):
+    rgb = Image.open(io.BytesIO(IMAGE))
     noisy = np.random.default_rng(0).integers(0, 65535, (40, 60), np.uint16)
     film = [Image.new("RGB", (40, 40), c) for c in ("red", "green", "blue")]
     odd = {"16-bit": encoded(noisy), "16-bit-tiff": encoded(noisy, "TIFF"), "cmyk": encoded(rgb.convert("CMYK"), "JPEG"),
@@ -234,7 +234,7 @@ def test_unusual_pictures_are_answered(service):
     assert one == pytest.approx(other, abs=0.02), "EXIF is obeyed"
 
 
-def test_files_that_are_no_pictures_are_refused_as_what_they_are(service):
+def test_files_that_are_no_images_are_refused_as_what_they_are(service):
     svg = b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 100 100\nshowpage\n"
     wrong = {"empty": b"", "text": b"Dear all,", "html": b"<html><img src=x onerror=alert(1)>", "svg": svg, "pdf": b"%PDF-1.7\n",
@@ -246,11 +246,11 @@ def test_files_that_are_no_pictures_are_refused_as_what_they_are(service):
     assert "HEIC" in service.predict(wrong["heic"]).text
 
 
-def test_damaged_pictures_are_refused_and_name_the_file(service):
+def test_damaged_images_are_refused_and_name_the_file(service):
     rng = random.Random(0)
-    whole = [PICTURE, encoded(Image.open(io.BytesIO(PICTURE)), "JPEG"), encoded(Image.open(io.BytesIO(PICTURE)), "TIFF"),
-             encoded(Image.open(io.BytesIO(PICTURE)), "WEBP"), encoded(Image.open(io.BytesIO(PICTURE)), "GIF"),
-             encoded(Image.open(io.BytesIO(PICTURE)), "AVIF"), encoded(Image.open(io.BytesIO(PICTURE)), "JPEG2000")]
+    whole = [IMAGE, encoded(Image.open(io.BytesIO(IMAGE)), "JPEG"), encoded(Image.open(io.BytesIO(IMAGE)), "TIFF"),
+             encoded(Image.open(io.BytesIO(IMAGE)), "WEBP"), encoded(Image.open(io.BytesIO(IMAGE)), "GIF"),
+             encoded(Image.open(io.BytesIO(IMAGE)), "AVIF"), encoded(Image.open(io.BytesIO(IMAGE)), "JPEG2000")]
     for data in whole:
         for cut in (40, len(data) // 2, len(data) - len(data) // 8):
             answer = service.predict(data[:cut], "mine.bin")
@@ -262,21 +262,21 @@ def test_damaged_pictures_are_refused_and_name_the_file(service):
             assert service.predict(bytes(bad)).status_code in (200, 413, 415, 422)
 
 
-def test_a_picture_that_is_something_else_too_is_only_a_picture(service):
-    "An archive or a script behind the pixels is neither run nor an error; pixels behind a script are no picture."
+def test_a_image_that_is_something_else_too_is_only_a_image(service):
+    "An archive or a script behind the pixels is neither run nor an error; pixels behind a script are no image."
     page = b"<?php system($_GET['c']); ?><script>alert(1)</script>"
-    for data in (PICTURE + page, PICTURE + b"PK\x03\x04" + bytes(100), encoded(Image.open(io.BytesIO(PICTURE)), "GIF") + page):
+    for data in (IMAGE + page, IMAGE + b"PK\x03\x04" + bytes(100), encoded(Image.open(io.BytesIO(IMAGE)), "GIF") + page):
         assert service.predict(data).status_code == 200
-    assert service.predict(page + PICTURE).status_code == 415
+    assert service.predict(page + IMAGE).status_code == 415
 
 
 def test_names_lead_nowhere_and_break_nothing(service):
     names = {"../../etc/passwd": "passwd", "..\\..\\boot.ini": "boot.ini", "/etc/shadow": "shadow", "C:\\x\\sea.png": "sea.png",
-             "a" * 3000 + ".png": "a" * 200, "": "picture", "..": None, "sea\u202egnp.exe": "sea_gnp.exe", "\u00fcber.png": "\u00fcber.png",
+             "a" * 3000 + ".png": "a" * 200, "": "image", "..": None, "sea\u202egnp.exe": "sea_gnp.exe", "\u00fcber.png": "\u00fcber.png",
              "<script>.png": "<script>.png", "{0.__class__}": "{0.__class__}", "%2e%2e%2f": "%2e%2e%2f", "日本.png": "日本.png"}
     for name, kept in names.items():
         body = (b'--x\r\nContent-Disposition: form-data; name="file"; filename="' + name.replace("\\", "\\\\").encode()
-                + b'"\r\n\r\n' + PICTURE + b"\r\n--x--\r\n")
+                + b'"\r\n\r\n' + IMAGE + b"\r\n--x--\r\n")
         answer = service.post("/predict", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
         assert answer.status_code == 200, (name, answer.text)
         said = answer.json()["filename"]
@@ -296,7 +296,7 @@ def sent(service, body, content_type="multipart/form-data; boundary=x", path="/p
     return service.post(path, content=body, headers={"Content-Type": content_type})
 
 
-FILE = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + PICTURE
+FILE = b'Content-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + IMAGE
 
 
 def test_forms_that_are_too_much_are_refused(service):
@@ -305,7 +305,7 @@ def test_forms_that_are_too_much_are_refused(service):
         many = sent(service, form(*[field % i for i in range(10_000)], FILE))
         assert many.status_code == 400 and "fields" in many.json()["detail"]
         large = sent(service, form(b'Content-Disposition: form-data; name="f"\r\n\r\n' + bytes(5_000_000), FILE))
-        assert large.status_code == 400 and "beside pictures" in large.json()["detail"]
+        assert large.status_code == 400 and "beside images" in large.json()["detail"]
         for head in (b"X-Long: " + b"a" * 3_000_000, b"\r\n".join(b"X-%d: a" % i for i in range(100_000)),
                      b'Content-Disposition: form-data; name="' + b"a" * 3_000_000 + b'"'):
             assert sent(service, form(head + b"\r\n\r\nx", FILE)).status_code == 400
@@ -325,17 +325,17 @@ def test_forms_that_are_broken_are_refused(service):
     assert {sent(service, form(FILE), kind).status_code for kind in odd} <= {400, 415}
     for disposition in (b"form-data; name=file; filename*=utf-8''a%ff.png", b'form-data; filename*=bogus\'x; name="f"', b"",
                         b'form-data; filename="a', b";;;;filename=", b"form-data; filename*0=a; filename*1=b", b"\xff\xfe; filename=\xff"):
-        answer = sent(service, form(b"Content-Disposition: " + disposition + b"\r\n\r\n" + PICTURE))
+        answer = sent(service, form(b"Content-Disposition: " + disposition + b"\r\n\r\n" + IMAGE))
         assert answer.status_code in (200, 400), (disposition, answer.text)
     for _ in range(150):
         body = bytearray(form(FILE))
         for _ in range(rng.randrange(1, 6)):
             body[rng.randrange(120 if rng.random() < 0.7 else len(body))] = rng.randrange(256)
         assert sent(service, bytes(body)).status_code in (200, 400, 413, 415, 422)
-    assert service.predict(PICTURE).status_code == 200
+    assert service.predict(IMAGE).status_code == 200
 
 
-def test_a_body_for_those_who_send_no_pictures_is_small(service):
+def test_a_body_for_those_who_send_no_images_is_small(service):
     with Memory(service.process.pid) as memory:
         endless = (b"[" * 65_536 for _ in range(1000))
         answer = service.post("/models/promote", content=endless, headers={"Content-Type": "application/json"})
@@ -387,7 +387,7 @@ ENDLESS = { # name -> what begins it, what never ends, the answer that may come
     "one-trailer": (CHUNKED % (b"/health", b"image/png") + b"0\r\nX: ", b"a" * 65_536, b"400"),
     "chunk-extension": (CHUNKED % (b"/predict", b"image/png") + b"1;", b"a" * 65_536, b"400"),
     "requests": (b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 2000, b""),
-    "requests-with-pictures": (b"", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789" * 1000, b""),
+    "requests-with-images": (b"", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789" * 1000, b""),
     "nonsense": (b"", random.Random(0).randbytes(65_536), b"400"),
 }
 
@@ -398,7 +398,7 @@ def test_what_never_ends_takes_no_memory(service, name):
     gone, came, grown = endless(service, start, lambda n: piece, seconds=1.2)
     assert grown < 40, f"{grown:.0f} MB for {gone / 1e6:.0f} MB"
     assert answer in came[:2000] or not came, came[:300]
-    assert service.predict(PICTURE).status_code == 200
+    assert service.predict(IMAGE).status_code == 200
 
 
 def test_answers_are_seen_by_clients_that_send_everything_first(service):
@@ -419,7 +419,7 @@ def test_a_thousand_idle_connections_take_little_and_stop_nobody(service):
         for sock in half:
             sock.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n")
         assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
-        assert httpx.post(f"{service.url}/predict", content=PICTURE, trust_env=False).status_code == 200
+        assert httpx.post(f"{service.url}/predict", content=IMAGE, trust_env=False).status_code == 200
     for sock in idle:
         sock.close()
     assert memory.grown < 60
@@ -467,10 +467,10 @@ def test_clients_that_dawdle_are_let_go(tmp_path):
             sock.sendall(b"GET /static/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 12)
             time.sleep(2.5)
             assert len(read_all(sock, 1 << 26)) < 12 * 1_400_000
-        assert server.predict(PICTURE).status_code == 200
+        assert server.predict(IMAGE).status_code == 200
 
 
-def test_a_closed_connection_is_a_cancelled_picture(service):
+def test_a_closed_connection_is_a_cancelled_image(service):
     from test_api import counted
 
     before = counted(service, "cancelled")

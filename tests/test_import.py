@@ -1,4 +1,4 @@
-"Reading datasets: real names, real pictures, every form of export, and every kind of damage."
+"Reading datasets: real names, real images, every form of export, and every kind of damage."
 
 import csv
 import json
@@ -14,13 +14,11 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from lados.core import ConfigError, DataError, settings
-from lados.data.annotated import Notes
+from lados.data.annotations import Notes, class_areas, clip_polygon
 from lados.data.coco import coco_files, read_coco
-from lados.data.manifest import load_manifest
-from lados.data.names import source_stem
-from lados.data.outlines import class_areas, clip_polygon
-from lados.data.readers import import_dataset, recognise
-from lados.data.tables import connected_groups
+from lados.data.formats import connected_groups
+from lados.data.importers import import_dataset, recognise
+from lados.data.manifest import load_manifest, source_stem
 from lados.labels import CLASSES, POLICIES
 
 SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -34,7 +32,7 @@ def shared(name: str) -> Path:
     return SHARED / name
 
 
-def picture(path: Path, size: tuple[int, int] = (100, 80), seed: int = 0) -> Path:
+def image(path: Path, size: tuple[int, int] = (100, 80), seed: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
@@ -51,11 +49,11 @@ def document(names, annotations=(), categories=CATEGORIES, size=(100, 80)) -> di
     return {"images": images, "annotations": boxes, "categories": list(categories)}
 
 
-def export(folder: Path, names, annotations=(), name="_annotations.coco.json", pictures=True, **kw) -> Path:
+def export(folder: Path, names, annotations=(), name="_annotations.coco.json", images=True, **kw) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(json.dumps(document(names, annotations, **kw)))
-    for i, n in enumerate(names if pictures else ()):
-        picture(folder / n, seed=i)
+    for i, n in enumerate(names if images else ()):
+        image(folder / n, seed=i)
     return folder
 
 
@@ -96,8 +94,8 @@ def test_real_photographs_keep_group_and_event_together(tail):
     assert only_group.frame["source_group"].nunique() == 96
 
 
-def test_real_names_without_pictures_say_so():
-    with pytest.raises(DataError, match=r"none of its pictures.*3388 reasons.*not on disk"):
+def test_real_names_without_images_say_so():
+    with pytest.raises(DataError, match=r"none of its images.*3388 reasons.*not on disk"):
         import_dataset(shared("lados_names"))
 
 
@@ -111,15 +109,15 @@ def coco_in_split_folders(root):
 
 def coco_with_images_below(root):
     for split in ("train", "valid", "test"):
-        export(root / split, [f"{split}.jpg"], [(0, 4, rectangle(0, 0, 50, 80))], pictures=False)
-        picture(root / split / "images" / f"{split}.jpg")
+        export(root / split, [f"{split}.jpg"], [(0, 4, rectangle(0, 0, 50, 80))], images=False)
+        image(root / split / "images" / f"{split}.jpg")
 
 
-def coco_central(root, pictures="{}2017"):
+def coco_central(root, images="{}2017"):
     for split in ("train", "val", "test"):
         export(root / "annotations", [f"{split}.jpg"], [(0, 4, rectangle(0, 0, 50, 80))],
-               name=f"instances_{split}2017.json", pictures=False)
-        picture(root / pictures.format(split) / f"{split}.jpg")
+               name=f"instances_{split}2017.json", images=False)
+        image(root / images.format(split) / f"{split}.jpg")
 
 
 def coco_central_images(root):
@@ -132,7 +130,7 @@ def coco_central_one_folder(root):
 
 def masks(root):
     for split in ("train", "valid", "test"):
-        picture(root / split / f"{split}.jpg")
+        image(root / split / f"{split}.jpg")
         mask = np.zeros((80, 100), np.uint8)
         mask[:, :50] = 4
         Image.fromarray(mask).save(root / split / f"{split}_mask.png")
@@ -141,12 +139,12 @@ def masks(root):
 
 def class_tree(root):
     for split in ("Train", "validation", "test"):
-        picture(root / split / "Sheen" / f"{split}.jpg")
+        image(root / split / "Sheen" / f"{split}.jpg")
 
 
 def table(root):
     for split in ("train", "val", "test"):
-        picture(root / "images" / f"{split}.jpg")
+        image(root / "images" / f"{split}.jpg")
     rows = "".join(f"images\\{s}.jpg,Sheen,{s}\n" for s in ("train", "val", "test"))
     (root / "anything.csv").write_text("filename,Class,Split\n" + rows)
 
@@ -202,7 +200,7 @@ def quiet(kind, message):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_union_is_at_most_the_sum_and_the_picture(seed):
+def test_a_union_is_at_most_the_sum_and_the_image(seed):
     rng = np.random.default_rng(seed)
     outlines = [("oil", {"segmentation": [random_polygon(rng)]}) for _ in range(6)]
     union = class_areas(outlines, 100, 80, quiet)[0].get("oil", 0)
@@ -241,7 +239,7 @@ def test_polygons_and_both_run_length_codes_agree(seed):
 def test_masks_and_outlines_agree(tmp_path):
     code = mask_utils.frPyObjects([random_polygon(np.random.default_rng(1), 80)], 80, 100)[0]
     export(tmp_path / "coco", ["a.png"], [(0, 2, {"size": [80, 100], "counts": code["counts"].decode()})])
-    picture(tmp_path / "masks/a.png")
+    image(tmp_path / "masks/a.png")
     Image.fromarray(mask_utils.decode(code) * 2).save(tmp_path / "masks/a_mask.png")
     (tmp_path / "masks/_classes.csv").write_text("Pixel Value, Class\n0, background\n2, oil\n")
     frames = [import_dataset(tmp_path / k).frame for k in ("coco", "masks")]
@@ -263,7 +261,7 @@ def test_policies_and_how_often_they_disagree(tmp_path):
     assert list(manifest.frame["label"]) == ["sheen", "background", "background"]
     assert manifest.meta["policy"] == {"name": "dominant-area", "version": 1, "min_area": 0.02}
     assert import_dataset(tmp_path).meta["policy_disagreement"] == pytest.approx(
-        {"pictures": 3, "several_classes": 1 / 3, "most-annotations": 1 / 3, "presence-primary": 0})
+        {"images": 3, "several_classes": 1 / 3, "most-annotations": 1 / 3, "presence-primary": 0})
     assert list(manifest.frame["area_background"]) == [0, 0, 1]
 
 
@@ -283,7 +281,7 @@ def test_nothing_there(tmp_path):
         import_dataset(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"empty[\s\S]*->"):
         import_dataset(tmp_path)
-    picture(tmp_path / "deep/er/a.jpg")
+    image(tmp_path / "deep/er/a.jpg")
     with pytest.raises(DataError, match=r"looked for.*COCO.*masks.*CSV.*folders named after classes[\s\S]*->"):
         import_dataset(tmp_path)
     (tmp_path / "lados.zip").write_bytes(b"PK")
@@ -326,7 +324,7 @@ def test_unknown_category_is_named_with_the_known_ones(tmp_path):
 
 def test_unknown_class_in_the_other_forms(tmp_path):
     class_tree(tmp_path / "tree")
-    picture(tmp_path / "tree/Train/algae/1.jpg")
+    image(tmp_path / "tree/Train/algae/1.jpg")
     masks(tmp_path / "masks")
     (tmp_path / "masks/train/_classes.csv").write_text("Pixel Value, Class\n0, background\n4, algae\n")
     table(tmp_path / "table")
@@ -337,9 +335,9 @@ def test_unknown_class_in_the_other_forms(tmp_path):
             import_dataset(tmp_path / form)
 
 
-def test_no_picture_at_all(tmp_path):
-    export(tmp_path, ["a.jpg", "b.jpg"], pictures=False)
-    with pytest.raises(DataError, match=r"none of its pictures can be used.*a.jpg.*not on disk"):
+def test_no_image_at_all(tmp_path):
+    export(tmp_path, ["a.jpg", "b.jpg"], images=False)
+    with pytest.raises(DataError, match=r"none of its images can be used.*a.jpg.*not on disk"):
         import_dataset(tmp_path)
 
 
@@ -350,14 +348,14 @@ def test_json_and_disk_disagree(tmp_path):
     export(tmp_path, ["a.jpg", "b.jpg", "gone.jpg"], [(0, 4, rectangle(0, 0, 9, 9)), (2, 4, rectangle(0, 0, 9, 9)),
                                                       (55, 4, rectangle(0, 0, 9, 9)), (55, 5, rectangle(0, 0, 9, 9))])
     (tmp_path / "gone.jpg").unlink()
-    picture(tmp_path / "stray.jpg")
+    image(tmp_path / "stray.jpg")
     manifest = import_dataset(tmp_path)
     assert list(manifest.frame["label"]) == ["sheen", "background"], "without annotation means background"
-    assert kinds(manifest) == {"missing-picture": 1, "unknown-image-id": 1, "unlisted-picture": 1}
-    missing = messages(manifest, "missing-picture")[0]
+    assert kinds(manifest) == {"missing-image": 1, "unknown-image-id": 1, "unlisted-image": 1}
+    missing = messages(manifest, "missing-image")[0]
     assert "gone.jpg" in missing and "1 annotations" in missing
     assert "2 annotations refer to image_id 55" in messages(manifest, "unknown-image-id")[0]
-    assert "stray.jpg" in messages(manifest, "unlisted-picture")[0]
+    assert "stray.jpg" in messages(manifest, "unlisted-image")[0]
     assert load_manifest(manifest.save(tmp_path / "out")).meta["warnings"] == manifest.meta["warnings"]
 
 
@@ -383,32 +381,32 @@ def test_odd_entries(tmp_path):
     del content["images"][0]["width"]
     file.write_text(json.dumps(content))
     manifest = import_dataset(tmp_path)
-    assert manifest.frame["area_sheen"][0] == 0.5, "a size that the file leaves out is read from the picture"
+    assert manifest.frame["area_sheen"][0] == 0.5, "a size that the file leaves out is read from the image"
     assert kinds(manifest) == {"bad-entry": 2, "listed-twice": 2, "single-class": 1}
 
 
 def test_names_from_another_machine_stay_inside_the_folder(tmp_path):
     names = ["C:\\data\\train\\a.jpg", "/home/somebody/b.jpg", "../../c.jpg"]
-    export(tmp_path / "set", names, pictures=False)
+    export(tmp_path / "set", names, images=False)
     for n in "abc":
-        picture(tmp_path / "set" / f"{n}.jpg")
-    picture(tmp_path / "c.jpg")
+        image(tmp_path / "set" / f"{n}.jpg")
+    image(tmp_path / "c.jpg")
     assert [r.path.parent for r in read_coco(tmp_path / "set")] == [tmp_path / "set"] * 3
 
 
-def test_damaged_pictures(tmp_path, monkeypatch):
+def test_damaged_images(tmp_path, monkeypatch):
     names = [f"{n}.{e}" for e in ("jpg", "png", "webp", "tif", "bmp") for n in ("good", "empty", "cut")]
     export(tmp_path, [*names, "bomb.png", "text.jpg"])
     for n in names:
         file = tmp_path / n
         file.write_bytes({"good": file.read_bytes(), "empty": b"", "cut": file.read_bytes()[:-1500]}[file.stem])
-    picture(tmp_path / "bomb.png", (300, 300))
+    image(tmp_path / "bomb.png", (300, 300))
     (tmp_path / "text.jpg").write_text("<html>404</html>")
     monkeypatch.setattr(settings(), "max_pixels", 50_000)
     manifest = import_dataset(tmp_path)
     assert [p.name for p in manifest.paths] == [n for n in names if n.startswith("good")]
-    assert kinds(manifest)["unreadable-picture"] == 12
-    told = " ".join(messages(manifest, "unreadable-picture"))
+    assert kinds(manifest)["unreadable-image"] == 12
+    told = " ".join(messages(manifest, "unreadable-image"))
     assert "empty.webp: the file is empty" in told and "90,000" in told.replace("300 x 300", "90,000")
 
 
@@ -416,12 +414,12 @@ def test_a_whole_camera_file_with_more_behind_it_is_kept(tmp_path):
     export(tmp_path, ["a.jpg"])
     file = tmp_path / "a.jpg"
     file.write_bytes(file.read_bytes() + b"\0" * 100 + b"maker's own data" * 50)
-    assert "unreadable-picture" not in kinds(import_dataset(tmp_path))
+    assert "unreadable-image" not in kinds(import_dataset(tmp_path))
 
 
-def test_a_resized_picture_keeps_its_fractions(tmp_path):
+def test_a_resized_image_keeps_its_fractions(tmp_path):
     export(tmp_path, ["a.jpg", "turned.jpg"], [(0, 4, rectangle(0, 0, 50, 80)), (1, 4, rectangle(0, 0, 50, 80))])
-    picture(tmp_path / "a.jpg", (200, 160))
+    image(tmp_path / "a.jpg", (200, 160))
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (80, 100)).save(tmp_path / "turned.jpg", exif=exif)
@@ -443,21 +441,21 @@ def test_across_splits(tmp_path):
 
 def test_masks_with_parts_missing(tmp_path):
     masks(tmp_path)
-    picture(tmp_path / "train/alone.jpg")
+    image(tmp_path / "train/alone.jpg")
     Image.new("L", (5, 5)).save(tmp_path / "train/lost_mask.png")
     for name, mask in {"rgb": Image.new("RGB", (100, 80)), "odd": Image.new("L", (100, 80), 9)}.items():
-        picture(tmp_path / f"train/{name}.jpg")
+        image(tmp_path / f"train/{name}.jpg")
         mask.save(tmp_path / f"train/{name}_mask.png")
-    picture(tmp_path / "train/cut.jpg")
+    image(tmp_path / "train/cut.jpg")
     (tmp_path / "train/cut_mask.png").write_bytes((tmp_path / "train/train_mask.png").read_bytes()[:70])
     manifest = import_dataset(tmp_path)
-    assert kinds(manifest) == {"missing-mask": 1, "missing-picture": 1, "unreadable-mask": 2, "unknown-pixel-value": 1}
+    assert kinds(manifest) == {"missing-mask": 1, "missing-image": 1, "unreadable-mask": 2, "unknown-pixel-value": 1}
     assert len(manifest) == 4
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    ("", "labels.csv: no column for the picture"), ("a,b\n1,2\n", r"no column[\s\S]*filename[\s\S]*class"),
-    ("file,label\n", "none of its pictures"), ("file,label\nx.jpg,oil\n", "x.jpg: labels.csv line 2: not on disk"),
+    ("", "labels.csv: no column for the image"), ("a,b\n1,2\n", r"no column[\s\S]*filename[\s\S]*class"),
+    ("file,label\n", "none of its images"), ("file,label\nx.jpg,oil\n", "x.jpg: labels.csv line 2: not on disk"),
 ])
 def test_tables_of_no_use(tmp_path, content, said):
     (tmp_path / "labels.csv").write_text(content)
@@ -472,7 +470,7 @@ def test_a_table_in_another_encoding(tmp_path):
 
 
 def test_lines_are_counted_as_an_editor_does(tmp_path):
-    picture(tmp_path / "a.jpg")
+    image(tmp_path / "a.jpg")
     (tmp_path / "labels.csv").write_text("file;label;note\n\na.jpg;oil;\"two\nlines\"\n\nb.jpg;oil\n;oil;;;;\n")
     manifest = import_dataset(tmp_path)
     assert [w["message"].split(":")[0] for w in manifest.meta["warnings"][:2]] == ["labels.csv line 6", "line 7"]
@@ -482,7 +480,7 @@ def test_groups_are_connected_over_all_columns(tmp_path):
     rows = [("a", "g1", "", ""), ("b", "g1", "e1", ""), ("c", "", "e1", "s1"), ("d", "g9", "", "s1"), ("e", "", "", ""),
             ("f", "", "", ""), ("e-2_jpg.rf." + "0" * 32, "", "", "")]
     for name, *_ in rows:
-        picture(tmp_path / f"{name}.jpg")
+        image(tmp_path / f"{name}.jpg")
     lines = "".join(f"{n}.jpg,oil,{g},{e},{s}\n" for n, g, e, s in rows)
     (tmp_path / "t.csv").write_text("file,label,group,event,Series\n" + lines)
     groups = list(import_dataset(tmp_path).frame["source_group"])
@@ -508,19 +506,19 @@ def test_groups_agree_with_a_slow_search(seed):
 
 MEASURE = """
 import resource, sys, time
-from lados.data.readers import import_dataset
+from lados.data.importers import import_dataset
 start = time.perf_counter()
 n = len(import_dataset(sys.argv[1], workers=2))
 print(n, time.perf_counter() - start, int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1024)
 """
 
 
-def large_export(root: Path, pictures: int) -> Path:
+def large_export(root: Path, images: int) -> Path:
     rng = np.random.default_rng(0)
-    one = picture(root / "one.jpg", (640, 640)).read_bytes()
-    annotations = [(i // 5, int(rng.integers(6)), [random_polygon(rng, 640, 0.2)]) for i in range(5 * pictures)]
-    names = [f"{i // 3}_jpg.rf.{i:032x}.jpg" for i in range(pictures)]
-    export(root / "train", names, annotations, pictures=False, size=(640, 640))
+    one = image(root / "one.jpg", (640, 640)).read_bytes()
+    annotations = [(i // 5, int(rng.integers(6)), [random_polygon(rng, 640, 0.2)]) for i in range(5 * images)]
+    names = [f"{i // 3}_jpg.rf.{i:032x}.jpg" for i in range(images)]
+    export(root / "train", names, annotations, images=False, size=(640, 640))
     for i, name in enumerate(names): # a comment segment makes every file's content its own
         (root / "train" / name).write_bytes(one[:2] + b"\xff\xfe\x00\x08%06d" % i + one[2:])
     return root
@@ -547,22 +545,22 @@ def test_records_stream(tmp_path):
     assert next(records).path.is_file() and time.perf_counter() - start < 2
 
 
-def test_pictures_of_one_name_in_several_folders_are_not_mixed_up(tmp_path):
-    "Two cameras number their pictures alike; a list that names folders which are not there must not guess."
+def test_images_of_one_name_in_several_folders_are_not_mixed_up(tmp_path):
+    "Two cameras number their images alike; a list that names folders which are not there must not guess."
     root = export(tmp_path / "train", ["camA/1.jpg", "camB/1.jpg"], [(0, 2, rectangle(0, 0, 50, 50)), (1, 5, rectangle(0, 0, 50, 50))])
     found = import_dataset(root)
     assert dict(zip(found.frame["image"], found.frame["label"], strict=True)) == {"camA/1.jpg": "oil", "camB/1.jpg": "ship"}
     for folder in ("camA", "camB"):
         (root / folder / "1.jpg").unlink()
-    picture(root / "1.jpg")
-    with pytest.raises(DataError, match="none of its pictures"):
+    image(root / "1.jpg")
+    with pytest.raises(DataError, match="none of its images"):
         import_dataset(root)
-    alone = export(tmp_path / "alone", ["elsewhere/1.jpg"], pictures=False)
-    picture(alone / "1.jpg")
+    alone = export(tmp_path / "alone", ["elsewhere/1.jpg"], images=False)
+    image(alone / "1.jpg")
     assert len(import_dataset(alone)) == 1, "one of that name: it is meant"
 
 
-def test_a_picture_that_two_lists_name_counts_once(tmp_path):
+def test_a_image_that_two_lists_name_counts_once(tmp_path):
     root = export(tmp_path / "both", ["a.jpg", "b.jpg"], name="first.coco.json")
     (root / "second.coco.json").write_text(json.dumps(document(["b.jpg"])))
     notes = Notes()

@@ -22,12 +22,12 @@ from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, tls_before, working
 
 from lados.core import ConfigError, settings
-from lados.jobs import ledger, parts
-from lados.jobs.heartbeat import Heartbeat
-from lados.jobs.ledger import JobError, add, get
-from lados.jobs.store import Store
+from lados.jobs import leases
+from lados.jobs import store as job_store
+from lados.jobs.leases import Heartbeat
+from lados.jobs.store import JobError, Store, add_job, get_job
 
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 KEYED = {"X-API-Key": KEY}
 
 
@@ -41,7 +41,7 @@ def submit(home, **more) -> subprocess.CompletedProcess:
 
 def rows(home) -> int:
     path = home / "h" / "jobs" / "jobs.db"
-    return len(ledger.jobs(Store(f"sqlite:///{path}"))) if path.exists() else 0
+    return len(job_store.list_jobs(Store(f"sqlite:///{path}"))) if path.exists() else 0
 
 
 # --- brokers
@@ -142,7 +142,7 @@ def test_jobs_from_the_command_line(tmp_path):
         folder.mkdir()
         for i, p in enumerate(colours(20)):
             (folder / f"{i:02d}.png").write_bytes(p)
-        (folder / "bad.png").write_bytes(b"no picture")
+        (folder / "bad.png").write_bytes(b"no image")
         done = lados(tmp_path, "job", "submit", "predict", "flight", "--run", str(runs() / "first" / "bundle"), "--out", "t.csv")
         assert done.returncode == 0 and (tmp_path / "t.csv").read_text().count("\n") == 22, done.stderr
         late = lados(tmp_path, "job", "cancel", job[:8])
@@ -188,61 +188,61 @@ def postgres():
 def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):
     store = Store(postgres)
     with ThreadPoolExecutor(20) as pool: # fifty submits at once are one job
-        found = list(pool.map(lambda _: add(store, "train", {}, "same", [("train", 1)]), range(50)))
+        found = list(pool.map(lambda _: add_job(store, "train", {}, "same", [("train", 1)]), range(50)))
     assert len({job.id for job, _ in found}) == 1 and sum(not attached for _, attached in found) == 1
     job = found[0][0]
     with ThreadPoolExecutor(20) as pool:
-        claims = [c for c in pool.map(lambda n: parts.claim(store, job.id, 0, f"w{n}"), range(50)) if c]
-    assert len(claims) == 1 and parts.beat(store, claims[0], progress={"epoch": 1}) == "on"
-    parts.give_back(store, claims[0], died=True)
-    second = parts.claim(store, job.id, 0, "again")
-    assert second.attempt == 2 and parts.beat(store, claims[0]) == "lost" and parts.finish(store, claims[0]) == []
-    parts.cancel(store, job.id)
-    assert parts.beat(store, second) == "cancel"
-    parts.break_off(store, second)
-    assert get(store, job.id).state == "cancelled"
+        claims = [c for c in pool.map(lambda n: leases.claim(store, job.id, 0, f"w{n}"), range(50)) if c]
+    assert len(claims) == 1 and leases.renew(store, claims[0], progress={"epoch": 1}) == "on"
+    leases.give_back(store, claims[0], died=True)
+    second = leases.claim(store, job.id, 0, "again")
+    assert second.attempt == 2 and leases.renew(store, claims[0]) == "lost" and leases.finish(store, claims[0]) == []
+    leases.cancel_job(store, job.id)
+    assert leases.renew(store, second) == "cancel"
+    leases.fail(store, second)
+    assert get_job(store, job.id).state == "cancelled"
     with pytest.raises(JobError, match="has ended already"):
-        parts.cancel(store, job.id)
+        leases.cancel_job(store, job.id)
 
 
 def test_many_workers_finish_a_batch_in_postgresql(postgres):
     "All parts end at nearly the same time, with cancellations of others between: no deadlock, and the last part begins once."
     store = Store(postgres)
-    job, _ = add(store, "predict", {}, "batch", [("predict", 1)] * 40 + [("predict", 0)])
+    job, _ = add_job(store, "predict", {}, "batch", [("predict", 1)] * 40 + [("predict", 0)])
 
     def one(n):
-        mine = parts.claim(store, job.id, n, f"w{n}")
-        parts.beat(store, mine, did=1, progress={"at": n})
-        return parts.finish(store, mine)
+        mine = leases.claim(store, job.id, n, f"w{n}")
+        leases.renew(store, mine, did=1, progress={"at": n})
+        return leases.finish(store, mine)
 
     with ThreadPoolExecutor(20) as pool:
         begun = [p for found in pool.map(one, range(40)) for p in found]
     assert [p.number for p in begun] == [40]
-    parts.finish(store, parts.claim(store, job.id, 40, "last"))
-    assert get(store, job.id).state == "succeeded" and get(store, job.id).done == 40
+    leases.finish(store, leases.claim(store, job.id, 40, "last"))
+    assert get_job(store, job.id).state == "succeeded" and get_job(store, job.id).done == 40
 
 
 def test_counters_never_fall_and_old_jobs_are_forgotten(postgres):
     "Twenty jobs end at once; one is taken up again; then all are old, and two reapers delete them at the same time."
     store = Store(postgres)
-    before = ledger.tally(store)[1].get(("count", "failed"), {}).get("jobs", 0)
-    made = [add(store, "count", {}, f"count-{n}", [("train", 1)])[0] for n in range(20)]
-    claims = [parts.claim(store, job.id, 0, "w") for job in made]
+    before = job_store.count_jobs(store)[1].get(("count", "failed"), {}).get("jobs", 0)
+    made = [add_job(store, "count", {}, f"count-{n}", [("train", 1)])[0] for n in range(20)]
+    claims = [leases.claim(store, job.id, 0, "w") for job in made]
     with ThreadPoolExecutor(20) as pool:
-        list(pool.map(lambda mine: parts.break_off(store, mine, "a defect with \0 in it"), claims))
-    assert get(store, made[0].id).error == "a defect with \ufffd in it"
-    parts.retry(store, made[0].id)
-    active, counted = ledger.tally(store)
+        list(pool.map(lambda mine: leases.fail(store, mine, "a defect with \0 in it"), claims))
+    assert get_job(store, made[0].id).error == "a defect with \ufffd in it"
+    leases.retry_job(store, made[0].id)
+    active, counted = job_store.count_jobs(store)
     assert counted["count", "failed"]["jobs"] - before == counted["count", "failed"]["timed"] == 20 and active["count", "queued"] == 1
     with ThreadPoolExecutor(2) as pool:
-        gone = [job_id for found in pool.map(lambda _: ledger.forget(store, time.time() + 1, most=50), range(2)) for job_id in found]
-    assert len(gone) == len(set(gone)) and {job.id for job in made[1:]} <= set(gone) and get(store, made[0].id).state == "queued"
-    assert ledger.tally(store)[1]["count", "failed"]["jobs"] - before == 20
+        gone = [job_id for found in pool.map(lambda _: job_store.delete_old_jobs(store, time.time() + 1, most=50), range(2)) for job_id in found]
+    assert len(gone) == len(set(gone)) and {job.id for job in made[1:]} <= set(gone) and get_job(store, made[0].id).state == "queued"
+    assert job_store.count_jobs(store)[1]["count", "failed"]["jobs"] - before == 20
 
 
 def test_what_no_database_takes_is_no_outage(postgres):
     with pytest.raises(ConfigError, match="no job store takes"):
-        ledger.jobs(Store(postgres), kind="a\0b")
+        job_store.list_jobs(Store(postgres), kind="a\0b")
 
 
 @pytest.fixture
@@ -258,9 +258,9 @@ def test_a_postgresql_that_hangs_stops_the_work(postgres, short_lease):
     "Neither an answer nor a refusal: after the lease, another may have the part, and the work must not go on."
     store, url = Store(postgres), sqlalchemy.make_url(postgres)
     server = next(p for p in psutil.process_iter(["cmdline"]) if str(url.port) in (p.info["cmdline"] or []) and "-p" in p.info["cmdline"])
-    job, _ = add(store, "train", {}, "hangs", [("train", 1)])
-    with Heartbeat(store, parts.claim(store, job.id, 0, "w")) as heart:
-        wait_for(lambda: parts.parts_in(store, "running")[-1].beat > 1, 10)
+    job, _ = add_job(store, "train", {}, "hangs", [("train", 1)])
+    with Heartbeat(store, leases.claim(store, job.id, 0, "w")) as heart:
+        wait_for(lambda: leases.list_tasks(store, "running")[-1].beat > 1, 10)
         frozen = [server, *server.children(recursive=True)]
         for p in frozen:
             p.suspend()
@@ -269,8 +269,8 @@ def test_a_postgresql_that_hangs_stops_the_work(postgres, short_lease):
         finally:
             for p in frozen:
                 p.resume()
-    assert get(store, job.id).state == "running" # for a reaper to see that nobody counts any more
-    parts.cancel(store, job.id)
+    assert get_job(store, job.id).state == "running" # for a reaper to see that nobody counts any more
+    leases.cancel_job(store, job.id)
 
 
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")

@@ -24,8 +24,8 @@ def asked(epochs=2, **more) -> dict:
     return {**TRAINING, "epochs": epochs, **more}
 
 
-def batch(server, pictures, path="/predict_batch", **options) -> httpx.Response:
-    return server.post(path, files=[("files", (f"{i:04d}.png", p)) for i, p in enumerate(pictures)], **options)
+def batch(server, images, path="/predict_batch", **options) -> httpx.Response:
+    return server.post(path, files=[("files", (f"{i:04d}.png", p)) for i, p in enumerate(images)], **options)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_a_training_over_http(place):
 def test_a_hint_that_comes_again_does_nothing(place):
     home, server = place
     job = next(j for j in server.get("/jobs?kind=train&state=succeeded", headers=KEYED).json()["jobs"])
-    code = "import sys; from lados.jobs.queue import send; from lados.jobs.parts import Part; "
+    code = "import sys; from lados.jobs.queue import send_hints_or_raise as send; from lados.jobs.leases import Task as Part; "
     code += "send([Part(sys.argv[1], 0, 'train', 0, 0)] * 5)"
     subprocess.run([sys.executable, "-c", code, job["id"]], env=environment(home), check=True)
     with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
@@ -126,11 +126,11 @@ def test_jobs_are_listed_page_by_page(place):
 # --- batches
 
 
-def test_a_batch_comes_back_in_order_with_its_bad_pictures(place):
+def test_a_batch_comes_back_in_order_with_its_bad_images(place):
     home, server = place
-    pictures = colours(70, seed=1)
-    pictures[10], pictures[33] = b"no picture", b""
-    answer = batch(server, pictures)
+    images = colours(70, seed=1)
+    images[10], images[33] = b"no image", b""
+    answer = batch(server, images)
     assert answer.status_code == 202, answer.text
     job = ended(server, answer.json()["id"])
     assert (job["state"], job["done"], job["total"]) == ("succeeded", 70, 70), job
@@ -141,10 +141,10 @@ def test_a_batch_comes_back_in_order_with_its_bad_pictures(place):
     parquet = pd.read_parquet(io.BytesIO(server.get(where, params={"format": "parquet"}).content))
     records = server.get(where, params={"format": "json"}).json()
     assert list(parquet["image"]) == list(table["image"]) == [r["image"] for r in records]
-    alone = server.predict(pictures[5]).json()
+    alone = server.predict(images[5]).json()
     assert alone["label"] == table["predicted"][5] and abs(alone["confidence"] - table["confidence"][5]) < 2e-3
     folder = home / "h" / "batches" / job["id"]
-    assert not (folder / "pictures").exists() and not (folder / "chunks").exists()
+    assert not (folder / "images").exists() and not (folder / "chunks").exists()
 
 
 def test_up_to_the_threshold_the_answer_comes_at_once(place):
@@ -180,7 +180,7 @@ def test_a_zip_is_a_batch_and_what_is_bad_in_it_a_row(place, how):
 
 
 @pytest.mark.parametrize(("data", "says"), [
-    (b"no zip at all", "not a readable zip"), (zipped({"readme.txt": b"x"}), "no pictures"), (b"", "not a readable zip")])
+    (b"no zip at all", "not a readable zip"), (zipped({"readme.txt": b"x"}), "no images"), (b"", "not a readable zip")])
 def test_a_zip_that_is_none(place, data, says):
     home, server = place
     answer = server.post("/predict_batch", content=data, headers={"content-type": "application/zip"})
@@ -188,7 +188,7 @@ def test_a_zip_that_is_none(place, data, says):
     assert not list((home / "h" / "batches").glob(".incoming-*"))
 
 
-def test_pictures_that_the_service_can_read_by_itself(place):
+def test_images_that_the_service_can_read_by_itself(place):
     home, server = place
     folder = home / "data" / "flight"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"Many at once: answers belong to their pictures, promotions and the end of the service lose nobody, and too much is said at once."
+"Many at once: answers belong to their images, promotions and the end of the service lose nobody, and too much is said at once."
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ from lados.labels import CLASSES
 from lados.serve.predictor import Predictor
 
 CLOSE = 2e-3 # a batch of another size may round otherwise
-APART = 2e-2 # what pictures differ by, so that a mix-up shows
+APART = 2e-2 # what images differ by, so that a mix-up shows
 
 
 def ask(predictor, data) -> np.ndarray:
@@ -33,7 +33,7 @@ def probs(answer) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def truth():
-    "Pictures that both models answer measurably otherwise, and what each model says of them."
+    "Images that both models answer measurably otherwise, and what each model says of them."
     models = {name: Predictor.setup(runs() / name, "openvino") for name in ("first", "second")}
     chosen, known = [], []
     for data in colours(600, seed=3):
@@ -61,7 +61,7 @@ async def until_answered(client, path, **options) -> httpx.Response:
 
 
 def test_a_thousand_at_once_get_their_own_answers(home, truth):
-    pictures, known = truth
+    images, known = truth
     context = ssl.create_default_context() # of no use here, but costly to make a thousand times
 
     async def one(url, i):
@@ -69,8 +69,8 @@ def test_a_thousand_at_once_get_their_own_answers(home, truth):
             return await asks(client, i)
 
     async def asks(client, i):
-        n = [(i * k) % len(pictures) for k in (1, 7, 11)]
-        data = [pictures[k] for k in n]
+        n = [(i * k) % len(images) for k in (1, 7, 11)]
+        data = [images[k] for k in n]
         if i % 4 == 0:
             answer = await until_answered(client, "/predict", files={"file": (f"{i}.png", data[0])})
             return answer.status_code, [(n[0], answer.json())]
@@ -101,16 +101,16 @@ def test_a_thousand_at_once_get_their_own_answers(home, truth):
     answers = [pair for _, found in results for pair in found]
     off = [np.abs(probs(a) - known["second"][n]).max() for n, a in answers]
     assert len(off) >= 1000 and max(off) < CLOSE < APART / 5, max(off)
-    assert together["outcomes"]["bad_picture"] >= 500
+    assert together["outcomes"]["bad_image"] >= 500
     count, total = (float(next(s for s in sizes if k in s).split()[-1]) for k in ("_count", "_sum"))
-    assert total / count > 1.2, "pictures that came together were computed together"
+    assert total / count > 1.2, "images that came together were computed together"
 
 
 class Clients:
     "Threads that ask until told to stop, and keep everything."
 
-    def __init__(self, url, pictures, count=6, keep=True):
-        self.url, self.pictures, self.keep = url, pictures, keep
+    def __init__(self, url, images, count=6, keep=True):
+        self.url, self.images, self.keep = url, images, keep
         self.over, self.answers, self.failures = threading.Event(), [], []
         self.threads = [threading.Thread(target=self.loop, args=(k,), daemon=True) for k in range(count)]
         for t in self.threads:
@@ -119,12 +119,12 @@ class Clients:
     def loop(self, k):
         client, n = httpx.Client(base_url=self.url, timeout=60, trust_env=False), k
         while not self.over.is_set():
-            n = (n + 7) % len(self.pictures)
+            n = (n + 7) % len(self.images)
             request_id = f"c{k}-{time.monotonic_ns()}"
             if not self.keep:
                 client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
             try:
-                answer = client.post("/predict", content=self.pictures[n], headers={"X-Request-ID": request_id})
+                answer = client.post("/predict", content=self.images[n], headers={"X-Request-ID": request_id})
                 self.answers.append((request_id, n, answer.status_code, answer.json()))
             except httpx.TransportError as e:
                 self.failures.append((request_id, e))
@@ -138,7 +138,7 @@ class Clients:
 
 
 def right(answers, known) -> None:
-    "Every answer is what the model that it names says of its picture."
+    "Every answer is what the model that it names says of its image."
     for request_id, n, status, answer in answers:
         assert status == 200 and answer["request_id"] == request_id, answer
         assert np.abs(probs(answer) - known[answer["model"]][n]).max() < CLOSE
@@ -146,13 +146,13 @@ def right(answers, known) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_promotions_under_load_fail_nobody(home, truth, workers):
-    pictures, known = truth
+    images, known = truth
     damaged = copy_run(home / "runs" / "second", home / "runs" / "damaged") / "bundle" / "openvino" / "model.bin"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     with serving(home, home / "runs" / "first", workers=workers) as server:
         server.ready()
         wait_for(lambda: {httpx.get(f"{server.url}/ready", trust_env=False).status_code for _ in range(16)} == {200}, 60, server)
-        clients = Clients(server.url, pictures, keep=workers == 1)
+        clients = Clients(server.url, images, keep=workers == 1)
         for name in ("second", "first", "damaged", "second", "first") if workers == 1 else ("second", "damaged"):
             answer = server.promote(name)
             assert answer.status_code == (409 if name == "damaged" else 200), answer.text
@@ -168,14 +168,14 @@ def test_promotions_under_load_fail_nobody(home, truth, workers):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_end_under_load_answers_everything_that_was_accepted(home, truth, workers):
-    pictures, known = truth
+    images, known = truth
     large = encoded(Image.new("RGB", (6000, 5000)))
     server = Server(home, home / "runs" / "first", workers=workers).ready()
     wait_for(lambda: {httpx.get(f"{server.url}/ready", trust_env=False).status_code for _ in range(16)} == {200}, 60, server)
-    clients = [Clients(server.url, pictures, 4), Clients(server.url, pictures, 4, keep=False)]
+    clients = [Clients(server.url, images, 4), Clients(server.url, images, 4, keep=False)]
     time.sleep(1)
     with server.connect(30) as slow, ThreadPoolExecutor(1) as pool:
-        body = pictures[0]
+        body = images[0]
         slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
         heavy = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60, trust_env=False)
         time.sleep(0.3)
@@ -210,7 +210,7 @@ def test_the_end_while_a_model_loads_is_quick(home):
 
 
 def test_a_deadline_is_kept_whatever_is_before(home):
-    "Twelve pictures of 50 megapixels: what cannot be decoded in time (on a busy machine none) is refused in time."
+    "Twelve images of 50 megapixels: what cannot be decoded in time (on a busy machine none) is refused in time."
     large = encoded(Image.new("RGB", (8000, 6500)))
     with serving(home, home / "runs" / "first", DEADLINE_S=2) as server:
         server.ready()
@@ -227,14 +227,14 @@ def test_a_deadline_is_kept_whatever_is_before(home):
 
 
 def test_too_much_is_said_at_once(home, truth):
-    pictures, known = truth
+    images, known = truth
     with serving(home, home / "runs" / "first", QUEUE_SIZE=2) as server:
         server.ready()
 
         async def flood():
             limits = httpx.Limits(max_connections=None)
             async with httpx.AsyncClient(base_url=server.url, limits=limits, timeout=60, trust_env=False) as client:
-                return await asyncio.gather(*(client.post("/predict", content=pictures[0]) for _ in range(200)))
+                return await asyncio.gather(*(client.post("/predict", content=images[0]) for _ in range(200)))
 
         answers = asyncio.run(flood())
         assert {a.status_code for a in answers} == {200, 503}
@@ -249,14 +249,14 @@ def test_too_much_is_said_at_once(home, truth):
         assert outcomes["overloaded"] == sum(a.status_code == 503 for a in answers)
 
 
-def test_a_short_queue_is_no_obstacle_for_one_request_of_many_pictures(home, truth):
-    pictures, known = truth
+def test_a_short_queue_is_no_obstacle_for_one_request_of_many_images(home, truth):
+    images, known = truth
     with serving(home, home / "runs" / "first", QUEUE_SIZE=2) as server:
-        batch = server.ready().post("/predict_batch", files=[("files", ("a.png", p)) for p in pictures[:16]]).json()
+        batch = server.ready().post("/predict_batch", files=[("files", ("a.png", p)) for p in images[:16]]).json()
         assert (batch["answered"], batch["failed"]) == (16, 0)
         for n, result in enumerate(batch["results"]):
             assert np.abs(probs(result) - known["first"][n]).max() < CLOSE
-        assert server.post("/explain", content=pictures[0]).status_code == 200
+        assert server.post("/explain", content=images[0]).status_code == 200
 
 
 def test_services_that_share_a_home_follow_one_another(home, tmp_path):
@@ -277,13 +277,13 @@ def test_services_that_share_a_home_follow_one_another(home, tmp_path):
 
 def test_requests_that_share_a_connection_keep_their_order(home, truth):
     "Pipelined: sent before the last answer came."
-    pictures, known = truth
+    images, known = truth
     with serving(home, home / "runs" / "first") as server:
         server.ready()
         with server.connect() as sock:
             for n in range(12):
                 sock.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: p%d\r\nContent-Length: %d\r\n%s\r\n" % (
-                    n, len(pictures[n]), b"Connection: close\r\n" if n == 11 else b"") + pictures[n])
+                    n, len(images[n]), b"Connection: close\r\n" if n == 11 else b"") + images[n])
             came = b"".join(iter(lambda: sock.recv(65536), b""))
     answers = [json.loads(b"{" + part.partition(b"\r\n\r\n{")[2]) for part in came.split(b"HTTP/1.1 200 OK")[1:]]
     assert [a["request_id"] for a in answers] == [f"p{n}" for n in range(12)]

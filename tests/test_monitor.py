@@ -18,7 +18,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="browser tests ne
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
          "--disable-sync"]
 KEYED = {"X-API-Key": KEY}

@@ -1,4 +1,4 @@
-"Pictures of every kind, damaged ones, huge ones; and a cache that survives kills, full disks and company."
+"Images of every kind, damaged ones, huge ones; and a cache that survives kills, full disks and company."
 
 import contextlib
 import io
@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, features
 
-from lados.core import DataError, PictureError, sha256_file
+from lados.core import DataError, ImageError
 from lados.data.augment import AUGMENTS, augment
 from lados.data.cache import build_cache
 from lados.data.images import FILL, decode, load_square, probe, resize
+from lados.files import sha256_file
 
 ROOT = Path(__file__).parents[1]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -39,9 +40,9 @@ def photo(height=96, width=144, seed=0):
     return (blocks + rng.integers(-4, 5, blocks.shape)).astype(np.uint8)
 
 
-def encoded(picture, fmt="PNG", **options):
+def encoded(image, fmt="PNG", **options):
     b = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(b, fmt, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(b, fmt, **options)
     return b.getvalue()
 
 
@@ -97,7 +98,7 @@ def test_only_the_first_frame_counts():
 
 @pytest.mark.parametrize("fmt", ["JPEG", "PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_gives_the_upright_picture(fmt, orientation):
+def test_exif_orientation_gives_the_upright_image(fmt, orientation):
     stored = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.transpose(1, 0, 2),
               6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
               8: lambda a: np.rot90(a, -1)}[orientation](PHOTO)
@@ -137,7 +138,7 @@ def test_deep_grey_and_colour_span_their_bits(bits):
         assert rgb[..., 0].max() == 255 and abs(int(rgb[..., 1].max()) - 127) <= 1 and rgb[..., 2].max() == 0, (suffix, bits)
 
 
-def test_float_pictures():
+def test_float_images():
     unit = np.linspace(0, 1, 64 * 64).reshape(64, 64).astype(np.float32)
     assert decode(encoded(unit, "TIFF"))[0, 0, 0] == 0 and decode(encoded(unit, "TIFF"))[-1, -1, 0] == 255
     assert decode(encoded(unit * 200, "TIFF"))[-1, -1, 0] == 200
@@ -212,7 +213,7 @@ def test_at_least_keeps_the_shorter_side(kind):
     assert np.abs(resize(small, 120).astype(int) - resize(decode(data), 120)).mean() < 3
 
 
-def test_scaled_jpeg_is_the_same_picture():
+def test_scaled_jpeg_is_the_same_image():
     big = cv2.resize(photo(192, 288), (2880, 1920), interpolation=cv2.INTER_CUBIC)
     data = encoded(big, "JPEG", quality=92)
     for goal in (100, 224, 400, 900, 1920, 5000):
@@ -223,7 +224,7 @@ def test_scaled_jpeg_is_the_same_picture():
 
 @pytest.fixture(scope="module")
 def giants(tmp_path_factory):
-    "Pictures of 100 million pixels, of one colour."
+    "Images of 100 million pixels, of one colour."
     folder = tmp_path_factory.mktemp("giants")
     out = run("""
         import sys
@@ -246,25 +247,25 @@ def test_a_hundred_million_pixels_in_bounded_memory(giants, call, name, limit_mb
         import re, sys
         from lados.data.images import decode, load_square
         path = sys.argv[1]
-        picture = {call}
-        assert abs(picture[7, 7].astype(int) - (20, 80, 200)).max() < 4
+        image = {call}
+        assert abs(image[7, 7].astype(int) - (20, 80, 200)).max() < 4
         {PEAK}
     """, giants / name)
     assert out.returncode == 0, out.stderr
     assert float(out.stdout) < limit_mb
 
 
-def test_too_little_memory_is_an_error_of_that_picture(giants):
+def test_too_little_memory_is_an_error_of_that_image(giants):
     out = run("""
         import resource, sys
-        from lados.core import PictureError
+        from lados.core import ImageError
         from lados.data.images import decode
         grown = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         for room in (200, 500):
             resource.setrlimit(resource.RLIMIT_AS, (grown + room * 2 ** 20, resource.RLIM_INFINITY))
             try:
                 decode(sys.argv[1])
-            except PictureError as e:
+            except ImageError as e:
                 print(e)
     """, giants / "giant.png")
     assert out.stdout.count("giant.png: not enough memory") == 2, out.stderr
@@ -293,37 +294,37 @@ def test_bombs_are_refused_before_they_go_off(data, tmp_path):
     (tmp_path / "bomb.png").write_bytes(data)
     for call in (probe, decode):
         start = time.perf_counter()
-        with pytest.raises(PictureError, match=r"bomb\.png.*000x[46]0000 pixels(.|\n)*MAX_PIXELS"):
+        with pytest.raises(ImageError, match=r"bomb\.png.*000x[46]0000 pixels(.|\n)*MAX_PIXELS"):
             call(tmp_path / "bomb.png")
         assert time.perf_counter() - start < 0.2
 
 
 def test_the_limit_is_a_parameter():
-    with pytest.raises(PictureError, match="1 to 1,000"):
+    with pytest.raises(ImageError, match="1 to 1,000"):
         decode(LOSSLESS["png"], max_pixels=1000)
     assert decode(LOSSLESS["png"], max_pixels=PHOTO.size // 3).shape == PHOTO.shape
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", b"<html>404</html>", b"%PDF-1.7", b"\xff\xd8\xff", bytes(5000),
+@pytest.mark.parametrize("data", [b"", b"not an image", b"<html>404</html>", b"%PDF-1.7", b"\xff\xd8\xff", bytes(5000),
                                   b"RIFF\0\0\0\0WEBP", b"BM" + bytes(80), b"II*\0" + bytes(8), b"GIF89a" + bytes(20)])
-def test_what_is_no_picture_names_the_file_and_a_remedy(data, tmp_path):
+def test_what_is_no_image_names_the_file_and_a_remedy(data, tmp_path):
     (tmp_path / "sea 7.jpg").write_bytes(data)
-    with pytest.raises(PictureError, match=r"sea 7\.jpg") as e:
+    with pytest.raises(ImageError, match=r"sea 7\.jpg") as e:
         decode(tmp_path / "sea 7.jpg")
     assert e.value.remedy
-    with pytest.raises(PictureError, match="upload 3"):
+    with pytest.raises(ImageError, match="upload 3"):
         decode(data, name="upload 3")
 
 
 def test_missing_file_and_folder(tmp_path):
     for path in (tmp_path / "none.jpg", tmp_path):
-        with pytest.raises(PictureError, match=str(path)):
+        with pytest.raises(ImageError, match=str(path)):
             decode(path)
 
 
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.filterwarnings("ignore")
-def test_a_cut_picture_is_refused_or_whole_never_half(kind):
+def test_a_cut_image_is_refused_or_whole_never_half(kind):
     data, rng = ALL[kind], np.random.default_rng(1)
     whole, refused, points = decode(data), 0, {*rng.integers(1, len(data), 60).tolist(), *range(len(data) - 12, len(data))}
     for cut in points:
@@ -331,10 +332,10 @@ def test_a_cut_picture_is_refused_or_whole_never_half(kind):
         for at_least in (None, 20):
             try:
                 if at_least is None:
-                    assert (decode(data[:cut]) == whole).all(), f"half a picture at byte {cut} of {len(data)}"
+                    assert (decode(data[:cut]) == whole).all(), f"half an image at byte {cut} of {len(data)}"
                 else:
                     decode(data[:cut], at_least=at_least)
-            except PictureError:
+            except ImageError:
                 refused += 1
         assert time.perf_counter() - start < 2
     assert refused > len(points) // 2
@@ -343,15 +344,15 @@ def test_a_cut_picture_is_refused_or_whole_never_half(kind):
 def test_a_jpeg_filled_up_with_zeros_is_refused():
     data = LOSSY["jpeg"]
     for cut in (len(data) // 3, len(data) - 40):
-        with pytest.raises(PictureError, match="zeros"):
+        with pytest.raises(ImageError, match="zeros"):
             decode(data[:cut] + bytes(4096))
     assert (decode(data + bytes(4096)) == decode(data)).all(), "padding behind the end is harmless"
 
 
-def test_another_library_cannot_make_ours_accept_half_pictures():
+def test_another_library_cannot_make_ours_accept_half_images():
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             decode(LOSSY["jpeg"][:3000])
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -364,15 +365,15 @@ def test_scrambled_bytes_never_raise_anything_else():
         for _ in range(15):
             broken = np.frombuffer(data, np.uint8).copy()
             broken[rng.integers(0, len(broken), 1 + len(broken) // 2000)] = rng.integers(0, 256)
-            with contextlib.suppress(PictureError):
+            with contextlib.suppress(ImageError):
                 assert decode(broken.tobytes(), max_pixels=10_000_000).ndim == 3
 
 
 def test_threads_read_the_same_pixels():
     alone = {k: decode(v) for k, v in ALL.items()}
     with ThreadPoolExecutor(4) as pool:
-        for kind, picture in pool.map(lambda k: (k, decode(ALL[k])), list(ALL) * 10):
-            assert (picture == alone[kind]).all(), kind
+        for kind, image in pool.map(lambda k: (k, decode(ALL[k])), list(ALL) * 10):
+            assert (image == alone[kind]).all(), kind
 
 
 def test_mixed_shapes_resize():
@@ -384,9 +385,9 @@ def test_mixed_shapes_resize():
 # ---- cache -------------------------------------------------------------------------------------------------------
 
 @pytest.fixture()
-def pictures(tmp_path):
+def images(tmp_path):
     "Sixty JPEG files."
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(60):
         (folder / f"{i:02}.jpg").write_bytes(encoded(photo(240, 240, i), "JPEG"))
@@ -406,48 +407,48 @@ def entries(home):
     return {p.name: p.read_bytes() for p in Path(home).rglob("*.npy") if p.parent.name != "tmp"}
 
 
-def test_cache_holds_the_recipe_and_is_shared(pictures, tmp_path):
-    sums = [sha256_file(p) for p in pictures]
-    cache = build_cache(pictures, sums, size=128, home=tmp_path)
-    assert not cache.errors and all((cache[i] == load_square(p, 128)).all() for i, p in enumerate(pictures))
+def test_cache_holds_the_recipe_and_is_shared(images, tmp_path):
+    sums = [sha256_file(p) for p in images]
+    cache = build_cache(images, sums, size=128, home=tmp_path)
+    assert not cache.errors and all((cache[i] == load_square(p, 128)).all() for i, p in enumerate(images))
     moved = tmp_path / "elsewhere.jpg"
-    shutil.copy(pictures[5], moved)
-    other = build_cache([moved, pictures[9]], size=128, home=tmp_path)
+    shutil.copy(images[5], moved)
+    other = build_cache([moved, images[9]], size=128, home=tmp_path)
     assert other.path(0) == cache.path(5) and len(entries(tmp_path)) == 60
 
 
-def test_cache_goes_on_past_unreadable_pictures(pictures, tmp_path):
-    pictures[3].write_bytes(b"")
-    pictures[4].write_bytes(pictures[4].read_bytes()[:2000])
-    pictures[5].unlink()
-    cache = build_cache(pictures, size=128, home=tmp_path)
+def test_cache_goes_on_past_unreadable_images(images, tmp_path):
+    images[3].write_bytes(b"")
+    images[4].write_bytes(images[4].read_bytes()[:2000])
+    images[5].unlink()
+    cache = build_cache(images, size=128, home=tmp_path)
     assert sorted(cache.errors) == [3, 4, 5] and "03.jpg" in str(cache.errors[3])
     assert cache[6].shape == (128, 128, 3)
-    with pytest.raises(PictureError, match=r"04\.jpg"):
+    with pytest.raises(ImageError, match=r"04\.jpg"):
         cache[4]
 
 
-def test_a_file_changed_since_its_import_does_not_poison_the_cache(pictures, tmp_path):
-    sums = [sha256_file(p) for p in pictures]
-    original = pictures[0].read_bytes()
-    pictures[0].write_bytes(pictures[1].read_bytes())
-    assert list(build_cache(pictures, sums, size=128, home=tmp_path).errors) == [0]
-    pictures[0].write_bytes(original)
-    cache = build_cache(pictures, sums, size=128, home=tmp_path)
+def test_a_file_changed_since_its_import_does_not_poison_the_cache(images, tmp_path):
+    sums = [sha256_file(p) for p in images]
+    original = images[0].read_bytes()
+    images[0].write_bytes(images[1].read_bytes())
+    assert list(build_cache(images, sums, size=128, home=tmp_path).errors) == [0]
+    images[0].write_bytes(original)
+    cache = build_cache(images, sums, size=128, home=tmp_path)
     assert not cache.errors and (cache[0] == load_square(original, 128)).all()
 
 
-def test_two_builders_at_once(pictures, tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(pictures[0].parent), str(tmp_path / "both")]
+def test_two_builders_at_once(images, tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(images[0].parent), str(tmp_path / "both")]
     builders = [subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert [b.communicate(timeout=120)[0].split() for b in builders] == [["60", "0"]] * 2
-    build_cache(pictures, size=128, home=tmp_path / "alone")
+    build_cache(images, size=128, home=tmp_path / "alone")
     assert entries(tmp_path / "both") == entries(tmp_path / "alone")
 
 
-def test_kill_9_leaves_whole_entries_only(pictures, tmp_path):
+def test_kill_9_leaves_whole_entries_only(images, tmp_path):
     home = tmp_path / "home"
-    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(pictures[0].parent), str(home)]
+    command = [sys.executable, "-c", textwrap.dedent(BUILD), str(images[0].parent), str(home)]
     builder = subprocess.Popen(command, env=ENV)
     until = time.time() + 60
     while len(list(home.rglob("*.npy"))) < 8 and time.time() < until and builder.poll() is None:
@@ -459,25 +460,25 @@ def test_kill_9_leaves_whole_entries_only(pictures, tmp_path):
     old = next(home.rglob("tmp")) / "left-behind.npy"
     old.write_bytes(b"half")
     os.utime(old, (time.time() - 3600,) * 2)
-    cache = build_cache(pictures, size=128, home=home)
-    assert all((cache[i] == load_square(p, 128)).all() for i, p in enumerate(pictures))
+    cache = build_cache(images, size=128, home=home)
+    assert all((cache[i] == load_square(p, 128)).all() for i, p in enumerate(images))
     assert all(p.stat().st_mtime_ns == t for p, t in early.items()), "what was there is not made again"
     assert not old.exists()
 
 
-def test_a_short_or_missing_entry_is_made_again(pictures, tmp_path):
-    cache = build_cache(pictures[:3], size=128, home=tmp_path)
+def test_a_short_or_missing_entry_is_made_again(images, tmp_path):
+    cache = build_cache(images[:3], size=128, home=tmp_path)
     cache.path(1).write_bytes(b"")
     cache.path(2).unlink()
     for i in (1, 2):
         with pytest.raises(DataError, match="build the cache again"):
             cache[i]
-    assert (build_cache(pictures[:3], size=128, home=tmp_path)[1] == load_square(pictures[1], 128)).all()
+    assert (build_cache(images[:3], size=128, home=tmp_path)[1] == load_square(images[1], 128)).all()
 
 
 @pytest.fixture(params=["size=1m", "size=64m,nr_inodes=40"], ids=["bytes", "inodes"])
 def small_disk(tmp_path, request):
-    "A real file system with room for a few pictures, or for few files."
+    "A real file system with room for a few images, or for few files."
     place = tmp_path / "disk"
     place.mkdir()
     mount = shutil.which("mount")
@@ -488,18 +489,18 @@ def small_disk(tmp_path, request):
     subprocess.run(["umount", place], check=True)
 
 
-def test_disk_full(small_disk, pictures, tmp_path):
+def test_disk_full(small_disk, images, tmp_path):
     with pytest.raises(DataError, match=r"disk(.|\n)*MB needed, .* MB free(.|\n)*LADOS_HOME"):
-        build_cache(pictures, size=128, home=small_disk)
+        build_cache(images, size=128, home=small_disk)
     assert not list(next(small_disk.rglob("tmp")).iterdir()), "no temporary file is left"
     kept = entries(small_disk)
     assert all(len(v) == 128 + 3 * 128 * 128 for v in kept.values())
-    assert not build_cache(pictures[:3], size=128, home=small_disk).errors, "a smaller job still fits"
-    assert not build_cache(pictures, size=128, home=tmp_path / "larger").errors
+    assert not build_cache(images[:3], size=128, home=small_disk).errors, "a smaller job still fits"
+    assert not build_cache(images, size=128, home=tmp_path / "larger").errors
 
 
-def test_a_write_that_fails_half_way(pictures, tmp_path):
-    "A limit on file size cuts every write short, as a disk does that fills up in the middle of a picture."
+def test_a_write_that_fails_half_way(images, tmp_path):
+    "A limit on file size cuts every write short, as a disk does that fills up in the middle of an image."
     out = run("""
         import resource, signal, sys
         from pathlib import Path
@@ -510,30 +511,30 @@ def test_a_write_that_fails_half_way(pictures, tmp_path):
             build_cache(sorted(Path(sys.argv[1]).iterdir()), size=128, home=sys.argv[2])
         except DataError as e:
             print(e)
-    """, pictures[0].parent, tmp_path / "home")
-    assert "no room for the picture cache" in out.stdout and "LADOS_HOME" in out.stdout, out.stderr
+    """, images[0].parent, tmp_path / "home")
+    assert "no room for the image cache" in out.stdout and "LADOS_HOME" in out.stdout, out.stderr
     assert not list((tmp_path / "home").rglob("*.npy"))
 
 
-def test_a_home_that_cannot_be_written(pictures, tmp_path):
+def test_a_home_that_cannot_be_written(images, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match="LADOS_HOME"):
-        build_cache(pictures, size=128, home=tmp_path / "file")
+        build_cache(images, size=128, home=tmp_path / "file")
 
 
-def test_sums_and_paths_must_match(pictures):
-    with pytest.raises(DataError, match="60 pictures but 1"):
-        build_cache(pictures, ["0"], size=128)
+def test_sums_and_paths_must_match(images):
+    with pytest.raises(DataError, match="60 images but 1"):
+        build_cache(images, ["0"], size=128)
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(pictures, tmp_path):
+def test_memory_does_not_grow_with_the_number_of_images(images, tmp_path):
     peaks = []
     for n in (120, 1200):
         folder = tmp_path / f"n{n}"
         folder.mkdir()
-        data = pictures[0].read_bytes()
+        data = images[0].read_bytes()
         for i in range(n):
-            (folder / f"{i:04}.jpg").write_bytes(data + i.to_bytes(4, "big")) # another content, the same picture
+            (folder / f"{i:04}.jpg").write_bytes(data + i.to_bytes(4, "big")) # another content, the same image
         out = run(BUILD + f"    import re\n    {PEAK}",
                   folder, tmp_path / f"home{n}")
         assert out.stdout.split()[:2] == [str(n), "0"], out.stderr
@@ -541,17 +542,17 @@ def test_memory_does_not_grow_with_the_number_of_pictures(pictures, tmp_path):
     assert peaks[1] - peaks[0] < 15, f"{peaks} MB"
 
 
-# ---- augmentation and real pictures ------------------------------------------------------------------------------
+# ---- augmentation and real images ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("preset", AUGMENTS)
 def test_augmentation_of_any_shape(preset):
     for shape in ((1, 1), (3, 700), (64, 64), (256, 256), (1000, 1500)):
-        picture = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
         rng = np.random.default_rng(3)
-        views = [augment(picture, 64, rng, preset) for _ in range(8)]
+        views = [augment(image, 64, rng, preset) for _ in range(8)]
         assert all(v.shape == (64, 64, 3) and v.dtype == np.uint8 for v in views)
         again = np.random.default_rng(3)
-        assert all((augment(picture, 64, again, preset) == v).all() for v in views)
+        assert all((augment(image, 64, again, preset) == v).all() for v in views)
 
 
 def test_every_real_photograph_is_read(tmp_path):

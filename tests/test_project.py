@@ -19,13 +19,11 @@ import pytest
 from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-LEVELS = ("core", "labels", "data", "model", "serve", "jobs", "widgets", "bench", "cli")
-OWN = {f"cli_{part}": "cli" for part in ("data", "models", "train", "runs", "serve", "app", "jobs", "check", "schedule")} # of a level of another name
-OWN |= {"bench_load": "bench", "bench_serve": "bench", "bench_jobs": "bench"}
+LEVELS = ("core", "files", "processes", "labels", "client", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "cli")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
-NEEDS = {"core": [], "labels": [], "cli": ["data", "predict", "train"], "data": ["data"],
+NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
-         "widgets": ["data", "predict", "serve", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"]} # level -> extras that its imports may come from; the base requirements always
+         "ui": ["data", "predict", "serve", "jobs", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
 
 if not (ROOT / "nbs").is_dir():
@@ -40,14 +38,13 @@ class Module:
         self.name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
         self.tree = ast.parse(self.text)
         part = self.name.split(".")[1]
-        self.level = OWN.get(part, part)
+        self.level = part
         self.notebook = re.search(r"File to edit: [./]*(nbs/\S+\.ipynb)", self.text)[1]
 
     @property
-    def number(self) -> tuple[int, str]:
-        "Place of its notebook in the reading order."
-        n, letter = re.match(r"(\d+)([a-z]?)_", Path(self.notebook).name).groups()
-        return int(n), letter
+    def number(self) -> int:
+        "Place of its notebook in its folder's reading order."
+        return int(re.match(r"(\d\d)_", Path(self.notebook).name)[1])
 
     def imports(self) -> Iterator[str]:
         "Dotted names of everything imported anywhere in the module; of `from a import b` both `a` and `a.b`."
@@ -84,8 +81,7 @@ def test_imports_point_one_way(name):
         return
     for other in map(MODULES.get, m.house()):
         assert other.level in LEVELS[:LEVELS.index(m.level) + 1], f"{m.name} ({m.level}) imports {other.name} ({other.level})"
-        assert other.number <= m.number, f"{m.notebook} imports {other.notebook}, which a reader meets later"
-        assert other.name != "lados.cli", f"{m.name} imports the command line"
+        assert other.level != m.level or other.number < m.number, f"{m.notebook} imports {other.notebook}, which a reader meets later"
 
 
 @pytest.mark.parametrize("level", SHUT)
@@ -110,8 +106,8 @@ def test_the_check_sees_a_wrong_import(tmp_path):
         assert "lados.model.train" in m2.house()
 
 
-@pytest.mark.parametrize("module", ["lados", "lados.core", "lados.labels", "lados.cli", "lados.model.params",
-                                    "lados.model.events", "lados.jobs.notebooks"])
+@pytest.mark.parametrize("module", ["lados", "lados.core", "lados.files", "lados.processes", "lados.labels", "lados.cli.main", "lados.model.params",
+                                    "lados.runs.events", "lados.runs.execution"])
 def test_light_modules_load_nothing_heavy(module):
     heavy = {"torch", "pandas", "matplotlib", "sklearn", "fastai", "timm", "IPython", "cv2"}
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
@@ -181,7 +177,7 @@ def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     assert {m.path.relative_to(ROOT).as_posix() for m in MODULES.values()} <= set(inside)
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)
-    code = ("from lados.model.params import jobs_folder, presets; from lados.widgets.pages import apps_folder; "
+    code = ("from lados.model.params import presets; from lados.runs.folders import jobs_folder; from lados.ui.voila import apps_folder; "
             "print(jobs_folder(), apps_folder(), *presets())")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path,
                            env={**os.environ, "PYTHONPATH": str(installed)}).stdout.split()
@@ -197,7 +193,7 @@ def test_datasets_are_handled_without_torch(tmp_path):
                 if name.split(".")[0] in ("torch", "torchvision", "timm", "fastai", "papermill", "IPython"):
                     raise ModuleNotFoundError(name)
         sys.meta_path.insert(0, NotInstalled())
-        from lados.cli import main
+        from lados.cli.main import main
         for line in ("synthetic --out raw --sources 12 --size 64", "import raw --out m", "audit m --out a", "split m --out s"):
             sys.argv = ["lados", "data", *line.split()]
             try:
@@ -261,11 +257,18 @@ def test_functions_are_short():
     assert statistics.quantiles(found, n=10)[-1] <= 25
 
 
+BORDERS = {"lados.serve.table": "pandas stays out of serving", "lados.model.torchrun": "an entry point", "lados.cli.main": "an entry point",
+           "lados.cli.console": "every command imports it"} # small for a reason
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_modules_are_short_and_explicit(name):
+def test_modules_have_a_readable_size_and_explicit_imports(name):
+    "At most 600 lines; a small one has three importers, or its border is named."
     m = MODULES[name]
     lines = [line for line in m.text.splitlines() if not line.startswith("# ")]
-    assert len(lines) <= 300, f"{m.notebook}: {len(lines)} lines; split it"
+    assert len(lines) <= 600, f"{m.notebook}: {len(lines)} lines; split it"
+    importers = [o.name for o in MODULES.values() if name in o.house()]
+    assert len(lines) >= 80 or len(importers) >= 3 or name in BORDERS, f"{m.notebook}: {len(lines)} lines, used by {importers}; merge it"
     made = next(n for n in m.tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__") # by nbdev, in long lines
     long = [i for i, line in enumerate(m.text.splitlines(), 1) if len(line) > 120 and i not in range(made.lineno, made.end_lineno + 1)]
     assert not long, f"{m.path}: lines {long} are too long"
@@ -273,12 +276,23 @@ def test_modules_are_short_and_explicit(name):
     assert not stars, f"{m.notebook}: import *"
 
 
+def test_public_class_names_are_unique():
+    classes = [(n.name, m.name) for m in MODULES.values() for n in m.tree.body if isinstance(n, ast.ClassDef) and n.name[0] != "_"]
+    twice = {c: [m for name, m in classes if name == c] for c, _ in classes}
+    assert not {c: where for c, where in twice.items() if len(where) > 1}
+
+
+def test_notebooks_are_numbered_without_gaps_or_letters():
+    for folder in {Path(m.notebook).parent for m in MODULES.values()}:
+        names = sorted(p.name for p in (ROOT / folder).glob("*.ipynb") if p.name != "index.ipynb")
+        assert [n[:3] for n in names] == [f"{i:02}_" for i in range(len(names))], folder
+
+
 @pytest.mark.parametrize("path", sorted({m.notebook for m in MODULES.values()}))
 def test_library_notebooks_teach(path):
-    "A quarter prose, the skeleton of the house, small outputs."
+    "The skeleton of the house."
     nb = json.loads((ROOT / path).read_text(encoding="utf-8"))
     cells = [("".join(c["source"]), c["cell_type"]) for c in nb["cells"]]
-    assert sum(kind == "markdown" for _, kind in cells) >= len(cells) / 4
     assert cells[0][0].startswith("# ") and "\n> " in cells[0][0], "starts with `# name` and `> one line`"
     assert any("#| default_exp" in source for source, _ in cells[:2])
     assert not any(re.search(r"^#\|\s*export", s) and re.search(r"^assert ", s, re.M) for s, _ in cells), "asserts stand beside, not in"
@@ -326,7 +340,7 @@ def blocks(text: str) -> list[str]:
 def test_every_command_that_is_shown_exists(name):
     import typer
 
-    from lados.cli import app
+    from lados.cli.main import app
 
     text = (ROOT / name).read_text(encoding="utf-8")
     if name.endswith(".ipynb"):
@@ -356,8 +370,8 @@ def test_links_lead_somewhere(name):
 
 
 def test_figures_of_the_readme_are_small():
-    pictures = list((ROOT / "nbs" / "images").glob("*"))
-    assert pictures and all(p.stat().st_size < 150_000 for p in pictures)
+    images = list((ROOT / "nbs" / "images").glob("*"))
+    assert images and all(p.stat().st_size < 150_000 for p in images)
 
 
 def test_settings_ini_is_the_one_source():

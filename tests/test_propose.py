@@ -1,4 +1,4 @@
-"A retraining is judged before it is served: on pictures that neither model knows, and never by luck alone."
+"A retraining is judged before it is served: on images that neither model knows, and never by luck alone."
 
 import shutil
 
@@ -7,19 +7,20 @@ import pytest
 from serving import KEY, edit_card, make_run, serving, wait_for
 from toy import toy_manifest
 
-from lados.core import DataError, RunError, ServeError, read_json, settings, write_json
+from lados.core import DataError, RunError, ServeError, settings
 from lados.data.manifest import Manifest, load_manifest
-from lados.jobs.propose import (
+from lados.files import read_json, write_json
+from lados.jobs.promotion import (
     drift_now,
     new_labels,
-    promote,
-    propose,
+    promote_run,
+    propose_run,
     read_proposal,
-    served,
+    served_bundle,
     should_promote,
 )
-from lados.jobs.runs import find_run, set_latest
-from lados.model.compare import compare_models, leak_free
+from lados.model.evaluate import compare_models, unknown_to_both
+from lados.runs.folders import find_run, set_latest
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def setting(monkeypatch, **values):
 
 def test_a_better_candidate_is_found_better_and_the_other_way_round_worse(pair):
     found = compare_models(pair / "good", pair / "poor")
-    assert found["better"] and not found["worse"] and found["pictures"] == found["groups"] == 24
+    assert found["better"] and not found["worse"] and found["images"] == found["groups"] == 24
     low, high = found["difference"]["macro_f1"]["interval"]
     assert 0 < low <= found["difference"]["macro_f1"]["value"] <= high <= 1
     assert "is better" in found["verdict"] and found["candidate"]["scores"]["accuracy"] > found["served"]["scores"]["accuracy"]
@@ -70,15 +71,15 @@ def test_a_better_candidate_is_found_better_and_the_other_way_round_worse(pair):
 def test_equal_models_are_not_better(pair, tmp_path):
     shutil.copytree(pair / "good", tmp_path / "twin")
     found = compare_models(tmp_path / "twin", pair / "good")
-    assert not found["better"] and not found["worse"] and found["disagreement"]["pictures"] == 0
+    assert not found["better"] and not found["worse"] and found["disagreement"]["images"] == 0
     assert found["difference"]["macro_f1"] == {"value": 0, "interval": [0, 0]}
 
 
 def test_pairing_sees_what_intervals_side_by_side_do_not(pair):
     "The paired interval is what resampling both tables with the same draws gives, computed the long way."
     from lados.labels import CLASSES
-    from lados.model.compare import paired_difference
-    from lados.model.scores import scores
+    from lados.model.evaluate import paired_difference
+    from lados.model.metrics import scores
 
     rng, n = np.random.default_rng(3), 120
     groups, truth = np.arange(n) // 4, rng.integers(0, 3, n)
@@ -106,11 +107,11 @@ def test_shared_sources_are_left_out_whoever_learned_from_them(pair, tmp_path):
     learned.loc[learned["image"] == frame["image"][2], "split"] = "train" # the served model alone has learned from it
     shutil.copytree(pair / "poor", tmp_path / "poor")
     Manifest(learned, pair / "good", {}).save(tmp_path / "poor")
-    left = leak_free(pair / "good", tmp_path / "poor", Manifest(frame, pair / "good"))
+    left = unknown_to_both(pair / "good", tmp_path / "poor", Manifest(frame, pair / "good"))
     assert left.frame["image"].tolist() == frame["image"].tolist()[3:]
     twin = frame.iloc[[2]].assign(source_group="under another name")
-    with pytest.raises(DataError, match="none of the 1 pictures"):
-        leak_free(pair / "good", tmp_path / "poor", Manifest(twin, pair / "good"))
+    with pytest.raises(DataError, match="none of the 1 images"):
+        unknown_to_both(pair / "good", tmp_path / "poor", Manifest(twin, pair / "good"))
 
 
 def test_one_source_decides_nothing(pair):
@@ -122,7 +123,7 @@ def test_one_source_decides_nothing(pair):
 
 
 @pytest.mark.parametrize("refitted", ["good", "poor"])
-def test_a_refitted_model_has_learned_from_its_test_pictures(pair, tmp_path, refitted):
+def test_a_refitted_model_has_learned_from_its_test_images(pair, tmp_path, refitted):
     for name in ("good", "poor"):
         shutil.copytree(pair / name, tmp_path / name)
     edit_card(tmp_path / refitted / "bundle", refit=True)
@@ -130,7 +131,7 @@ def test_a_refitted_model_has_learned_from_its_test_pictures(pair, tmp_path, ref
         compare_models(tmp_path / "good", tmp_path / "poor")
     strangers = toy_manifest(tmp_path / "others", train=0, held=12, seed=9)
     frame = strangers.frame.assign(source_group="other " + strangers.frame["source_group"])
-    assert compare_models(tmp_path / "good", tmp_path / "poor", Manifest(frame, strangers.root))["pictures"] == len(frame)
+    assert compare_models(tmp_path / "good", tmp_path / "poor", Manifest(frame, strangers.root))["images"] == len(frame)
 
 
 def test_a_bundle_without_its_run_is_told_of(pair, tmp_path):
@@ -141,21 +142,21 @@ def test_a_bundle_without_its_run_is_told_of(pair, tmp_path):
         compare_models(tmp_path / "alone", pair / "good")
 
 
-def test_a_picture_that_cannot_be_read_is_counted_for_neither(pair, tmp_path):
+def test_a_image_that_cannot_be_read_is_counted_for_neither(pair, tmp_path):
     manifest = load_manifest(pair / "good")
     shutil.copytree(pair / "good", tmp_path / "good")
-    (tmp_path / "good" / "test0.png").write_bytes(b"no picture")
+    (tmp_path / "good" / "test0.png").write_bytes(b"no image")
     frame = manifest.frame[manifest.frame["split"] == "test"].copy()
     frame.loc[frame["image"] == "test0.png", "sha256"] = "" # it is not what it was
     found = compare_models(pair / "good", pair / "poor", Manifest(frame, tmp_path / "good"))
-    assert found["pictures"] == 23 and found["unread"] == 1
+    assert found["images"] == 23 and found["unread"] == 1
 
 
 # --- the proposal
 
 
 def test_a_better_retraining_is_proposed_with_a_report(place, monkeypatch):
-    proposal = propose(find_run("good"), served())
+    proposal = propose_run(find_run("good"), served_bundle())
     assert proposal == read_proposal(find_run("good"))
     assert proposal["better"] and not proposal["promoted"] and proposal["served"].endswith("poor/bundle")
     report = find_run("compare-good").path / "report.html"
@@ -174,32 +175,32 @@ def test_a_better_retraining_is_proposed_with_a_report(place, monkeypatch):
 def test_what_cannot_be_compared_is_proposed_as_such(place, monkeypatch):
     setting(monkeypatch, AUTO_PROMOTE="true")
     good, poor = find_run("good"), find_run("poor")
-    assert "nothing is served" in propose(good, None)["reason"]
-    assert "served already" in propose(poor, served())["reason"]
+    assert "nothing is served" in propose_run(good, None)["reason"]
+    assert "served already" in propose_run(poor, served_bundle())["reason"]
     edit_card(good.path / "bundle", refit=True)
-    proposal = propose(good, served())
+    proposal = propose_run(good, served_bundle())
     assert "new to both" in proposal["reason"] and not should_promote(proposal)[0] and proposal["report"]
     good.update(state="failed")
     with pytest.raises(RunError, match="cannot be proposed"):
-        propose(good, served())
+        propose_run(good, served_bundle())
 
 
 # --- the promotion
 
 
 def candidate(place):
-    return {"candidate": str(place / "good" / "bundle"), "served": str(served()), "better": True, "groups": 24, "promoted": False}
+    return {"candidate": str(place / "good" / "bundle"), "served": str(served_bundle()), "better": True, "groups": 24, "promoted": False}
 
 
 def test_a_note_is_followed_by_a_service_that_runs(place, monkeypatch):
     with serving(settings().lados_home, None, LADOS_RUNS=place, LADOS_ENGINE="auto") as server:
         assert server.ready().get("/ready").json()["model"] == "poor"
-        told = promote(candidate(place))
+        told = promote_run(candidate(place))
         assert told["promoted"] and read_json(place / "good" / "proposal.json") == told
         wait_for(lambda: server.get("/ready").json()["model"] == "good", 30, server)
-    assert served() == place / "good" / "bundle"
+    assert served_bundle() == place / "good" / "bundle"
     setting(monkeypatch, MODEL_PATH=place / "poor")
-    assert served() == place / "poor" / "bundle", "who names a model means it"
+    assert served_bundle() == place / "poor" / "bundle", "who names a model means it"
 
 
 def test_a_service_is_asked_with_its_key(place, monkeypatch):
@@ -209,21 +210,21 @@ def test_a_service_is_asked_with_its_key(place, monkeypatch):
         for key in ("", "wrong"):
             setting(monkeypatch, API_KEY=key)
             with pytest.raises(ServeError, match="key"):
-                promote(candidate(place))
+                promote_run(candidate(place))
         assert server.get("/ready").json()["model"] == "poor" and not (place / "good" / "proposal.json").exists()
         setting(monkeypatch, API_KEY=KEY)
-        assert promote(candidate(place))["promoted"] and server.get("/ready").json()["model"] == "good"
-        assert drift_now() is None, "it has seen no pictures"
+        assert promote_run(candidate(place))["promoted"] and server.get("/ready").json()["model"] == "good"
+        assert drift_now() is None, "it has seen no images"
     with pytest.raises(ServeError, match="does not answer"):
-        promote(candidate(place))
+        promote_run(candidate(place))
     assert drift_now() is None
 
 
 def test_a_model_that_does_not_load_is_not_written_down(place):
     (place / "good" / "bundle" / "model.safetensors").write_bytes(b"half")
     with pytest.raises(RunError, match="not what was written"):
-        promote(candidate(place))
-    assert served() == place / "poor" / "bundle" and not (settings().lados_home / "serve").exists()
+        promote_run(candidate(place))
+    assert served_bundle() == place / "poor" / "bundle" and not (settings().lados_home / "serve").exists()
 
 
 # --- when to train again

@@ -1,4 +1,4 @@
-"The audit finds what was planted, and the known figures on real names and pictures."
+"The audit finds what was planted, and the known figures on real names and images."
 import json
 import os
 import tracemalloc
@@ -10,11 +10,10 @@ import pytest
 from PIL import Image, ImageEnhance
 from sklearn.metrics import accuracy_score, f1_score
 
-from lados.core import DataError, PictureError
-from lados.data.hashes import MAX_DISTANCE, Hashes, hash_pictures, near_duplicates, picture_hash, turned
-from lados.data.links import find_links
+from lados.core import DataError, ImageError
+from lados.data.audit import audit, find_links, linked_groups, lookup_baseline, manifest_of_names
 from lados.data.manifest import Manifest
-from lados.data.provenance import audit, linked_groups, lookup_baseline, manifest_of_names
+from lados.data.phash import MAX_DISTANCE, Hashes, hash_images, image_hash, near_duplicates, turned
 from lados.data.split import group_split
 
 SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
@@ -56,7 +55,7 @@ def test_known_figures_on_lados_names():
     assert (round(test["majority"]["accuracy"], 3), round(test["majority"]["macro_f1"], 3)) == (0.461, 0.126)
     assert found["conflicts"]["groups"] == 122
     assert [found["support"][s]["oil_platform"] for s in ("train", "valid", "test")] == [5, 3, 3]
-    assert found["largest"]["pictures"] < 0.1 * found["pictures"], "no chain through the dataset"
+    assert found["largest"]["images"] < 0.1 * found["images"], "no chain through the dataset"
 
 
 def test_a_split_by_linked_groups_leaves_no_leak():
@@ -85,12 +84,12 @@ def test_lookup_scores_agree_with_scikit_learn():
         assert got["lookup"]["macro_f1"] == pytest.approx(f1_score(held["label"], answer, average="macro", zero_division=0), abs=1e-12)
 
 
-# the real pictures
+# the real images
 
 
 def test_hash_links_on_marine_are_right():
     rows = marine()
-    hashes = hash_pictures([shared("marine") / f for f in rows["file"]])
+    hashes = hash_images([shared("marine") / f for f in rows["file"]])
     assert not hashes.errors and len(hashes.usable) == len(rows)
     group = rows["group"].to_numpy(dtype=object)
     pairs = [(i, j) for a, b, _ in near_duplicates(hashes) for i, j in zip(a, b, strict=True)]
@@ -98,7 +97,7 @@ def test_hash_links_on_marine_are_right():
     assert all(group[i] == group[j] for i, j in pairs), "and no strangers"
 
 
-def test_copies_of_real_pictures_are_found_and_strangers_are_not(tmp_path):
+def test_copies_of_real_images_are_found_and_strangers_are_not(tmp_path):
     rows = marine()[::5]
     changes = {"small": lambda p: p.resize((416, 416)), "bright": lambda p: ImageEnhance.Brightness(p).enhance(1.3),
                "flat": lambda p: ImageEnhance.Contrast(p).enhance(0.6), "turned": lambda p: p.transpose(Image.Transpose.ROTATE_90),
@@ -106,12 +105,12 @@ def test_copies_of_real_pictures_are_found_and_strangers_are_not(tmp_path):
     found = asked = 0
     for k, file in enumerate(rows["file"]):
         original = shared("marine") / file
-        first = picture_hash(original)[0]
-        with Image.open(original) as picture:
-            picture = picture.convert("RGB")
+        first = image_hash(original)[0]
+        with Image.open(original) as image:
+            image = image.convert("RGB")
         name, change = list(changes.items())[k % len(changes)]
-        change(picture).save(tmp_path / f"{name}.jpg", quality=30)
-        other = picture_hash(tmp_path / f"{name}.jpg")[0]
+        change(image).save(tmp_path / f"{name}.jpg", quality=30)
+        other = image_hash(tmp_path / f"{name}.jpg")[0]
         asked += 1
         found += min(int(np.bitwise_count(t[0] ^ other).sum()) for t in turned(first[None])) <= MAX_DISTANCE
     assert found == asked
@@ -119,7 +118,7 @@ def test_copies_of_real_pictures_are_found_and_strangers_are_not(tmp_path):
 
 def test_drone_frames_link_within_a_clip_only():
     files = sorted(shared("seadronessee").glob("images/*.jpg"), key=lambda p: int(p.stem))
-    number, hashes = np.array([int(p.stem) for p in files]), hash_pictures(files)
+    number, hashes = np.array([int(p.stem) for p in files]), hash_images(files)
     gaps = np.concatenate([np.abs(number[i] - number[j]) for i, j, _ in near_duplicates(hashes)])
     assert len(gaps) > 300 and gaps.max() <= 30
 
@@ -159,37 +158,37 @@ def test_saved_audit_is_complete(planted, tmp_path):
         assert figure.width > 500
 
 
-def test_unreadable_pictures_are_listed_and_stop_nothing(planted):
+def test_unreadable_images_are_listed_and_stop_nothing(planted):
     (planted.root / "train3-a.jpg").write_bytes(b"")
     (planted.root / "train4-a.jpg").write_bytes((planted.root / "train4-a.jpg").read_bytes()[:400])
     (planted.root / "train5-a.jpg").unlink()
     values = audit(planted).to_dict()
     assert set(values["unreadable"]) == {"train3-a.jpg", "train4-a.jpg", "train5-a.jpg"}
     assert values["leaks"]["test"]["any"] == 3 and any("could not be read" in n for n in values["notes"])
-    with pytest.raises(PictureError, match="no readable picture"):
-        picture_hash(planted.root / "train3-a.jpg")
+    with pytest.raises(ImageError, match="no readable image"):
+        image_hash(planted.root / "train3-a.jpg")
 
 
 @pytest.mark.parametrize("how", ["L", "P", "RGBA", "CMYK", "I;16", "1x1"])
-def test_every_kind_of_picture_gets_a_hash(how, tmp_path):
-    picture = sea(3)
+def test_every_kind_of_image_gets_a_hash(how, tmp_path):
+    image = sea(3)
     if how == "I;16":
-        picture = Image.fromarray(np.asarray(picture.convert("L")).astype("uint16") * 257)
+        image = Image.fromarray(np.asarray(image.convert("L")).astype("uint16") * 257)
     elif how == "1x1":
-        picture = picture.resize((1, 1))
+        image = image.resize((1, 1))
     else:
-        picture = picture.convert(how)
+        image = image.convert(how)
     path = tmp_path / f"x.{'tif' if how in ('CMYK', 'I;16') else 'png'}"
-    picture.save(path)
+    image.save(path)
     sea(3).save(tmp_path / "reference.png")
-    bits, contrast = picture_hash(path)
+    bits, contrast = image_hash(path)
     if how == "1x1":
         assert contrast == 0
     elif how != "CMYK":
-        assert np.bitwise_count(bits ^ picture_hash(tmp_path / "reference.png")[0]).sum() <= 16
+        assert np.bitwise_count(bits ^ image_hash(tmp_path / "reference.png")[0]).sum() <= 16
 
 
-def test_plain_pictures_are_no_evidence(tmp_path):
+def test_plain_images_are_no_evidence(tmp_path):
     for i in range(6):
         Image.new("RGB", (100, 100), (10 * i, 90, 140)).save(tmp_path / f"{i}.png")
     frame = pd.DataFrame({"image": [f"{i}.png" for i in range(6)], "label": "background", "split": ["train", "test"] * 3})
@@ -214,15 +213,15 @@ def test_empty_and_unsplit_data():
     alone = Manifest(pd.DataFrame({"image": ["a.jpg", "b.jpg"], "label": ["oil", "ship"]}), ".")
     found = audit(alone, hashes=False)
     assert found.to_dict()["leaks"] == {} and found.table().row_count and found.figure()
-    with pytest.raises(DataError, match="baseline needs pictures"):
+    with pytest.raises(DataError, match="baseline needs images"):
         lookup_baseline(alone)
     with pytest.raises(DataError, match="2 paths, 1 labels"):
         manifest_of_names(["a", "b"], ["oil"], ["train", "test"])
 
 
-def test_one_picture_under_many_names_does_not_fill_the_memory():
+def test_one_image_under_many_names_does_not_fill_the_memory():
     n = 6000 # 18 million pairs: 430 MB if they were kept
-    same = Hashes(np.tile(picture_bits(), (n, 1)), np.full(n, 50.0))
+    same = Hashes(np.tile(image_bits(), (n, 1)), np.full(n, 50.0))
     frame = pd.DataFrame({"image": [f"{i}x.jpg" for i in range(n)], "label": "oil", "split": ["train", "test"] * (n // 2)})
     manifest = Manifest(frame, ".")
     tracemalloc.start()
@@ -233,11 +232,11 @@ def test_one_picture_under_many_names_does_not_fill_the_memory():
     assert (links.twin["near_duplicate"][1::2] >= 0).all() and peak < 200e6
 
 
-def picture_bits() -> np.ndarray:
+def image_bits() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2**63, 4, dtype=np.uint64) << np.uint64([8, 0, 0, 0])
 
 
-def test_pictures_that_are_merely_numbered_are_no_film():
+def test_images_that_are_merely_numbered_are_no_film():
     "Every 24th of them would pass for a frame; where nearly all bare numbers are such multiples they are frames."
     def groups(numbers):
         frame = pd.DataFrame({"image": [f"{n}.jpg" for n in numbers], "label": "oil", "split": "train"})

@@ -19,20 +19,21 @@ import psutil
 import pytest
 from toy import tiny, toy_manifest
 
-from lados.core import RunError, read_json, write_json
+from lados.core import RunError
 from lados.data.manifest import Manifest
-from lados.jobs.notebooks import run_notebook
-from lados.jobs.runs import Run, compare, find_run, new_run, runs
-from lados.model.bundle import load_bundle, save_bundle
-from lados.model.checkpoint import read_history, save_state
-from lados.model.events import FORMAT, read_events
+from lados.files import read_json, write_json
+from lados.model.inference import load_bundle, save_bundle
+from lados.model.train import read_history, save_state
+from lados.runs.events import FORMAT, read_events
+from lados.runs.execution import run_notebook
+from lados.runs.folders import Run, compare_runs, find_run, list_runs, new_run
 
 CALLER = """
     import sys
     from pathlib import Path
     from lados.core import LadosError
-    from lados.jobs.notebooks import run_notebook
-    from lados.jobs.runs import Run
+    from lados.runs.execution import run_notebook
+    from lados.runs.folders import Run
     try:
         run_notebook(Run(Path(sys.argv[1])), sys.argv[2])
     except LadosError as e:
@@ -85,7 +86,7 @@ def wait_for(condition, limit=60.0, process=None):
 def family(process):
     "Caller, supervisor, kernel, and whatever they started."
     children = process.children(recursive=True)
-    supervisor = next(p for p in children if "lados.jobs.notebooks" in p.cmdline())
+    supervisor = next(p for p in children if "lados.runs.execution" in p.cmdline())
     kernel = next(p for p in children if "ipykernel_launcher" in " ".join(p.cmdline()))
     return supervisor, kernel, [process, *children]
 
@@ -103,8 +104,8 @@ def gapless(run):
 
 def short_notebook(folder):
     "Only the sections that a training needs."
-    cells = ["run = ''; params = {}", "from lados.model import report; job = report.begin(run, params)",
-             "report.open_data(job)", "report.learn(job)"]
+    cells = ["run = ''; params = {}", "from lados.model import reports; job = reports.begin_training(run, params)",
+             "reports.open_data(job)", "reports.fit(job)"]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nb.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(nb, folder / "short.ipynb")
@@ -146,8 +147,8 @@ def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
         assert run.state == "succeeded" and epochs_of(run) == [0, 1]
         check_folder(run)
     assert find_run("latest").path in [r.path for r in both]
-    assert {r.path for r in runs()} == {r.path for r in both}
-    found = compare(both)
+    assert {r.path for r in list_runs()} == {r.path for r in both}
+    found = compare_runs(both)
     assert found["params"]["ema"] == [0.5, None] and "epochs" not in found["params"] and found["metrics"]
 
 
@@ -175,7 +176,7 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
             assert run.info["error"] and run.info["ended"]
             cells = nbformat.read(run.path / "notebook.ipynb", 4).cells
             done = [c.metadata.papermill.status for c in cells if "papermill" in c.metadata]
-            assert done.count("completed") >= 3 and "pictures** of `toy`" in str(cells), "what was done is kept"
+            assert done.count("completed") >= 3 and "images** of `toy`" in str(cells), "what was done is kept"
             assert (run.path / "report.html").exists()
         assert (run.path / "checkpoint" / "last.safetensors").exists()
         before = gapless(run)
@@ -199,7 +200,7 @@ def test_a_caller_that_dies_at_once_leaves_nothing_running(toy_data, call, home)
     run = new_run("train", "brief", params(toy_data, epochs=500))
     for moment in np.random.default_rng().uniform(0, 2.5, 2):
         process = call(run, short_notebook(home))
-        wait_for(lambda p=process: any("lados.jobs.notebooks" in c.cmdline() for c in p.children()))
+        wait_for(lambda p=process: any("lados.runs.execution" in c.cmdline() for c in p.children()))
         time.sleep(moment)
         children = process.children(recursive=True)
         process.kill()
@@ -237,13 +238,13 @@ def test_a_run_from_a_newer_version_is_refused(home, toy_data):
 
 def test_a_checkpoint_or_bundle_from_a_newer_version_is_refused(home, toy_data, monkeypatch):
     from lados.data.manifest import load_manifest
-    from lados.model import checkpoint
+    from lados.model import train as training
     from lados.model.backbones import make_backbone, preprocessing
     from lados.model.batches import prepare
-    from lados.model.bundle import Model
-    from lados.model.card import make_card
+    from lados.model.bundle import make_card
+    from lados.model.inference import Model
     from lados.model.train import train
-    monkeypatch.setattr(checkpoint, "FORMAT", FORMAT + 1)
+    monkeypatch.setattr(training, "FORMAT", FORMAT + 1)
     save_state(home / "run" / "checkpoint" / "last.safetensors", {}, {})
     monkeypatch.undo()
     with pytest.raises(RunError, match=f"format {FORMAT + 1}"):

@@ -12,12 +12,19 @@ from toy import toy_manifest
 from working import TRAINING, environment, working
 
 from lados.core import ConfigError, settings
-from lados.jobs.ledger import get, jobs
-from lados.jobs.parts import cancel
-from lados.jobs.propose import read_proposal
-from lados.jobs.runs import Run
-from lados.jobs.schedule import Clock, Schedule, add_schedule, find_schedule, pause, remove, schedules
-from lados.jobs.store import open_store
+from lados.jobs.leases import cancel_job
+from lados.jobs.promotion import read_proposal
+from lados.jobs.schedule import (
+    Schedule,
+    Scheduler,
+    add_schedule,
+    find_schedule,
+    list_schedules,
+    pause_schedule,
+    remove_schedule,
+)
+from lados.jobs.store import get_job, list_jobs, open_store
+from lados.runs.folders import Run
 
 DAY = 86_400
 
@@ -35,19 +42,19 @@ def store(tmp_path, monkeypatch):
 
 def back(store, name, seconds):
     "Move a schedule's last time into the past."
-    from lados.jobs.schedule import _set
+    from lados.jobs.schedule import _set_value
 
-    return _set(store, find_schedule(store, name), last=time.time() - seconds)
+    return _set_value(store, find_schedule(store, name), last=time.time() - seconds)
 
 
 def test_what_was_missed_is_made_up_for_once(store):
     add_schedule(store, Schedule("often", {"preset": "demo"}, "* * * * *"))
-    assert Clock(0)(store) == []
+    assert Scheduler(0)(store) == []
     back(store, "often", 3 * DAY) # some four thousand times
-    clock = Clock(0)
+    clock = Scheduler(0)
     begun = clock(store)
     assert len(begun) == 1 and clock(store) == [] and find_schedule(store, "often").job == begun[0]
-    job = get(store, begun[0])
+    job = get_job(store, begun[0])
     assert job.origin == "schedule:often" and job.params["proposed"] and job.params["backbone"] == "resnet10t"
 
 
@@ -55,46 +62,46 @@ def test_many_look_at_once_and_one_begins(store):
     add_schedule(store, Schedule("nightly", {"preset": "demo"}, "0 3 * * *"))
     back(store, "nightly", 2 * DAY)
     with ThreadPoolExecutor(12) as pool:
-        found = [job for begun in pool.map(lambda _: Clock(0)(store), range(12)) for job in begun]
-    assert len(found) == 1 and len(jobs(store)) == 1
+        found = [job for begun in pool.map(lambda _: Scheduler(0)(store), range(12)) for job in begun]
+    assert len(found) == 1 and len(list_jobs(store)) == 1
 
 
 def test_paused_resumed_and_removed(store):
     add_schedule(store, Schedule("nightly", {"preset": "demo"}, "0 3 * * *"))
     back(store, "nightly", 2 * DAY)
-    pause(store, "nightly")
-    assert Clock(0)(store) == []
-    pause(store, "nightly", False) # and what it missed is not made up for
-    assert Clock(0)(store) == []
-    remove(store, "nightly")
-    assert schedules(store) == []
+    pause_schedule(store, "nightly")
+    assert Scheduler(0)(store) == []
+    pause_schedule(store, "nightly", False) # and what it missed is not made up for
+    assert Scheduler(0)(store) == []
+    remove_schedule(store, "nightly")
+    assert list_schedules(store) == []
     with pytest.raises(ConfigError, match="no schedule is called 'nightly'"):
-        pause(store, "nightly")
+        pause_schedule(store, "nightly")
 
 
 def test_a_clock_that_was_set_back(store):
     add_schedule(store, Schedule("often", {"preset": "demo"}, "* * * * *"))
     back(store, "often", -2 * DAY) # its last time lies in the future
-    Clock(0)(store)
+    Scheduler(0)(store)
     assert abs(find_schedule(store, "often").last - time.time()) < 60
 
 
 def test_new_labels_lead_to_one_training(store):
-    from lados.widgets.corrections import Corrections
+    from lados.ui.corrections import Corrections
 
     add_schedule(store, Schedule("labels", {"preset": "demo"}, labels=2))
     back(store, "labels", 60)
-    pictures = toy_manifest(settings().lados_data / "toy", train=3, held=0).paths
-    kept, clock = Corrections(), Clock(0)
-    kept.save(pictures[0], "0.png", "oil", predicted="ship")
+    images = toy_manifest(settings().lados_data / "toy", train=3, held=0).paths
+    kept, clock = Corrections(), Scheduler(0)
+    kept.save(images[0], "0.png", "oil", predicted="ship")
     assert clock(store) == []
-    kept.save(pictures[1], "1.png", "oil", predicted="ship")
+    kept.save(images[1], "1.png", "oil", predicted="ship")
     assert len(clock(store)) == 1 and clock(store) == [] # the same labels are no reason twice
 
 
 @pytest.fixture
 def drifting(monkeypatch):
-    "A service that says how far its pictures have drifted."
+    "A service that says how far its images have drifted."
     told = {"drift_score": 0.1}
 
     class Service(http.server.BaseHTTPRequestHandler):
@@ -118,13 +125,13 @@ def drifting(monkeypatch):
 def test_drift_leads_to_one_training_until_it_was_low_again(store, drifting):
     settings.cache_clear() # with the service
     add_schedule(store, Schedule("drift", {"preset": "demo"}, drift=0.6))
-    begun, clock = [], Clock(0)
+    begun, clock = [], Scheduler(0)
     for drift in (0.1, 0.7, 0.8, None, 0.7, 0.2, None, 0.65):
         drifting["drift_score"] = drift
         found = clock(store)
         begun.append(bool(found))
         for job in found: # else the next one is the same job
-            cancel(store, job)
+            cancel_job(store, job)
     assert begun == [False, True, False, False, False, False, False, True]
 
 
@@ -136,7 +143,7 @@ def test_from_a_missed_time_to_a_proposal(store, tmp_path, monkeypatch):
     add_schedule(store, Schedule("weekly", {**TRAINING, "epochs": 3, "data": str(tmp_path / "data" / "toy")}, "0 3 * * 1"))
     back(store, "weekly", 20 * DAY)
     with working(tmp_path, predict=0, MODEL_PATH=runs() / "first"):
-        job = wait_for(lambda: (found := jobs(store)) and found[0].ended and found[0], 120)
+        job = wait_for(lambda: (found := list_jobs(store)) and found[0].ended and found[0], 120)
     assert job.state == "succeeded" and job.origin == "schedule:weekly", job
     proposal = read_proposal(Run(tmp_path / "runs" / job.run.rpartition("/")[2]))
     assert proposal["served"].startswith(str(runs())) and not proposal["promoted"] and proposal["verdict"], proposal

@@ -12,19 +12,19 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from lados.core import DataError, to_json
-from lados.data.manifest import Manifest
-from lados.data.names import source_stem
+from lados.core import DataError
+from lados.data.manifest import Manifest, source_stem
+from lados.files import to_json
 from lados.labels import CLASSES, canonical_class
-from lados.model.calibrate import apply_temperature, fit_temperature, reliability, softmax
-from lados.model.scores import cluster_bootstrap, confusion_figures, multilabel_scores, scores
-from lados.model.views import evaluate_views, rows_to_score
+from lados.model.metrics import cluster_bootstrap, confusion_figures, multilabel_scores, scores
+from lados.model.test_sets import evaluate_test_sets, rows_to_score
+from lados.model.uncertainty import apply_temperature, fit_temperature, reliability, softmax
 
 NAMES = ("oil", "emulsion", "oil_platform", "sheen", "ship", "background")
 
 
 def random_case(seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    "Few or many pictures, some classes absent, some probabilities tied, float32 or float64."
+    "Few or many images, some classes absent, some probabilities tied, float32 or float64."
     rng = np.random.default_rng(seed)
     n, k = int(rng.integers(1, 80)), int(rng.integers(2, 7))
     y = rng.choice(rng.choice(k, size=int(rng.integers(1, k + 1)), replace=False), size=n)
@@ -73,7 +73,7 @@ def test_multilabel_figures_equal_scikit_learn(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_resampled_figures_equal_scikit_learn_on_the_resample(seed):
-    "The matrix product gives what one would get by really copying pictures together."
+    "The matrix product gives what one would get by really copying images together."
     y, p, names = random_case(seed + 1000)
     k, said = len(names), p.argmax(1)
     groups = np.random.default_rng(seed).integers(0, 8, len(y))
@@ -100,20 +100,20 @@ def correlated(rng: np.random.Generator, groups: int = 40, each: int = 6) -> tup
 def test_intervals_over_groups_are_wider_where_crops_agree():
     y, p, g = correlated(np.random.default_rng(0))
     width = {unit: np.ptp(scores(y, p, NAMES[:2], groups)["intervals"]["accuracy"])
-             for unit, groups in (("groups", g), ("pictures", None))}
-    assert width["groups"] > 1.5 * width["pictures"]
+             for unit, groups in (("groups", g), ("images", None))}
+    assert width["groups"] > 1.5 * width["images"]
 
 
-def test_intervals_over_groups_cover_the_truth_and_those_over_pictures_do_not():
+def test_intervals_over_groups_cover_the_truth_and_those_over_images_do_not():
     "Expected accuracy is 0.7; 95 % intervals should hold it about that often."
-    held = {"groups": 0, "pictures": 0}
+    held = {"groups": 0, "images": 0}
     for seed in range(200):
         y, p, g = correlated(np.random.default_rng(seed))
-        for unit, groups in (("groups", g), ("pictures", None)):
+        for unit, groups in (("groups", g), ("images", None)):
             low, high = scores(y, p, NAMES[:2], groups, n_boot=300, seed=seed)["intervals"]["accuracy"]
             held[unit] += low <= 0.7 <= high
     assert 0.88 <= held["groups"] / 200 <= 0.99
-    assert held["pictures"] / 200 < 0.80
+    assert held["images"] / 200 < 0.80
 
 
 def test_same_seed_same_figures_whatever_the_order():
@@ -134,7 +134,7 @@ def test_many_groups_stay_small_and_quick():
 
 
 BAD = {
-    "empty": ([], np.zeros((0, 2)), None, "no pictures"),
+    "empty": ([], np.zeros((0, 2)), None, "no images"),
     "nan": ([0, 1], [[0.5, 0.5], [np.nan, 1.0]], None, "row 1"),
     "logits": ([0], [[3.0, -1.0]], None, "sum to 1"),
     "unknown class": ([2], [[0.5, 0.5]], None, "class indices"),
@@ -154,7 +154,7 @@ def test_bad_input_is_refused(case):
 
 def test_small_and_lopsided_sets():
     one = scores([1], [[0.2, 0.8]], NAMES[:2])
-    assert one["accuracy"] == 1 and one["intervals"] == {"accuracy": None, "macro_f1": None} and "one picture" in one["reason"]
+    assert one["accuracy"] == 1 and one["intervals"] == {"accuracy": None, "macro_f1": None} and "one image" in one["reason"]
     alone = scores([0, 1, 1], [[0.5, 0.5]] * 3, NAMES[:2], ["a"] * 3)
     assert alone["confusion"] == [[1, 0], [2, 0]], "a tie is answered with the first class"
     assert alone["intervals"]["macro_f1"] is None and "one source group" in alone["reason"]
@@ -196,7 +196,7 @@ def test_expected_calibration_error_by_hand():
 def test_calibration_imports_nothing_heavy():
     "A serving process imports it."
     heavy = "{'torch', 'scipy', 'sklearn', 'pandas', 'matplotlib', 'fastai'}"
-    code = f"import sys, lados.model.calibrate; print({heavy} & set(sys.modules))"
+    code = f"import sys, lados.model.uncertainty; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -220,9 +220,9 @@ def test_views_of_the_real_names():
     train = manifest.frame[manifest.frame["split"] == "train"]
     counts = pd.crosstab(train["source_group"], train["label"]).reindex(columns=classes, fill_value=0)
     known = counts.reindex(manifest.frame["source_group"][rows]).fillna(0).to_numpy() + 1e-6 * (np.array(classes) == "oil")
-    views = evaluate_views(manifest, known / known.sum(1, keepdims=True), classes, n_boot=200)
+    views = evaluate_test_sets(manifest, known / known.sum(1, keepdims=True), classes, n_boot=200)
     official, clean = views["official"], views["leak-free"]
-    assert official["scores"]["pictures"] == 343 and clean["scores"]["pictures"] <= 343 - 255
+    assert official["scores"]["images"] == 343 and clean["scores"]["images"] <= 343 - 255
     assert official["baselines"]["lookup"]["accuracy"] == pytest.approx(0.813, abs=0.01)
     assert official["baselines"]["lookup"]["macro_f1"] == pytest.approx(0.722, abs=0.01)
     assert official["scores"]["accuracy"] == pytest.approx(0.813, abs=0.02)
@@ -235,7 +235,7 @@ def test_figures_are_small_whole_and_without_pyplot(tmp_path):
     code = """if True:
         import sys
         import numpy as np
-        from lados.model.figures import contact_sheet, save
+        from lados.model.plots import contact_sheet, save
         path = save(contact_sheet([np.random.default_rng(i).integers(0, 256, (300, 400, 3), dtype=np.uint8) for i in range(24)],
                                   columns=6), sys.argv[1])
         assert path.stat().st_size <= 150_000 and "matplotlib.pyplot" not in sys.modules

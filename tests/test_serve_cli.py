@@ -12,10 +12,10 @@ import pandas as pd
 import pytest
 from toy import TINY, toy_manifest
 
-from lados.core import read_json
-from lados.jobs.runs import find_run
+from lados.files import read_json
+from lados.runs.folders import find_run
 
-LADOS = [sys.executable, "-c", "from lados.cli import main; main()"]
+LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -43,20 +43,20 @@ def bundle(place):
 
 def test_a_run_hands_on_its_doubts(place):
     card = read_json(bundle(place) / "card.json")
-    assert card["conformal"]["pictures"] == 12 and card["conformal"]["level"] == 0.9
-    assert card["outlier"]["pictures"] == 12 and (bundle(place) / "reference.safetensors").exists()
+    assert card["conformal"]["images"] == 12 and card["conformal"]["level"] == 0.9
+    assert card["outlier"]["images"] == 12 and (bundle(place) / "reference.safetensors").exists()
 
 
 def test_export_prints_and_keeps_the_certificate(place):
     assert place.exported.returncode == 0, place.exported.stderr
     found = read_json(bundle(place) / "parity.json")
-    assert found["pictures"] == 12 and found["machine"]["threads"] == 1
+    assert found["images"] == 12 and found["machine"]["threads"] == 1
     names = {"torch", "onnxruntime", "openvino", "openvino-int8", "torchscript", "torch-export"}
     assert names <= set(found["engines"]) and all(name in place.exported.stdout for name in names)
     for name in ("torch", "onnxruntime", "openvino", "torchscript", "torch-export"):
         e = found["engines"][name]
         assert e["passed"] and e["agreement"] == 1 and e["max_difference"] < 1e-3, name
-        assert e["bytes"] > 0 and e["pictures_per_s"]["1"] > 0 and e["conformal"]["pictures"] == 12
+        assert e["bytes"] > 0 and e["images_per_s"]["1"] > 0 and e["conformal"]["images"] == 12
     sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle(place))
     assert sums.returncode == 0, "the seal is what sha256sum reads"
 
@@ -109,8 +109,8 @@ def test_serve_answers_and_ends_on_ctrl_c(place):
     try:
         url = f"http://127.0.0.1:{port}"
         assert url in process.stderr.readline()
-        picture = (place.folder / "toy" / "test0.png").read_bytes()
-        request = urllib.request.Request(f"{url}/predict", picture, {"Content-Type": "image/png"})
+        image = (place.folder / "toy" / "test0.png").read_bytes()
+        request = urllib.request.Request(f"{url}/predict", image, {"Content-Type": "image/png"})
         answer = _patiently(lambda: json.load(urllib.request.urlopen(request)))
         assert answer["label"] == "oil" and answer["model"].endswith("first")
     finally:
@@ -133,6 +133,6 @@ def _patiently(ask, seconds=60):
 
 def test_the_bench_shows_engines_http_overload_and_folder(place):
     done = place("bench", "serve", "--run=first", "--engine=openvino", "--connections=1", "--connections=4", "--seconds=0.5",
-                 "--pictures=24")
+                 "--images=24")
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in ("bare engine", "plain FastAPI + torch", "overload", "24 files", "ratio"))

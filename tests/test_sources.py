@@ -17,13 +17,13 @@ import pytest
 from protocol_server import CATEGORIES, KEY, Service, export_zip
 
 from lados.core import DataError, SourceError, settings
-from lados.data.disk import disk_trouble, unzip
-from lados.data.sample import small_sample
-from lados.data.sources import CITATION, MARK, download
-from lados.data.web import Patience
+from lados.data.archives import unzip
+from lados.data.download import CITATION, MARK, download, small_sample
+from lados.data.transfer import RetryPolicy
+from lados.files import disk_trouble
 
 ARCHIVE = export_zip()
-QUICK = Patience(attempts=3, backoff=0.01, longest_wait=2, timeout=(5, 5), poll=0.01, polls=20)
+QUICK = RetryPolicy(attempts=3, backoff=0.01, longest_wait=2, timeout=(5, 5), poll=0.01, polls=20)
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def part_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.download") / "export.zip.part"
 
 
-def is_whole(out: Path, pictures: int = 400) -> bool:
+def is_whole(out: Path, images: int = 400) -> bool:
     leftovers = [p.name for p in out.parent.iterdir() if p.name.startswith(".")]
-    return len(list(out.rglob("*.jpg"))) == pictures and not leftovers
+    return len(list(out.rglob("*.jpg"))) == images and not leftovers
 
 
 # --- the straight way
@@ -300,8 +300,8 @@ def test_part_of_another_source_is_not_continued(service, tmp_path):
 SCRIPT = """
 import sys
 from lados.core import LadosError
-from lados.data.sources import download
-from lados.data.web import Patience
+from lados.data.download import download
+from lados.data.transfer import RetryPolicy as Patience
 try:
     download(sys.argv[1], sys.argv[2], progress=False, patience=Patience(backoff=0.01, attempts=2))
 except LadosError as e:
@@ -357,7 +357,7 @@ def test_what_a_kill_leaves_behind_is_cleared(service, tmp_path):
     out = tmp_path / "x"
     half = part_of(out).with_name("unpacked") / "train"
     half.mkdir(parents=True)
-    (half / "half.jpg").write_bytes(b"half a picture")
+    (half / "half.jpg").write_bytes(b"half an image")
     assert is_whole(get("zenodo", out))
     # killed between the rename and the clearing up
     part_of(out).parent.mkdir()
@@ -461,7 +461,7 @@ def test_zip_that_is_none(service, tmp_path, archive):
 # --- the sample
 
 def strata(folder: Path) -> Counter:
-    "Pictures for each split and dominant class, counted anew from the files."
+    "Images for each split and dominant class, counted anew from the files."
     found = Counter()
     for path in folder.glob("*/_annotations.coco.json"):
         coco = json.loads(path.read_text())
@@ -494,12 +494,12 @@ def test_small_sample_is_seeded(service, tmp_path):
     assert len(list(small_sample(whole, tmp_path / "more", 9999).rglob("*.jpg"))) == 400
 
 
-def test_small_sample_of_pictures_in_a_sub_folder(service, tmp_path):
+def test_small_sample_of_images_in_a_sub_folder(service, tmp_path):
     whole = get("zenodo", tmp_path / "whole")
     for split in ("train", "valid", "test"):
-        pictures = list((whole / split).glob("*.jpg"))
+        images = list((whole / split).glob("*.jpg"))
         (whole / split / "images").mkdir()
-        for p in pictures:
+        for p in images:
             p.rename(p.parent / "images" / p.name)
     assert len(list(small_sample(whole, tmp_path / "s", 20).glob("*/images/*.jpg"))) == 20
 

@@ -5,12 +5,12 @@ import pytest
 
 from lados.core import ConfigError, DataError
 from lados.data.manifest import SPLITS, Manifest
-from lados.data.split import SPLITTERS, group_folds, group_split, leak_free, split_by
+from lados.data.split import SPLITTERS, group_folds, group_split, leak_free_rows, split_by
 from lados.labels import CLASSES
 
 
 def dataset(seed: int) -> Manifest:
-    "A random dataset: 3 to 80 groups of 1 to 40 pictures, one to six classes, pure and mixed groups, sometimes two labels a picture."
+    "A random dataset: 3 to 80 groups of 1 to 40 images, one to six classes, pure and mixed groups, sometimes two labels an image."
     rng = np.random.default_rng(seed)
     groups, classes = int(rng.integers(3, 81)), int(rng.integers(1, 7))
     sizes = rng.integers(1, int(rng.choice([2, 6, 40])) + 1, groups)
@@ -57,10 +57,10 @@ def test_no_group_in_two_splits_and_every_row_once(block):
         assert new.frame["image"].tolist() == manifest.frame["image"].tolist(), "rows and their order stay"
         assert set(new.frame["split"]) == set(SPLITS), "no split is empty"
         assert new.frame.groupby("source_group")["split"].nunique().max() == 1
-        assert sum(report.pictures.values()) == len(manifest)
+        assert sum(report.images.values()) == len(manifest)
         assert new.counts() == report.counts
         for split in ("valid", "test"):
-            assert len(leak_free(new, split)) == len(new.only(split))
+            assert len(leak_free_rows(new, split)) == len(new.only(split))
         done += 1
     assert done >= 14
 
@@ -153,12 +153,12 @@ def test_what_cannot_be_split_is_refused_with_a_remedy():
 
 def test_two_groups_can_fill_two_splits():
     new, report = group_split(rows(["oil"] * 9, ["a", "b", "b"] * 3), fractions=(0.7, 0.0, 0.3))
-    assert report.pictures == {"train": 6, "test": 3} and "valid" not in set(new.frame["split"])
+    assert report.images == {"train": 6, "test": 3} and "valid" not in set(new.frame["split"])
 
 
 def test_one_class_only():
     _, report = group_split(rows(["oil"] * 100, [str(i // 5) for i in range(100)]))
-    assert report.pictures == {"train": 70, "valid": 15, "test": 15}
+    assert report.images == {"train": 70, "valid": 15, "test": 15}
     assert set(report.class_groups) == {"oil"} and not report.notes
 
 
@@ -171,8 +171,8 @@ def test_scarce_classes_and_giants_are_placed_and_named():
     assert (split["s1"], split["s2"]) == ("train", "test")
     notes = "\n".join(report.notes)
     assert "'giant' alone has 60 of 110" in notes
-    assert "class ship: all 4 pictures are of one source group: only in train" in notes
-    assert "class sheen: 6 pictures of 2 source groups: none in valid" in notes
+    assert "class ship: all 4 images are of one source group: only in train" in notes
+    assert "class sheen: 6 images of 2 source groups: none in valid" in notes
     assert "oil (21 groups)" in list(report.table().columns[0].cells)
 
 
@@ -182,7 +182,7 @@ def test_official_stays_and_gets_a_valid_part_where_it_has_none():
     own = Manifest(manifest.frame.assign(split=split), ".")
     new, _ = split_by(own, "official", seed=4)
     assert (new.frame.loc[split == "test", "split"] == "test").all()
-    assert len(leak_free(new, "valid")) == len(new.only("valid")) > 0
+    assert len(leak_free_rows(new, "valid")) == len(new.only("valid")) > 0
     assert new.meta["split"]["name"] == "official" and new.meta["split"]["version"] == SPLITTERS["official"].version
     whole, _ = split_by(new, "official", seed=9)
     assert whole.hash == new.hash, "a complete official split is left as it is"
@@ -194,7 +194,7 @@ def test_official_stays_and_gets_a_valid_part_where_it_has_none():
 def test_random_leaks_and_says_so():
     new, report = split_by(dataset(5), "random")
     assert "several splits" in report.notes[0]
-    assert len(leak_free(new)) < len(new.only("test"))
+    assert len(leak_free_rows(new)) < len(new.only("test"))
     assert new.frame["source_group"].tolist() == dataset(5).frame["source_group"].tolist()
 
 

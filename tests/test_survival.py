@@ -76,7 +76,7 @@ def test_a_training_goes_on_from_its_checkpoint(home):
         wait_for(lambda: epochs_done(server, job) >= 2, 60)
         kill(workers.processes("train"))
         wait_for(lambda: epochs_done(server, job) >= 4, 60)
-        below = [p for word in ("lados.jobs.queue", "ipykernel_launcher", "lados.jobs.notebooks") for p in workers.all(word)]
+        below = [p for word in ("lados.jobs.queue", "ipykernel_launcher", "lados.runs.execution") for p in workers.all(word)]
         assert len(below) >= 2
         workers.stop(signal.SIGKILL)
         wait_for(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60) # none lives on
@@ -131,7 +131,7 @@ def test_cancelled_at_any_moment(home, moment):
 # --- a batch
 
 
-def test_workers_are_killed_over_a_batch_and_every_picture_comes_once(home):
+def test_workers_are_killed_over_a_batch_and_every_image_comes_once(home):
     with working(home, train=0, predict=2, JOB_ATTEMPTS=50) as workers, service(home, runs() / "first") as server:
         server.ready()
         job = batch(server, 400)
@@ -221,7 +221,7 @@ def test_clocks_jump_and_the_service_is_restarted(home):
 
 
 def test_no_room_for_what_is_sent(home):
-    "The disk fills while pictures arrive; half a gigabyte is kept free for others."
+    "The disk fills while images arrive; half a gigabyte is kept free for others."
     with small_disk(home / "disk", "530m") as disk, service(home, runs() / "first", LADOS_BATCHES=disk / "batches") as server:
         server.ready()
         answer = server.post("/predict_batch", files=[("files", (f"{i}.png", bytes(9_000_000))) for i in range(20)])
@@ -232,12 +232,11 @@ def test_no_room_for_what_is_sent(home):
 
 def test_many_workers_and_one_part(home):
     "Two hundred claims of one part at once: one succeeds."
-    from lados.jobs.ledger import add
-    from lados.jobs.parts import claim
-    from lados.jobs.store import Store
+    from lados.jobs.leases import claim
+    from lados.jobs.store import Store, add_job
 
     store = Store(f"sqlite:///{home}/jobs.db")
-    job, _ = add(store, "train", {}, "key", [("train", 1)])
+    job, _ = add_job(store, "train", {}, "key", [("train", 1)])
     with ThreadPoolExecutor(20) as pool:
         found = list(pool.map(lambda n: claim(store, job.id, 0, f"w{n}"), range(200)))
     assert sum(c is not None for c in found) == 1

@@ -15,10 +15,10 @@ import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
-from lados.core import ConfigError, DataError, sha256_file
-from lados.data.drawing import Scene
-from lados.data.layout import SPLITS_OF_LADOS, plan
-from lados.data.synthetic import RECIPES, synthetic
+from lados.core import ConfigError, DataError
+from lados.files import sha256_file
+from lados.synthetic.drawing import Scene
+from lados.synthetic.sample import RECIPES, SPLITS_OF_LADOS, plan_photographs, synthetic
 
 SIZE = 96
 
@@ -42,28 +42,28 @@ def test_same_seed_same_bytes_for_any_number_of_workers(sample, tmp_path):
 
 def test_other_seed_other_bytes(sample, tmp_path):
     other = digests(synthetic(tmp_path / "other", 24, 4, SIZE, workers=1))
-    pictures = {d for p, d in other.items() if p.endswith(".jpg")}
-    assert pictures.isdisjoint(digests(sample).values())
+    images = {d for p, d in other.items() if p.endswith(".jpg")}
+    assert images.isdisjoint(digests(sample).values())
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_leaks_as_lados_does(seed):
-    shots = [(s.stem, split) for s in plan(240, np.random.default_rng(seed)) for split, _ in s.shots]
+    shots = [(s.stem, split) for s in plan_photographs(240, np.random.default_rng(seed)) for split, _ in s.shots]
     trained = {s for s, split in shots if split == "train"}
-    for split, (pictures, leaks) in SPLITS_OF_LADOS.items():
+    for split, (images, leaks) in SPLITS_OF_LADOS.items():
         mine = [s for s, where in shots if where == split]
-        assert len(mine) / len(shots) == pytest.approx(pictures / 3388, abs=0.002)
-        assert sum(s in trained for s in mine) / len(mine) == pytest.approx(leaks / pictures, abs=0.01)
+        assert len(mine) / len(shots) == pytest.approx(images / 3388, abs=0.002)
+        assert sum(s in trained for s in mine) / len(mine) == pytest.approx(leaks / images, abs=0.01)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_every_class_can_be_tested(seed):
-    sources = plan(240, np.random.default_rng(seed))
-    pictures, repeated = Counter(), Counter()
+    sources = plan_photographs(240, np.random.default_rng(seed))
+    images, repeated = Counter(), Counter()
     for s in sources:
-        pictures[s.kind] += len(s.shots)
+        images[s.kind] += len(s.shots)
         repeated[s.kind] += len(s.shots) > 1
-    assert min(pictures.values()) * 0.15 >= 9 and min(repeated.values()) >= 15
+    assert min(images.values()) * 0.15 >= 9 and min(repeated.values()) >= 15
     assert {s.kind for s in sources} == set(RECIPES)
 
 
@@ -80,7 +80,7 @@ def test_is_a_readable_coco_export(sample, capsys):
             classes.add(export.cats[a["category_id"]]["name"])
         seen[split] = len(on_disk)
     assert classes == {"emulsion", "oil", "oil-platform", "sheen", "ship"}
-    assert json.loads((sample / "synthetic.json").read_text())["pictures"] == dict(seen)
+    assert json.loads((sample / "synthetic.json").read_text())["images"] == dict(seen)
 
 
 def test_asking_again_returns_the_sample(sample):
@@ -118,7 +118,7 @@ def test_a_parent_that_is_a_file_is_named(tmp_path):
 
 
 def test_killed_half_way_leaves_nothing_that_looks_whole(tmp_path):
-    code = "from pathlib import Path; from lados.data.synthetic import synthetic; synthetic(Path('out'), 200, 0, 320, workers=1)"
+    code = "from pathlib import Path; from lados.synthetic.sample import synthetic; synthetic(Path('out'), 200, 0, 320, workers=1)"
     job = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".out.*/train/*.jpg")) and time.monotonic() < deadline:

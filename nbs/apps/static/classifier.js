@@ -3,7 +3,7 @@
 
 const WINDOW = 4 // pieces of a file that may be on their way unacknowledged
 const SILENCE_MS = 30_000 // after which the connection counts as lost
-const PICTURES = /\.(jpe?g|png|webp|tiff?|bmp|gif|jp2|avif|zip)$/i // what is taken out of a dropped folder
+const IMAGES = /\.(jpe?g|png|webp|tiff?|bmp|gif|jp2|avif|zip)$/i // what is taken out of a dropped folder
 const LOGO = "M16 5c4.6 5.7 7.4 9 7.4 12.8a7.4 7.4 0 0 1-14.8 0C8.6 14 11.4 10.7 16 5z"
 const WAVE = "M4 27c2-1.8 4-1.8 6 0s4 1.8 6 0 4-1.8 6 0 4 1.8 6 0"
 
@@ -57,7 +57,7 @@ async function droppedFiles(transfer) {
 
 async function filesBelow(entry, inFolder) {
   if (entry.isFile) {
-    if (inFolder && (entry.name.startsWith(".") || !PICTURES.test(entry.name))) return []
+    if (inFolder && (entry.name.startsWith(".") || !IMAGES.test(entry.name))) return []
     const file = await new Promise((good, bad) => entry.file(good, bad))
     return [{ file, name: entry.fullPath.replace(/^\//, "") }]
   }
@@ -162,7 +162,7 @@ class Page {
     this.summary = h("p", { class: "summary", "aria-live": "polite" })
     this.bar = h("div", { class: "bar" }, this.summary, this.tools)
     this.found = h("div", { class: "found", hidden: true }, this.filters, this.bar)
-    this.grid = h("div", { class: "grid", role: "list", "aria-label": "Pictures, doubtful ones first" })
+    this.grid = h("div", { class: "grid", role: "list", "aria-label": "Images, doubtful ones first" })
     this.notices = h("div", { class: "notices", "aria-live": "polite" })
     this.root = h("div", { class: "lados" }, this.buildHeader(), this.lost,
       h("main", {}, this.hold, this.guide, this.progress, this.found, this.grid),
@@ -174,15 +174,15 @@ class Page {
     const logo = svg(40, "0 0 32 32", { d: "M8 0h16a8 8 0 0 1 8 8v16a8 8 0 0 1-8 8H8a8 8 0 0 1-8-8V8a8 8 0 0 1 8-8z", fill: "#0b3d5c" },
       { d: LOGO, fill: "#fff" }, { d: WAVE, fill: "none", stroke: "#56b4e9", "stroke-width": 1.8, "stroke-linecap": "round" })
     return h("header", {}, h("div", { class: "brand" }, logo,
-      h("div", {}, h("h1", {}, "What is on the water?"), h("p", {}, "Aerial pictures of the sea, classified by lados"))), this.status)
+      h("div", {}, h("h1", {}, "What is on the water?"), h("p", {}, "Aerial images of the sea, classified by lados"))), this.status)
   }
 
   buildGuide() {
     const legend = this.classes.map((c) => h("li", {}, this.dot(c.name), h("span", {}, h("b", {}, c.title), h("small", {}, c.hint))))
-    const steps = [["Drop a flight's pictures", "One or many, a folder or a zip. They stay on the machine that serves this page."],
+    const steps = [["Drop a flight's images", "One or many, a folder or a zip. They stay on the machine that serves this page."],
       ["Doubtful ones come first", "Probabilities are calibrated, and beside the class stands the set of classes that hold the truth " +
         "9 times in 10. More than one in it: ask a human."],
-      ["Put wrong labels right", "One click keeps the picture and its right label for the next training."]]
+      ["Put wrong labels right", "One click keeps the image and its right label for the next training."]]
     return h("section", { class: "guide", "aria-label": "How it works" },
       h("ol", { class: "steps" }, steps.map(([title, text]) => h("li", {}, h("b", {}, title), h("span", {}, text)))),
       h("h2", {}, "The six classes"), h("ul", { class: "legend" }, legend))
@@ -248,7 +248,7 @@ class Page {
 
   add(files) {
     const room = Math.max(0, this.model.get("limits").cards - this.cards.size)
-    if (!files.length) this.notice("There were no pictures in what was dropped", "bad")
+    if (!files.length) this.notice("There were no images in what was dropped", "bad")
     if (files.length > room)
       this.notice(`Only ${room} of ${files.length} files were taken: the page holds ${this.model.get("limits").cards}. ` +
         "Download the results, clear the page, and go on.", "bad")
@@ -399,11 +399,11 @@ class Page {
   }
 
   dropzone(slim) {
-    const { picture, archive, cards } = this.model.get("limits")
+    const { image, archive, cards } = this.model.get("limits")
     return h("button", { class: `drop ${slim ? "slim" : ""}`, "data-test": "drop", onclick: () => this.input.click() }, icon("upload", slim ? 22 : 40),
-      h("span", { class: "words" }, h("b", {}, slim ? "Drop more pictures" : "Drop pictures here"),
+      h("span", { class: "words" }, h("b", {}, slim ? "Drop more images" : "Drop images here"),
         h("span", {}, slim ? "or choose files" : "or choose files: one or many, a folder or a zip")),
-      h("small", {}, `up to ${megabytes(picture)} a picture, ${megabytes(archive)} a zip, ${cards} pictures at once`))
+      h("small", {}, `up to ${megabytes(image)} an image, ${megabytes(archive)} a zip, ${cards} images at once`))
   }
 
   problem(about) {
@@ -427,7 +427,7 @@ class Page {
         this.progress.append(this.told, this.meter, h("button", { class: "button quiet", onclick: () => this.stop() }, "Stop"))
     }
     const doubtful = cards.filter((c) => this.matches(c, "human")).length, failed = cards.filter((c) => c.state === "failed").length
-    const parts = [count(settled - failed, "picture") + " classified", doubtful && `${count(doubtful, "needs", "need")} a human`,
+    const parts = [count(settled - failed, "image") + " classified", doubtful && `${count(doubtful, "needs", "need")} a human`,
       failed && `${failed} could not be read`].filter(Boolean)
     const text = cards.length && !busy ? `${parts.join(", ")}. Doubtful ones come first.` : ""
     if (this.summary.textContent !== text) this.summary.textContent = text
@@ -471,11 +471,11 @@ class Page {
   content(card) {
     const name = h("p", { class: "name", title: card.name }, card.name)
     if (card.state === "failed")
-      return [card.url ? h("div", { class: "picture" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "picture none" }, icon("close", 30)),
+      return [card.url ? h("div", { class: "image" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "image none" }, icon("close", 30)),
         h("div", { class: "body" }, h("p", { class: "error" }, sentence(card.error)), card.remedy && h("p", { class: "remedy" }, spoken(sentence(card.remedy))),
           card.again && h("button", { class: "button", onclick: () => this.model.send({ kind: "again" }) }, "Try again"), name)]
     if (card.state !== "done")
-      return [card.url ? h("div", { class: "picture" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "picture shimmer" }),
+      return [card.url ? h("div", { class: "image" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "image shimmer" }),
         h("div", { class: "body" }, h("p", { class: "wait" }, card.state !== "sending" || card.sent === 1 ? "Waiting" : card.sent ? `Sending, ${percent(card.sent)}` : "To be sent"), name)]
     return this.answered(card, name)
   }
@@ -485,7 +485,7 @@ class Page {
     const doubt = answer.abstain && !card.label
     const spoke = `Open ${card.name}: ${this.title(label)}, ${card.label ? "by you" : percent(answer.confidence)}${doubt ? `, ${answer.reason}` : ""}`
     return [
-      h("button", { class: "picture", "aria-label": spoke, "data-act": "open", onclick: () => this.viewer.open(card.id) },
+      h("button", { class: "image", "aria-label": spoke, "data-act": "open", onclick: () => this.viewer.open(card.id) },
         h("img", { src: card.url, alt: "", loading: "lazy" }), doubt && h("span", { class: "doubt" }, icon("flag", 15), "Ask a human")),
       h("div", { class: "body" },
         h("p", { class: "verdict" }, this.dot(label), h("b", {}, this.title(label)),
@@ -520,13 +520,13 @@ class Page {
   }
 }
 
-// --- one picture in large, with where its answer comes from
+// --- one image in large, with where its answer comes from
 
 class Viewer {
   constructor(page) {
     this.page = page
     this.opacity = 60
-    this.node = h("dialog", { class: "viewer", "aria-label": "Picture", onclose: () => this.closed(), onkeydown: (e) => this.key(e),
+    this.node = h("dialog", { class: "viewer", "aria-label": "Image", onclose: () => this.closed(), onkeydown: (e) => this.key(e),
       onclick: (e) => e.target === this.node && this.close() })
   }
 
@@ -535,7 +535,7 @@ class Viewer {
   }
 
   open(id) {
-    Object.assign(this, { id, map: null, mapFor: null, picture: null, problem: null })
+    Object.assign(this, { id, map: null, mapFor: null, image: null, problem: null })
     this.draw()
     if (!this.node.open) this.node.showModal()
     this.page.model.send({ kind: "look", id })
@@ -553,8 +553,8 @@ class Viewer {
   }
 
   release() {
-    for (const url of [this.picture, this.map?.url]) if (url) URL.revokeObjectURL(url)
-    Object.assign(this, { picture: null, map: null })
+    for (const url of [this.image, this.map?.url]) if (url) URL.revokeObjectURL(url)
+    Object.assign(this, { image: null, map: null })
   }
 
   step(by) {
@@ -575,7 +575,7 @@ class Viewer {
 
   large(id, buffer) {
     if (id !== this.id) return
-    this.picture = blobUrl(buffer, "image/jpeg")
+    this.image = blobUrl(buffer, "image/jpeg")
     this.draw()
   }
 
@@ -603,13 +603,13 @@ class Viewer {
       onclick: () => this.step(by) }, icon(name, 22))
     this.node.replaceChildren(
       h("header", {}, h("h2", { title: card.name }, card.name), place >= 0 && h("span", { class: "place" }, `${place + 1} of ${openable.length}`),
-        arrow(-1, "left", "Previous picture"), arrow(1, "right", "Next picture"),
+        arrow(-1, "left", "Previous image"), arrow(1, "right", "Next image"),
         h("button", { class: "bare", "data-act": "close", "aria-label": "Close", onclick: () => this.close() }, icon("close", 22))),
-      h("div", { class: "halves" }, this.drawPicture(card), this.drawAnswer(card)))
+      h("div", { class: "halves" }, this.drawImage(card), this.drawAnswer(card)))
     if (focused) this.node.querySelector(`[data-act="${focused}"]`)?.focus()
   }
 
-  drawPicture(card) {
+  drawImage(card) {
     const heat = this.map && h("img", { class: "heat", src: this.map.url, alt: "", style: { opacity: this.opacity / 100 } })
     const slide = (event) => {
       this.opacity = Number(event.target.value)
@@ -618,7 +618,7 @@ class Viewer {
     const slider = h("input", { type: "range", min: 0, max: 100, "data-act": "slider", id: "lados-opacity", disabled: !this.map, oninput: slide })
     slider.value = this.opacity
     const waiting = !this.map && !this.problem
-    const layers = h("div", { class: "layers" }, h("img", { class: "photo", src: this.picture ?? card.url, alt: card.name }), heat)
+    const layers = h("div", { class: "layers" }, h("img", { class: "photo", src: this.image ?? card.url, alt: card.name }), heat)
     return h("figure", { style: { "--ratio": card.size[0] / card.size[1] } },
       h("div", { class: "frame" }, h("div", { class: "stage" }, layers),
         waiting && h("span", { class: "hint" }, h("i", { class: "spinner" }), "Looking where the answer comes from …")),
@@ -630,7 +630,7 @@ class Viewer {
     const { thirds, label } = this.map, most = (names) => names.reduce((a, b) => (thirds[b] > thirds[a] ? b : a))
     const across = most(["left", "centre", "right"]), down = most(["top", "middle", "bottom"])
     const even = thirds[across] < 0.4 && thirds[down] < 0.4
-    const spot = even ? "all over the picture" : down === "middle" && across === "centre" ? "mostly in the middle"
+    const spot = even ? "all over the image" : down === "middle" && across === "centre" ? "mostly in the middle"
       : `mostly ${down} ${across}, with ${percent(thirds[down])} of the heat in the ${down} third and ${percent(thirds[across])} in the ${across} third`
     return `What speaks for ${this.page.title(label)}: ${spot}.`
   }
@@ -646,7 +646,7 @@ class Viewer {
       h("div", { class: "bars" }, page.classes.map((c) => this.row(c, answer))),
       h("p", { class: "note" }, "A filled name is in the set that holds the truth 9 times in 10. Choose a class to see what speaks for it."),
       h("h3", {}, "What it really is"), h("div", { class: "labels" }, page.labels(card)),
-      h("p", { class: "note" }, "A click keeps the picture and this label for the next training. Keys 1 to 6 do the same."),
+      h("p", { class: "note" }, "A click keeps the image and this label for the next training. Keys 1 to 6 do the same."),
       this.facts(card))
   }
 
@@ -662,7 +662,7 @@ class Viewer {
   facts(card) {
     const { answer, size } = card, t = answer.timing_ms ?? {}, ms = (x) => `${x < 10 ? x.toFixed(1) : Math.round(x)} ms`
     const known = [["Latency", t.total != null && `${ms(t.total)} (decode ${ms(t.decode)}, wait ${ms(t.queue)}, engine ${ms(t.engine)})`],
-      ["Engine", answer.engine], ["Model", answer.model], ["Picture", size && `${size[0]} × ${size[1]} pixels`],
+      ["Engine", answer.engine], ["Model", answer.model], ["Image", size && `${size[0]} × ${size[1]} pixels`],
       ["Unlike training", answer.distance != null && `distance ${answer.distance.toFixed(2)}${answer.unlike_training ? ", beyond the threshold" : ""}`]]
     return h("dl", {}, known.filter(([, v]) => v).flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))
   }

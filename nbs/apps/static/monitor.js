@@ -144,7 +144,7 @@ function render({ model, el }) {
   function numbers(state) {
     const n = state.numbers, recent = n.recent || {}
     const tile = (value, what) => h("div", { class: "tile" }, h("b", {}, value), h("small", {}, what))
-    return h("div", { class: "tiles" }, tile(n.rate.toFixed(1), "pictures a second"), tile(String(n.total), "since the start"),
+    return h("div", { class: "tiles" }, tile(n.rate.toFixed(1), "images a second"), tile(String(n.total), "since the start"),
       tile(milliseconds(n.latency?.p50), "median answer"), tile(milliseconds(n.latency?.p95), "95 % within"),
       tile(percent(n.total ? (n.outcomes.abstained || 0) / n.total : null), "left to a human"),
       tile(recent.drift_score == null ? "–" : number(recent.drift_score, 2), "drift, 0 to 1"))
@@ -152,17 +152,17 @@ function render({ model, el }) {
 
   function shares(state) {
     const recent = state.numbers.recent || {}
-    if (!recent.pictures) return h("p", { class: "empty" }, "The served model has answered no picture yet. Batches are not counted here: their tables are with their jobs.")
+    if (!recent.images) return h("p", { class: "empty" }, "The served model has answered no image yet. Batches are not counted here: their tables are with their jobs.")
     return [h("div", { class: "share" }, Object.entries(recent.class_share).map(([name, share]) => {
       const bar = h("i")
       bar.style.width = `${100 * share}%`
       return [h("span", {}, name.replace("_", " ")), h("div", { class: "bar" }, bar), h("span", {}, percent(share))]
-    })), h("p", {}, h("small", {}, `of the latest ${recent.pictures} pictures that the service itself has answered, batches aside; mean confidence ${number(recent.confidence_mean, 2)}`))]
+    })), h("p", {}, h("small", {}, `of the latest ${recent.images} images that the service itself has answered, batches aside; mean confidence ${number(recent.confidence_mean, 2)}`))]
   }
 
   function modelRow(m) {
     const passed = Object.entries(m.engines).map(([name, state]) => `${name}: ${state}`).join(", ")
-    const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.pictures ?? "?"} pictures${m.view ? `, ${m.view}` : ""})`
+    const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.images ?? "?"} images${m.view ? `, ${m.view}` : ""})`
     return h("tr", {}, h("td", { class: "named" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
       h("td", {}, score), h("td", { class: "named" }, h("small", {}, passed)),
       h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : !m.error && h("button", { class: "button small", onclick: () => send({ kind: "promote", model: m.name }) }, "Serve")))
