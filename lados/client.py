@@ -448,14 +448,14 @@ class _Serving:
         "Return the metrics in Prometheus' format."
         return self._ask(_Call("GET", "/metrics/prometheus", parse=lambda a: a.text))
 
-# %% ../nbs/04_client.ipynb #9129416f
+# %% ../nbs/04_client.ipynb #91137565
 def _value(text: str) -> Any: # JSON values, or the text where it is no JSON
     try:
         return json.loads(text)
     except ValueError:
         return text
 
-
+# %% ../nbs/04_client.ipynb #5e0f487d
 class _Events:
     "Turns the bytes of a stream into events."
 
