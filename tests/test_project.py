@@ -21,7 +21,7 @@ from lados.core import Settings
 ROOT = Path(__file__).resolve().parents[1]
 LEVELS = ("core", "files", "processes", "labels", "client", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "cli")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
-NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
+NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
          "ui": ["data", "predict", "serve", "jobs", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
@@ -257,6 +257,7 @@ def test_functions_are_short():
     assert statistics.quantiles(found, n=10)[-1] <= 25
 
 
+LARGE = {"lados.client": "one file, so that a front end or a DAG can carry a copy"}
 BORDERS = {"lados.serve.table": "pandas stays out of serving", "lados.model.torchrun": "an entry point", "lados.cli.main": "an entry point",
            "lados.cli.console": "every command imports it"} # small for a reason
 
@@ -266,7 +267,7 @@ def test_modules_have_a_readable_size_and_explicit_imports(name):
     "At most 600 lines; a small one has three importers, or its border is named."
     m = MODULES[name]
     lines = [line for line in m.text.splitlines() if not line.startswith("# ")]
-    assert len(lines) <= 600, f"{m.notebook}: {len(lines)} lines; split it"
+    assert len(lines) <= 600 or name in LARGE, f"{m.notebook}: {len(lines)} lines; split it"
     importers = [o.name for o in MODULES.values() if name in o.house()]
     assert len(lines) >= 80 or len(importers) >= 3 or name in BORDERS, f"{m.notebook}: {len(lines)} lines, used by {importers}; merge it"
     made = next(n for n in m.tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__") # by nbdev, in long lines
