@@ -226,7 +226,7 @@ def keyed(
     service: Serving, # the service
     x_api_key: Annotated[str | None, Header(description="the service's API key")] = None, # of the request
 ) -> None:
-    "Let only those in who have the service's API key; raises Forbidden."
+    "Let only those in who have the service's API key; raises Unauthorized."
     check_key(x_api_key, service.settings.api_key)
 
 
