@@ -2,11 +2,13 @@
 #
 #   PYTHON=python3.12      which Python the environment is made from (3.11 or newer)
 #   VENV=.venv             where it is
+#   PORT=8888              where `make lab` serves
 #   TORCH_INDEX=URL        where pip finds torch, such as the CPU-only builds; see README.md
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX ?=
+PORT ?= 8888
 BIN := $(abspath $(VENV))/bin
 READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
@@ -33,8 +35,8 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images
 	$(BIN)/lados demo
 
-lab: setup ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir .
+lab: setup ## JupyterLab on the notebooks; another port: make lab PORT=8890
+	$(BIN)/jupyter lab --notebook-dir . --port $(PORT) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 bench: setup ## training and serving speed, on this machine
 	$(BIN)/lados bench train
