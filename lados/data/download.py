@@ -24,7 +24,7 @@ from .archives import unzip
 from lados.data.transfer import (
     RETRY_LATER, DownloadProgress, RemoteFile, RetryPolicy, TransferError, fetch_file, get_json,
 )
-from ..files import disk_trouble, exclusive, read_json, sha256_file, utc_now, write_json
+from ..files import disk_trouble, exclusive, read_json, read_record, sha256_file, utc_now, write_json
 from ..labels import canonical_class
 
 # %% ../../nbs/data/13_download.ipynb #76c4d1ed
@@ -262,7 +262,7 @@ def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
         return False
     if not (out / MARK).is_file():
         raise SourceError(f"{out} is there already and was not made by this command", _ELSEWHERE)
-    mark = read_json(out / MARK, "note of the download", SourceError)
+    mark = read_record(out / MARK, "note of the download", SourceError)
     if mark.get("wanted") != wanted:
         raise SourceError(f"{out} already holds {_in_words(mark['wanted'])}, not {_in_words(wanted)}", _ELSEWHERE)
     now = _inventory(out)

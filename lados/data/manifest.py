@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from ..core import DataError
-from ..files import atomic_write, read_json, sha256_text, utc_now, write_json
+from ..files import atomic_write, read_record, sha256_text, utc_now, write_json
 from ..labels import CLASSES
 
 # %% ../../nbs/data/00_manifest.ipynb #3a393845
@@ -160,7 +160,7 @@ def load_manifest(
     if frame.empty:
         raise DataError(f"{path}: the manifest has no rows", "make it anew with `lados data import FOLDER`")
     meta_path = path.with_suffix(".json")
-    manifest = Manifest(frame, path.parent, read_json(meta_path, "manifest.json") if meta_path.exists() else {})
+    manifest = Manifest(frame, path.parent, read_record(meta_path, "manifest.json") if meta_path.exists() else {})
     if check:
         check_images(manifest, path)
     return manifest

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from ..core import LadosError, settings
-from ..files import to_json
+from ..files import current_keys, to_json
 from lados.jobs.store import (
     ENDED, JOBS, JOB_STATES, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_end, get_job, job_in,
     storable_text,
@@ -74,7 +74,8 @@ def claim(
         count = c.execute(sa.select(sa.func.count()).where(TASKS.c.job == job_id)).scalar()
         c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(
             state="running", worker=worker, started=job.started or time.time(), attempts=max(job.attempts, attempt)))
-    return Lease(job_id, number, attempt, worker, job.kind, json.loads(job.params), count, job.run)
+    params = json.loads(job.params, object_hook=current_keys)
+    return Lease(job_id, number, attempt, worker, job.kind, params, count, job.run)
 
 
 def _held(claim: Lease | Task) -> sa.ColumnElement[bool]:

@@ -16,7 +16,7 @@ import httpx
 
 from ..core import DataError, LadosError, RunError, ServeError, TrainingError
 from ..core import settings
-from ..files import read_json, utc_now, write_json
+from ..files import read_record, utc_now, write_json
 from ..data.formats import read_rows
 from ..runs.execution import run_notebook
 from ..runs.folders import Run, new_run
@@ -77,7 +77,7 @@ def _compared(run: Run, candidate: Path, served: Path, data: str | None, stop: E
 def read_proposal(run: Run) -> dict[str, Any] | None: # none: nothing was proposed
     "What `proposal.json` in a run's folder says."
     path = run.path / "proposal.json"
-    return read_json(path, "proposal", RunError) if path.exists() else None
+    return read_record(path, "proposal", RunError) if path.exists() else None
 
 # %% ../../nbs/jobs/04_promotion.ipynb #91d8fc91
 FEWEST_SOURCES = 6 # 1/2 ** 6 < 0.025 < 1/2 ** 5

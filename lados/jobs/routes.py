@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..core import ConfigError, LadosError
 from ..data.formats import write_table
-from ..files import read_json, to_json
+from ..files import read_record, to_json
 from . import leases, queue, store as job_store
 from .batches import Batch, check_allowed
 from .broker import BrokerError
@@ -349,7 +349,7 @@ async def results(
     "One row an image, in the order in which they were handed in; bad images are rows with their error."
     found = await asyncio.to_thread(_find_job, job_id)
     if found.kind != "predict" and found.state == "succeeded":
-        return respond(200, await asyncio.to_thread(read_json, Path(found.run) / "metrics.json"))
+        return respond(200, await asyncio.to_thread(read_record, Path(found.run) / "metrics.json"))
     path = await asyncio.to_thread(results_file, found, format)
     return FileResponse(path, media_type=TABLE_TYPES[format], filename=f"lados-{job_id[:8]}.{format}")
 

@@ -26,7 +26,7 @@ from sqlalchemy.exc import (
 )
 
 from ..core import ConfigError, LadosError, ServeError, did_you_mean, settings
-from ..files import to_json
+from ..files import current_keys, to_json
 from .broker import shown
 
 # %% ../../nbs/jobs/01_store.ipynb #1ebd1eab
@@ -308,7 +308,7 @@ def _full() -> sa.Select:
 
 def _job(row: sa.Row) -> Job:
     values = {n: row._mapping[n] for n in Job.__dataclass_fields__}
-    whole = {n: json.loads(values[n]) for n in ("params", "progress")}
+    whole = {n: json.loads(values[n], object_hook=current_keys) for n in ("params", "progress")}
     return Job(**{**values, **whole, "done": int(values["done"] or 0), "total": int(values["total"] or 0),
                   "cancelling": bool(values["cancelling"]) and values["state"] == "running"})
 

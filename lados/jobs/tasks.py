@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..core import DataError, LadosError, ImageError, ImageTooLarge, RunError
 from ..core import settings
-from ..files import read_json, sha256_text, to_json, write_json
+from ..files import read_record, sha256_text, to_json, write_json
 from ..data.formats import write_table
 from .batches import BatchEntry, batch_entries, fetch_image
 from .leases import Heartbeat, WorkStopped, WorkerDied
@@ -129,7 +129,8 @@ def _decode_entry(predictor: Predictor, entry: BatchEntry, folder: Path) -> Any:
     if entry.error:
         return entry.error
     try:
-        own = not entry.path.startswith("images/") # an operator's own, which may take more memory than strangers'
+        # an operator's own may take more memory than strangers'; older batches keep theirs in `pictures/`
+        own = not entry.path.startswith(("images/", "pictures/"))
         return predictor.decode(fetch_image(entry, folder), entry.name, trusted=own)
     except ImageError as e:
         return f"{e.problem}: {e.remedy}" if isinstance(e, ImageTooLarge) else e.problem
@@ -186,7 +187,7 @@ def join(
         if len(table) != images:
             raise DataError(f"{folder}: {len(table)} rows for {images} images", "hand the batch in again")
         write_table(table, results)
-    for name in ("images", "chunks"):
+    for name in ("images", "pictures", "chunks"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 # %% ../../nbs/jobs/05_tasks.ipynb #f98f2e1f
@@ -213,7 +214,7 @@ def _prepare_train(asked: dict[str, Any]) -> PreparedJob:
 
 def _prepare_predict(asked: dict[str, Any]) -> PreparedJob:
     "`asked` holds bundle, engine, and the sealed folder of the batch."
-    told = read_json(Path(asked["folder"]) / "batch.json")
+    told = read_record(Path(asked["folder"]) / "batch.json")
     chunk, n = settings().job_chunk, told["images"]
     params = {"bundle": str(Path(asked["bundle"]).resolve()), "engine": asked.get("engine") or "auto", "images": n,
               "chunk": chunk, "format": asked.get("format") or "csv"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import RunError
-from ..files import atomic_write, read_json, sha256_file, utc_now
+from ..files import atomic_write, read_json, read_record, sha256_file, utc_now
 from ..labels import CLASSES
 from ..runs.events import FORMAT
 
@@ -62,7 +62,7 @@ def read_card(
     "The card, checked; RunError where it is damaged, from another version, or of other classes."
     folder = Path(folder)
     verify(folder, ["card.json"])
-    card = read_json(folder / "card.json", "bundle card", RunError)
+    card = read_record(folder / "card.json", "bundle card", RunError)
     if not isinstance(card, dict) or card.get("format", 0) > FORMAT or _NEEDED - card.keys():
         made = card.get("format") if isinstance(card, dict) else None
         raise RunError(f"{folder}: made by another version (format {made}, this reads up to {FORMAT})",

@@ -28,7 +28,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ..core import RunError, TrainingError
-from ..files import atomic_write, read_json, to_json, write_json
+from ..files import OLD_KEYS, atomic_write, current_keys, read_json, to_json, write_json
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
 from lados.model.callbacks import (
@@ -67,7 +67,7 @@ def load_state(
     if "state" not in meta or int(meta.get("format", 0)) > FORMAT:
         raise RunError(f"{path}: written by another version (format {meta.get('format', 'unknown')}, this is {FORMAT})",
                        "use the lados version that wrote it, or train the run anew")
-    return tensors, json.loads(meta["state"])
+    return tensors, json.loads(meta["state"], object_hook=current_keys)
 
 # %% ../../nbs/model/13_train.ipynb #cfccec55
 def with_prefix(
@@ -123,7 +123,7 @@ def read_history(
 ) -> pd.DataFrame:
     "The history of a run; RunError where there is none."
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path).rename(columns=OLD_KEYS)
     except (FileNotFoundError, pd.errors.EmptyDataError):
         raise RunError(f"{path}: no history", "the run ended before its first epoch") from None
 

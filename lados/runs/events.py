@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..files import to_json, utc_now
+from ..files import current_keys, to_json, utc_now
 
 # %% ../../nbs/runs/00_events.ipynb #45385199
 FORMAT = 1 # of run folders, checkpoints and bundles; a reader refuses a newer one
@@ -62,7 +62,7 @@ def read_events(
 def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     for line in lines:
         with contextlib.suppress(ValueError): # JSON or UTF-8 that a kill cut short
-            yield json.loads(line)
+            yield json.loads(line, object_hook=current_keys)
 
 
 def follow_events(

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import lados
 from ..core import ConfigError, RunError, settings
-from ..files import read_json, utc_now, write_json
+from ..files import read_record, utc_now, write_json
 from .events import FORMAT, read_events
 
 # %% ../../nbs/runs/01_folders.ipynb #5a917563
@@ -35,7 +35,7 @@ class Run:
     @property
     def info(self) -> dict[str, Any]:
         "What `run.json` says."
-        info = read_json(self.path / "run.json", "run.json", RunError)
+        info = read_record(self.path / "run.json", "run.json", RunError)
         if not isinstance(info, dict) or info.get("state") not in RUN_STATES or "job" not in info:
             raise RunError(f"{self.path}: its run.json is not that of a run", "delete the folder, or restore the file")
         if info.get("format", 0) > FORMAT:
@@ -75,13 +75,13 @@ class Run:
     @property
     def params(self) -> dict[str, Any]:
         "What was asked for."
-        return read_json(self.path / "params.json", "params.json", RunError)
+        return read_record(self.path / "params.json", "params.json", RunError)
 
     @property
     def metrics(self) -> dict[str, Any]:
         "What came out; empty where the run has not got so far."
         path = self.path / "metrics.json"
-        return read_json(path, "metrics.json", RunError) if path.exists() else {}
+        return read_record(path, "metrics.json", RunError) if path.exists() else {}
 
     def update(self, **values: Any) -> None:
         "Change fields of `run.json` to `values`, atomically."

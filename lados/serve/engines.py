@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..core import LadosError, RunError, ServeError, did_you_mean, settings
-from ..files import read_json, sha256_text, to_json, write_json
+from ..files import current_keys, read_record, sha256_text, to_json, write_json
 from ..model.bundle import SUMS, read_card, sealed, verify
 from ..model.uncertainty import apply_temperature
 
@@ -83,8 +83,9 @@ def _open_onnxruntime(folder: Path) -> Engine:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0") # spinning threads starve the decoders
     chosen = [p for p in ("CUDAExecutionProvider", "CPUExecutionProvider") if p in ort.get_available_providers()]
     session = ort.InferenceSession(folder / "onnx" / "model.onnx", options, providers=chosen)
-    return Engine("onnxruntime", lambda images: tuple(session.run(["logits", "embedding"], {"images": images})),
-                  lambda images: session.run(["grid"], {"images": images})[0])
+    name = session.get_inputs()[0].name # older exports call it otherwise
+    return Engine("onnxruntime", lambda images: tuple(session.run(["logits", "embedding"], {name: images})),
+                  lambda images: session.run(["grid"], {name: images})[0])
 
 # %% ../../nbs/serve/00_engines.ipynb #3baf0256
 def _open_torch(folder: Path) -> Engine:
@@ -216,7 +217,7 @@ def read_reference(
         return {}
     verify(folder, [path.name])
     try:
-        return load_file(path)
+        return current_keys(load_file(path))
     except (SafetensorError, ValueError) as e:
         raise RunError(f"{path}: cannot be read ({e})", "copy the bundle again") from None
 
@@ -248,7 +249,7 @@ def certificate(
     if not (Path(folder) / "parity.json").exists():
         return {}
     verify(folder, ["parity.json"])
-    return read_json(Path(folder) / "parity.json", "certificate", RunError)["engines"]
+    return read_record(Path(folder) / "parity.json", "certificate", RunError)["engines"]
 
 
 def candidates(
@@ -284,7 +285,7 @@ def measured(
              if (Path(folder) / SUMS).exists() else str(Path(folder).resolve())}
     kept = settings().lados_home / "engines" / f"{sha256_text(to_json(known))[:24]}.json"
     with contextlib.suppress(LadosError): # not there yet, or damaged
-        return read_json(kept)
+        return read_record(kept)
     done = subprocess.run([sys.executable, "-m", "lados.serve.engines", str(folder)], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
