@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OLD_KEYS', 'DISK_FULL', 'atomic_write', 'remove_unfinished', 'to_json', 'write_json', 'read_json', 'current_keys',
            'read_record', 'sha256_file', 'sha256_text', 'utc_now', 'size_text', 'need_space', 'disk_trouble',
-           'disk_room', 'exclusive', 'locked', 'sweep_folders']
+           'disk_room', 'take_lock', 'hold_lock', 'exclusive', 'locked', 'sweep_folders', 'printable_name',
+           'ascii_name']
 
 # %% ../nbs/01_files.ipynb #8115e9c5
 import errno
@@ -13,6 +14,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +22,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .core import DataError, DiskFull, LadosError, SourceError
 
@@ -208,6 +210,32 @@ def disk_room(
         why = "the disk is full" if e.errno in DISK_FULL else f"cannot be written ({e.strerror or e})"
         raise DiskFull(f"{folder}: {why}") from None
 
+# %% ../nbs/01_files.ipynb #cb7e8a19
+def take_lock(
+    f: IO, # an open file
+    shared: bool = False, # with others that share it
+    wait: bool = False, # for whoever holds it
+) -> bool: # whether this process has it now, until the file is closed
+    "Take the kernel's lock on a file (`flock`)."
+    try:
+        fcntl.flock(f, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def hold_lock(
+    path: str | Path, # of the lock's file, made where it is not there
+    shared: bool = False, # with others that share it
+    wait: bool = False, # for whoever holds it
+) -> IO | None: # holds the lock until it is closed; None where another process has it
+    "Open a file and take its lock."
+    f = Path(path).open("a") # noqa: SIM115
+    if take_lock(f, shared, wait):
+        return f
+    f.close()
+    return None
+
 # %% ../nbs/01_files.ipynb #4e6ad978
 @contextmanager
 def exclusive(
@@ -217,14 +245,12 @@ def exclusive(
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(lock):
             lock.seek(0)
             who = lock.read().strip()
             lock.close()
             raise SourceError(f"{folder}: another download into the same place is running (process {who})",
-                              "wait for it to end, or give another --out") from None
+                              "wait for it to end, or give another --out")
         # the one before may have removed the folder between our open and our lock
         if (folder / "lock").exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
             break
@@ -241,8 +267,7 @@ def locked(
     path: str | Path, # of the lock's file, made where it is not there
 ) -> Iterator[None]:
     "Hold a lock among processes; wait for it."
-    with Path(path).open("a") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
+    with hold_lock(path, wait=True):
         yield
 
 
@@ -254,7 +279,23 @@ def sweep_folders(
     gone = []
     for folder in Path(root).glob(pattern):
         with suppress(OSError), (folder / ".lock").open("a") as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-            gone.append(folder)
+            if take_lock(f):
+                shutil.rmtree(folder, ignore_errors=True)
+                gone.append(folder)
     return gone
+
+# %% ../nbs/01_files.ipynb #00be36d9
+def printable_name(
+    name: str, # as somebody has given it
+    most: int = 200, # characters
+) -> str:
+    "The name without control characters, and not longer than `most`."
+    return "".join(c if c.isprintable() else "_" for c in name)[:most]
+
+
+def ascii_name(
+    name: str, # as somebody has given it
+    joint: str = "-", # stands for whatever is no letter, digit, dot, dash or underscore
+) -> str: # may be empty
+    "The name in characters that every file system and URL takes."
+    return re.sub(r"[^A-Za-z0-9._-]+", joint, name)

@@ -7,7 +7,6 @@ __all__ = ['MAX_IMAGES', 'SPARE_BYTES', 'LISTED', 'EVERY', 'INCOMING', 'DELETED'
            'read_remote', 'sweep_batches', 'Incoming', 'Batch', 'BatchEntry', 'batch_entries', 'fetch_image']
 
 # %% ../../nbs/jobs/03_batches.ipynb #9311e049
-import fcntl
 import hashlib
 import json
 import os
@@ -28,7 +27,7 @@ from fsspec.core import url_to_fs
 from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
 from ..data.annotations import IMAGE_SUFFIXES, images_in
 from ..data.archives import ArchiveBomb, unpack_images
-from ..files import disk_room, locked, read_json, sweep_folders, write_json
+from ..files import disk_room, hold_lock, locked, read_json, sweep_folders, write_json
 
 # %% ../../nbs/jobs/03_batches.ipynb #07f85fcb
 def _local(where: str) -> str | None:
@@ -321,9 +320,7 @@ class Batch(Incoming):
         with disk_room(root, SPARE_BYTES), locked(root / ".lock"): # a sweeper must not come between folder and lock
             folder = root / f"{INCOMING}{uuid4().hex}"
             (folder / "images").mkdir(parents=True)
-            lock = (folder / ".lock").open("w")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            return cls(folder, lock)
+            return cls(folder, hold_lock(folder / ".lock", wait=True))
 
     def __enter__(self) -> "Batch":
         return self

@@ -9,7 +9,6 @@ __all__ = ['BrokerError', 'shown', 'explain', 'redis_folder', 'socket_path', 'is
 # %% ../../nbs/jobs/00_broker.ipynb #2c5aadda
 import contextlib
 import ctypes
-import fcntl
 import hashlib
 import os
 import re
@@ -30,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..core import ServeError, settings
-from ..files import read_json, utc_now, write_json
+from ..files import hold_lock, read_json, utc_now, write_json
 
 # %% ../../nbs/jobs/00_broker.ipynb #20830314
 class BrokerError(ServeError):
@@ -127,20 +126,9 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG: no server without its keeper
 
 
-def _lock(path: Path, kind: int) -> IO | None:
-    "An open file that holds the lock; none where another process has it."
-    f = path.open("a")
-    try:
-        fcntl.flock(f, kind)
-        return f
-    except BlockingIOError:
-        f.close()
-        return None
-
-
 def _alone(folder: Path) -> bool:
     "Whether nobody uses the broker any more; from then on those who want to wait until this process has ended."
-    held = _lock(folder / "users.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = hold_lock(folder / "users.lock")
     if held:
         _HELD.append(held)
     return held is not None
@@ -154,7 +142,7 @@ def keep(
     path: Path, # from `socket_path`
 ) -> None:
     "Run a Redis as long as somebody uses it. One keeper a folder; a second one leaves at once."
-    held = _lock(folder / "keeper.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    held = hold_lock(folder / "keeper.lock")
     if not held:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN) # Ctrl-C is for those who use it
@@ -183,7 +171,7 @@ def _use(folder: Path) -> IO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         socket_path().parent.mkdir(mode=0o700, exist_ok=True)
-        return _lock(folder / "users.lock", fcntl.LOCK_SH) # waits for a keeper that is about to leave
+        return hold_lock(folder / "users.lock", shared=True, wait=True) # waits for a keeper that is about to leave
     except OSError as e:
         raise BrokerError(f"{folder}: lados' own Redis cannot keep its data there ({e.strerror})",
                           "set LADOS_HOME to a folder of yours, or CELERY_BROKER_URL to a Redis that runs") from None
@@ -195,7 +183,7 @@ def _kept_elsewhere(folder: Path) -> str:
     host = str(told.get("host", ""))
     if host in ("", socket.gethostname()):
         return ""
-    free = _lock(folder / "keeper.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
+    free = hold_lock(folder / "keeper.lock")
     if free:
         free.close()
     return "" if free else host

@@ -26,7 +26,7 @@ from sqlalchemy.exc import (
 )
 
 from ..core import ConfigError, LadosError, ServeError, did_you_mean, settings
-from ..files import current_keys, to_json
+from ..files import current_keys, printable_name, to_json
 from .broker import shown
 
 # %% ../../nbs/jobs/01_store.ipynb #1ebd1eab
@@ -230,7 +230,7 @@ def storable_name(
     name: str, # as somebody has given it
 ) -> str: # at most 200 characters
     "A name that every database and terminal takes."
-    return storable_text("".join(c if c.isprintable() else "_" for c in name))[:200]
+    return storable_text(printable_name(name))
 
 
 def storable_text(

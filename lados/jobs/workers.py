@@ -8,7 +8,6 @@ __all__ = ['PACE', 'SLIP_S', 'FIRST_S', 'LeaseWatch', 'Resend', 'Reaper', 'mark_
 
 # %% ../../nbs/jobs/08_workers.ipynb #0cba610b
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import ConfigError, LadosError, ServeError, settings
-from ..files import write_json
+from ..files import take_lock, write_json
 from .batches import DELETED, sweep_batches
 from .broker import ensure_broker, shown
 from .leases import Task, give_back, list_tasks
@@ -355,12 +354,10 @@ def _single_instance() -> Iterator[None]:
     path = settings().lados_home.resolve() / "up.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not take_lock(f):
             f.seek(0)
             raise ServeError(f"{path.parent}: `lados up` runs here already (process {f.read().strip() or 'unknown'})",
-                             "use that one, end it, or set LADOS_HOME to another folder") from None
+                             "use that one, end it, or set LADOS_HOME to another folder")
         f.truncate(0)
         f.write(str(os.getpid()))
         f.flush()

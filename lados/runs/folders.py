@@ -7,19 +7,17 @@ __all__ = ['RUN_STATES', 'Run', 'new_run', 'list_runs', 'find_run', 'set_latest'
            'jobs_folder']
 
 # %% ../../nbs/runs/01_folders.ipynb #a6a5a3b0
-import fcntl
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import lados
 from ..core import ConfigError, RunError, settings
-from ..files import read_record, utc_now, write_json
+from ..files import ascii_name, read_record, take_lock, utc_now, write_json
 from .events import FORMAT, read_events
 
 # %% ../../nbs/runs/01_folders.ipynb #5a917563
@@ -54,7 +52,7 @@ class Run:
         "Whether a process holds the run's lock."
         try:
             with (self.path / "run.lock").open() as f: # to look must not make others believe that the run is held
-                return not _try_lock(f, fcntl.LOCK_SH)
+                return not take_lock(f, shared=True)
         except FileNotFoundError:
             return False
 
@@ -66,7 +64,7 @@ class Run:
         "Hold the run; RunError where another process holds it."
         until = time.monotonic() + wait
         with (self.path / "run.lock").open("a") as f:
-            while not _try_lock(f):
+            while not take_lock(f):
                 if time.monotonic() > until:
                     raise RunError(f"{self.path}: this run is being executed", "wait for it, or stop it with Ctrl-C")
                 time.sleep(0.05)
@@ -88,16 +86,8 @@ class Run:
         write_json(self.path / "run.json", {**self.info, **values})
 
 
-def _try_lock(f: IO, kind: int = fcntl.LOCK_EX) -> bool:
-    try:
-        fcntl.flock(f, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:60] or "run"
+    return ascii_name(text).strip("-.")[:60] or "run"
 
 
 def new_run(

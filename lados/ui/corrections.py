@@ -8,15 +8,13 @@ __all__ = ['COLUMNS', 'harmless', 'table_text', 'Corrections']
 # %% ../../nbs/ui/02_corrections.ipynb #26d220f7
 import csv
 import io
-import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..core import ConfigError, DataError, did_you_mean, settings
-from ..files import atomic_write, sha256_file, utc_now
-from ..files import locked
+from ..files import ascii_name, atomic_write, locked, sha256_file, utc_now
 from ..data.manifest import source_stem
 from ..data.formats import read_rows
 from ..labels import CLASSES
@@ -117,7 +115,7 @@ class Corrections:
 def _safe(name: str) -> str:
     "A file's name in plain characters, with its ending."
     name = PurePosixPath(name.replace("\\", "/")).name
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-80:].lstrip(".-") or "image"
+    return ascii_name(name, "_")[-80:].lstrip(".-") or "image"
 
 
 def _inside(folder: Path, file: str) -> Path:

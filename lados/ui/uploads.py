@@ -8,7 +8,6 @@ __all__ = ['CHUNK', 'MAX_CARDS', 'ZIP_FACTOR', 'SPARE_DISK', 'SessionFolder', 'p
 
 # %% ../../nbs/ui/01_uploads.ipynb #72fd3df4
 import atexit
-import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -21,7 +20,7 @@ import cv2
 
 from ..core import DataError, LadosError, ServeError, settings
 from ..data.images import decode, probe
-from ..files import locked, sweep_folders
+from ..files import hold_lock, locked, sweep_folders
 
 # %% ../../nbs/ui/01_uploads.ipynb #a08e63e3
 class SessionFolder:
@@ -37,8 +36,7 @@ class SessionFolder:
             with locked(root / ".lock"):
                 sweep_folders(root, "page-*")
                 self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=root))
-                self.lock = (self.folder / ".lock").open("w")
-                fcntl.flock(self.lock, fcntl.LOCK_EX)
+                self.lock = hold_lock(self.folder / ".lock", wait=True)
         except OSError as e:
             raise ServeError(f"{root}: uploads cannot be kept there ({e.strerror})",
                              "set LADOS_HOME to a folder of yours, or free some space") from None
