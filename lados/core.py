@@ -120,6 +120,7 @@ class Settings(BaseSettings):
     model_path: Path | None = None # what is served: a bundle or a run folder; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
     api_key: str | None = None # opens what changes the service; none: that stays closed
+    root_path: str | None = None # the prefix under which a proxy shows the service, such as /oil
     cors_origins: str | None = None # web pages that may ask from a browser, comma-separated; none: no page
     max_upload_size_mb: float = Field(10, gt=0) # of one image
     max_decode_mb: int = Field(384, ge=16) # memory that decoding one image may take while serving
