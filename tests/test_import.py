@@ -19,7 +19,7 @@ from lados.data.coco import coco_files, read_coco
 from lados.data.formats import connected_groups
 from lados.data.importers import import_dataset, recognise
 from lados.data.manifest import load_manifest, source_stem
-from lados.labels import CLASSES, POLICIES
+from lados.labels import CLASSES, LADOS, POLICIES
 
 SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
 NAMES = ("oils-emulsions", "emulsion", "oil", "oil-platform", "sheen", "ship")
@@ -314,7 +314,7 @@ def test_unknown_category_is_named_with_the_known_ones(tmp_path):
     odd = [*CATEGORIES, {"id": 9, "name": "algae"}]
     export(tmp_path, ["a.jpg"], [(0, 9, rectangle(0, 0, 9, 9))], categories=odd)
     with pytest.raises(DataError, match=r"_annotations.coco.json.*'algae'[\s\S]*oil_platform"):
-        import_dataset(tmp_path)
+        import_dataset(tmp_path, label_set=LADOS)
     export(tmp_path, ["a.jpg"], [(0, 4, rectangle(0, 0, 9, 9))], categories=odd)
     assert list(import_dataset(tmp_path).frame["label"]) == ["sheen"], "an unknown category in no use is harmless"
     export(tmp_path, ["a.jpg"], [(0, 77, rectangle(0, 0, 9, 9))])
@@ -332,7 +332,7 @@ def test_unknown_class_in_the_other_forms(tmp_path):
         f.write("images/test.jpg,algae,test\n")
     for form, where in {"tree": "Train/algae", "masks": "train/_classes.csv", "table": "anything.csv: line 5"}.items():
         with pytest.raises(DataError, match=rf"{where}.*'algae'[\s\S]*oil_platform"):
-            import_dataset(tmp_path / form)
+            import_dataset(tmp_path / form, label_set=LADOS)
 
 
 def test_no_image_at_all(tmp_path):

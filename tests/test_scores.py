@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from lados.core import DataError
 from lados.data.manifest import Manifest, source_stem
 from lados.files import to_json
-from lados.labels import CLASSES, canonical_class
+from lados.labels import CLASSES, LADOS
 from lados.model.metrics import cluster_bootstrap, confusion_figures, multilabel_scores, scores
 from lados.model.test_sets import evaluate_test_sets, rows_to_score
 from lados.model.uncertainty import apply_temperature, fit_temperature, reliability, softmax
@@ -213,7 +213,7 @@ def test_views_of_the_real_names():
     "A model that looks names up gets the lookup baseline's score, and nothing of it on the leak-free part."
     folder = shared("lados_names")
     table = pd.concat([pd.read_csv(folder / f"{s}.csv").assign(split=s.replace("val", "valid")) for s in ("train", "val", "test")])
-    frame = pd.DataFrame({"image": table["image_path"], "split": table["split"], "label": table["class"].map(canonical_class)})
+    frame = pd.DataFrame({"image": table["image_path"], "split": table["split"], "label": table["class"].map(LADOS.canonical)})
     frame["source_group"] = [source_stem(Path(i).name) for i in frame["image"]]
     manifest = Manifest(frame, ".")
     rows, classes = rows_to_score(manifest), CLASSES

@@ -50,27 +50,31 @@ def import_(
     policy: Annotated[str, typer.Option(help="dominant-area, most-annotations or presence")] = "dominant-area",
     min_area: Annotated[float, typer.Option(help="A class at or below this share of the image is absent")] = 0.0,
     group_column: Annotated[list[str] | None, typer.Option(help="Column that ties images; repeatable")] = None,
+    label_set: Annotated[Path | None, typer.Option(help="YAML file of classes, or lados (default: by names)")] = None,
 ) -> None:
     "Read a dataset as it is and write its manifest. Images stay where they are."
     from lados.data.importers import import_dataset
+    from lados.labels import LADOS, read_label_set
 
     folder = _home(out_, _called(path))
     _refuse_another(folder, path)
-    manifest = import_dataset(path, policy, min_area, group_column or None)
+    classes = read_label_set(label_set) if label_set else None
+    manifest = import_dataset(path, policy, min_area, group_column or None, label_set=classes)
     written = manifest.save(folder)
     groups = manifest.frame["source_group"].nunique()
     say(f"{len(manifest)} images", f"from {groups} sources -> {written}", "bold")
+    if manifest.label_set != LADOS:
+        say("label set", ", ".join(manifest.label_set.names))
     _counts(manifest.counts())
     _warnings(manifest.meta.get("warnings", []))
 
 
 def _counts(counts: dict[str, dict[str, int]]) -> None:
-    from lados.labels import CLASSES
     from lados.core import rich_table
 
     rows = [[split or "(no split)", *map(str, by_class.values()), str(sum(by_class.values()))]
             for split, by_class in counts.items()]
-    out.print(rich_table(["split", *CLASSES, "all"], rows))
+    out.print(rich_table(["split", *next(iter(counts.values())), "all"], rows))
 
 
 def _warnings(warnings: list[dict], most: int = 10) -> None:

@@ -28,7 +28,7 @@ from ..core import DataError
 from .manifest import SPLITS, Manifest, source_stem, video_frame
 from .phash import MAX_DISTANCE, RECIPE, Hashes, hash_images, near_duplicates
 from ..files import atomic_write, to_json, write_json
-from ..labels import CLASSES, canonical_class
+from ..labels import infer_label_set
 
 # %% ../../nbs/data/09_audit.ipynb #6c3b47de
 CAUSES = {"same_source": "same source name", "near_duplicate": "near-duplicate image",
@@ -187,7 +187,8 @@ def _baseline_rows(values: dict[str, Any], splits: list[str]) -> list[list[str]]
 
 def _support_rows(values: dict[str, Any], splits: list[str]) -> list[list[str | Text]]:
     support = values["support"]
-    seen = [c for c in CLASSES if any(n.get(c) for n in support.values())]
+    names = dict.fromkeys(c for n in support.values() for c in n)
+    seen = [c for c in names if any(n.get(c) for n in support.values())]
     counts = {c: [support[s].get(c, 0) for s in splits] for c in seen}
     return [[c, *(Text(f"{n} few", "yellow") if n < values["few"] else str(n) for n in row)]
             for c, row in counts.items()]
@@ -276,13 +277,14 @@ def manifest_of_names(
     "A manifest of images that are known by name only: to be audited with `hashes=False`."
     if not len(paths) == len(labels) == len(splits):
         raise DataError(f"{len(paths)} paths, {len(labels)} labels, {len(splits)} splits", "give one of each an image")
+    label_set = infer_label_set(name for c in labels for name in c.split("|"))
     frame = pd.DataFrame({
         "image": [str(p) for p in paths],
         "split": ["valid" if s in ("val", "validation") else s for s in splits],
-        "label": [canonical_class(c) or c for c in labels],
+        "label": [label_set.canonical(c) or c for c in labels],
         "source_group": [source_stem(str(p)) for p in paths],
     })
-    return Manifest(frame, Path(root), {"origin": "file names"})
+    return Manifest(frame, Path(root), {"origin": "file names", "label_set": label_set.to_dict()})
 
 # %% ../../nbs/data/09_audit.ipynb #a05edeac
 def _scores(truth: Sequence[str], answer: Sequence[str]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from lados.data.transfer import (
     RETRY_LATER, DownloadProgress, RemoteFile, RetryPolicy, TransferError, fetch_file, get_json,
 )
 from ..files import disk_trouble, exclusive, read_json, read_record, sha256_file, utc_now, write_json
-from ..labels import canonical_class
+from ..labels import LADOS
 
 # %% ../../nbs/data/13_download.ipynb #76c4d1ed
 K = TypeVar("K", bound=Hashable)
@@ -54,8 +54,8 @@ def _stratum(annotations: Iterable[Mapping[str, Any]], names: Mapping[int, str])
     for a in annotations:
         w, h = (a.get("bbox") or (0, 0, 0, 0))[2:]
         name = names.get(a.get("category_id"), "")
-        areas[canonical_class(name) or name] += a.get("area") or w * h
-    return min(areas, key=lambda c: (-areas[c], c)) if areas else "background"
+        areas[LADOS.canonical(name) or name] += a.get("area") or w * h
+    return min(areas, key=lambda c: (-areas[c], c)) if areas else LADOS.background
 
 
 def _exports(folder: Path) -> list[Path]:

@@ -10,7 +10,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,12 @@ from ..core import ConfigError, DataError, ImageError
 from lados.data.annotations import (
     AnnotatedImage, InspectedImage, Notes, in_parallel, inspect_image, pixel_limit_from_settings,
 )
-from .coco import coco_files, read_coco
-from .formats import class_folders, mask_folders, read_folders, read_masks
+from .coco import coco_files, coco_names, read_coco
+from .formats import class_folders, folder_names, mask_folders, mask_names, read_folders, read_masks
 from .manifest import Manifest
 from .manifest import source_stem
-from .formats import labelled_tables, read_tables
-from ..labels import CLASSES, LabelPolicy, POLICIES, label_policy
+from .formats import labelled_tables, read_tables, table_names
+from ..labels import LADOS, LabelPolicy, LabelSet, POLICIES, infer_label_set, label_policy, label_set_beside
 
 # %% ../../nbs/data/07_importers.ipynb #46acc6fe
 @dataclass(frozen=True)
@@ -35,15 +34,19 @@ class Importer:
     name: str
     looks_for: str # in words, for whoever's folder is not recognised
     matches: Callable[[Path], Any] # something true where the path is of this kind
-    read: Callable[..., Iterator[AnnotatedImage]] # called with the path and a `Notes`
+    read: Callable[..., Iterator[AnnotatedImage]] # called with the path, a `Notes` and a label set
+    names: Callable[[Path], list[str]] # what it calls its classes, as written
+    outlined: bool = False # it outlines areas, so that an image may show nothing
 
 
 IMPORTERS: dict[str, Importer] = {r.name: r for r in (
     Importer("coco", "a COCO export (_annotations.coco.json beside the images or in train/ valid/ test/, "
-           "or annotations/instances_*.json)", coco_files, read_coco),
-    Importer("masks", "painted masks (<name>_mask.png beside the images, and _classes.csv)", mask_folders, read_masks),
-    Importer("table", "a CSV with a column 'file' and a column 'label'", labelled_tables, read_tables),
-    Importer("folders", "folders named after classes, such as train/oil or oil", class_folders, read_folders),
+           "or annotations/instances_*.json)", coco_files, read_coco, coco_names, True),
+    Importer("masks", "painted masks (<name>_mask.png beside the images, and _classes.csv)", mask_folders, read_masks,
+             mask_names, True),
+    Importer("table", "a CSV with a column 'file' and a column 'label'", labelled_tables, read_tables, table_names),
+    Importer("folders", "folders named after classes, such as train/oil or oil", class_folders, read_folders,
+             folder_names),
 )}
 
 # %% ../../nbs/data/07_importers.ipynb #8cd0963b
@@ -81,19 +84,22 @@ class Disagreement:
     def __init__(
         self,
         min_area: float = 0.0, # as given to the policies
+        label_set: LabelSet = LADOS,
     ):
-        self.min_area, self.images, self.several, self.differ = min_area, 0, 0, defaultdict(int)
+        self.min_area, self.label_set = min_area, label_set
+        self.images, self.several, self.differ = 0, 0, defaultdict(int)
 
     def add(
         self,
         record: AnnotatedImage, # one that has areas
     ) -> None:
         "Count one image."
-        labels = {name: policy(record.areas, record.counts, self.min_area) for name, policy in POLICIES.items()}
+        labels = {name: policy(record.areas, record.counts, self.min_area, self.label_set)
+                  for name, policy in POLICIES.items()}
         self.images += 1
         self.several += len(labels["presence"]) > 1
         for name, found in labels.items():
-            self.differ[name] += found[0] != labels["dominant-area"][0]
+            self.differ[name] += found[:1] != labels["dominant-area"][:1]
 
     def rates(self) -> dict[str, float]: # 0..1
         "Fractions of the images: with several classes, and labelled otherwise by the other policies."
@@ -113,6 +119,7 @@ def _inspected(record: AnnotatedImage) -> tuple[AnnotatedImage, InspectedImage |
 
 def _manifest_row(
     record: AnnotatedImage, image: InspectedImage, root: Path, policy: LabelPolicy, min_area: float,
+    label_set: LabelSet,
 ) -> dict[str, Any]:
     "The manifest's row for one image."
     row = {"image": Path(os.path.relpath(record.path, root)).as_posix(), "split": record.split,
@@ -120,9 +127,10 @@ def _manifest_row(
            "width": image.width, "height": image.height, "sha256": image.sha256}
     if record.areas is None:
         return {**record.extra, **row, "label": record.label}
-    areas = {c: record.areas.get(c, 0.0) for c in CLASSES}
-    areas["background"] = float(not any(areas[c] for c in CLASSES if c != "background"))
-    label = "|".join(policy(record.areas, record.counts, min_area))
+    areas = {c: record.areas.get(c, 0.0) for c in label_set.names}
+    if nothing := label_set.background:
+        areas[nothing] = float(not any(a for c, a in areas.items() if c != nothing))
+    label = "|".join(policy(record.areas, record.counts, min_area, label_set))
     return {**record.extra, **row, "label": label, **{f"area_{c}": a for c, a in areas.items()}}
 
 
@@ -146,10 +154,14 @@ def _manifest_rows(
         _note_size(record, image, notes)
         if record.areas is not None:
             disagreement.add(record)
-        yield _manifest_row(record, image, root, policy, min_area)
+        row = _manifest_row(record, image, root, policy, min_area, disagreement.label_set)
+        if row["label"]:
+            yield row
+        else:
+            notes.add("no-class", record.path, "shows no class, and the label set has none for that; left out")
 
 # %% ../../nbs/data/07_importers.ipynb #10fef26f
-def _note_whole(frame: pd.DataFrame, notes: Notes) -> None:
+def _note_whole(frame: pd.DataFrame, notes: Notes, label_set: LabelSet) -> None:
     "Notes on what only the whole table shows."
     names = frame["image"].str.rsplit("/", n=1).str[-1]
     for name, splits in frame["split"].groupby(names):
@@ -158,7 +170,7 @@ def _note_whole(frame: pd.DataFrame, notes: Notes) -> None:
                       "each is kept as an image of its own")
     seen = {s: {c for label in rows for c in label.split("|")} for s, rows in frame["label"].groupby(frame["split"])}
     classes = set().union(*seen.values())
-    for c in CLASSES:
+    for c in label_set.names:
         if "train" in seen and c in classes - seen["train"]:
             notes.add("class-without-training", c, f"no training image shows {c}, so it cannot be learned")
     if len(classes) == 1:
@@ -171,24 +183,38 @@ def import_dataset(
     min_area: float = 0.0, # a class at or below this fraction of the image counts as absent, 0..1
     group_columns: Sequence[str] | None = None, # of a CSV: which columns tie images together; None: the known names
     workers: int | None = None, # threads that read images; None: `settings().threads`
-) -> Manifest: # `meta` holds origin, policy, counts, disagreement and warnings
+    label_set: LabelSet | None = None, # None: that of `label_set.yaml` beside the data, or what its names make
+) -> Manifest: # `meta` holds origin, label set, policy, counts, disagreement and warnings
     "Read a dataset of whatever kind; DataError where nothing of it is usable, a warning in `meta` for each bad part."
-    rule, kind, notes, several = label_policy(policy), recognise(path), Notes(), Disagreement(min_area)
+    rule, kind, notes = label_policy(policy), recognise(path), Notes()
     if not 0 <= min_area < 1:
         raise ConfigError(f"min_area is {min_area}", "give a fraction of the image, from 0 to below 1")
     if group_columns and kind != "table":
         raise ConfigError(f"{path}: group columns are for a CSV, this is of the kind '{kind}'", "leave them out")
-    reader = partial(IMPORTERS[kind].read, group_columns=group_columns) if group_columns else IMPORTERS[kind].read
     root = Path(path) if Path(path).is_dir() else Path(path).parent
+    label_set = label_set or label_set_beside(root) or _own_label_set(path, kind, notes)
+    several, more = Disagreement(min_area, label_set), {"group_columns": group_columns} if group_columns else {}
+    records = IMPORTERS[kind].read(Path(path), notes, label_set=label_set, **more)
     with pixel_limit_from_settings():
-        frame = pd.DataFrame(_manifest_rows(reader(Path(path), notes), root, rule, min_area, workers, notes, several))
+        frame = pd.DataFrame(_manifest_rows(records, root, rule, min_area, workers, notes, several))
     if frame.empty:
         why = f"; the first of {len(notes)} reasons: {notes[0]['file']}: {notes[0]['message']}" if notes else ""
         raise DataError(f"{path}: none of its images can be used{why}", "complete the dataset and import it again")
-    _note_whole(frame, notes)
-    manifest = Manifest(frame, root)
-    manifest.meta = _meta(path, kind, rule, min_area, manifest, several, notes)
+    _note_whole(frame, notes, label_set)
+    manifest = Manifest(frame, root, {"label_set": label_set.to_dict()})
+    manifest.meta |= _meta(path, kind, rule, min_area, manifest, several, notes)
     return manifest
+
+
+def _own_label_set(path: str | Path, kind: str, notes: Notes) -> LabelSet:
+    "What the dataset's names make; a note where they are partly LADOS's, since a stray folder may be one of them."
+    names = IMPORTERS[kind].names(Path(path))
+    made = infer_label_set(names, path, IMPORTERS[kind].outlined)
+    new = [n for n in names if LADOS.canonical(n) is None]
+    if new and len(names) - len(new) > len(new):
+        notes.add("own-label-set", str(path), f"{', '.join(new)}: new beside LADOS's classes, so the dataset has a "
+                  "label set of its own; --label-set lados insists on LADOS's")
+    return made
 
 # %% ../../nbs/data/07_importers.ipynb #5a65ff7e
 def _meta(path: str | Path, kind: str, policy: LabelPolicy, min_area: float, manifest: Manifest,
