@@ -333,7 +333,7 @@ def test_an_archive_may_have_more_members_than_a_page_shows(places):
 
 
 def test_a_batch_has_a_most(places, monkeypatch):
-    monkeypatch.setattr(batches, "MOST", 5)
+    monkeypatch.setattr(batches, "MAX_IMAGES", 5)
     assert len(batch_entries(sealed(("f.zip", zipped((f"{i}.jpg", b"") for i in range(4))), ("a.jpg", b""), name="five"))) == 5
     for files in ([("a.jpg", b"")] * 6, [("f.zip", zipped((f"{i}.jpg", b"") for i in range(6)))]):
         with pytest.raises(DataError, match="more than 5 images"):
@@ -357,7 +357,7 @@ def test_no_batch_begins_on_a_disk_with_little_room(places, monkeypatch):
 @pytest.mark.parametrize("spare", [0, 2_000_000])
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_disk_that_fills_up_keeps_nothing(places, monkeypatch, spare, packed):
-    monkeypatch.setattr(batches, "SPARE", spare)
+    monkeypatch.setattr(batches, "SPARE_BYTES", spare)
     noise = random.Random(0).randbytes(900_000)
     files = [(f"{i}.jpg", noise) for i in range(12)]
     if packed: # fits itself, and its images do not
