@@ -106,6 +106,28 @@ def test_the_check_sees_a_wrong_import(tmp_path):
         assert "lados.model.train" in m2.house()
 
 
+BLOCKED = """if True:
+    import importlib, sys
+    class NotInstalled:
+        def find_spec(self, name, *_):
+            if name.split(".")[0] in {blocked}:
+                raise ModuleNotFoundError(name)
+    sys.meta_path.insert(0, NotInstalled())
+    for name in {modules}:
+        importlib.import_module(name)"""
+
+
+@pytest.mark.parametrize(("modules", "blocked"), [
+    (("model.bundle", "runs.events", "runs.folders", "runs.execution", "model.params"), ("torch", "fastai", "timm", "pandas", "matplotlib")),
+    (("serve.engines", "serve.predictor", "serve.service", "serve.app", "serve.server"), ("torch", "fastai", "timm", "papermill", "matplotlib", "pandas")),
+    (("jobs.store", "jobs.queue", "jobs.workers", "jobs.routes"), ("torch", "fastai", "timm", "matplotlib")),
+])
+def test_borders_hold_where_packages_are_missing(modules, blocked):
+    "Modules that serve, keep runs or carry jobs come up without what training needs."
+    code = BLOCKED.format(blocked=set(blocked), modules=[f"lados.{m}" for m in modules])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("module", ["lados", "lados.core", "lados.files", "lados.processes", "lados.labels", "lados.cli.main", "lados.model.params",
                                     "lados.runs.events", "lados.runs.execution"])
 def test_light_modules_load_nothing_heavy(module):
