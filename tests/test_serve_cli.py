@@ -78,8 +78,16 @@ def test_predict_answers_alike_with_every_engine(place):
 
 
 def test_export_as_a_job_leaves_a_report(place):
-    done = place("export", "first", "onnx", "--as-job")
-    assert done.returncode == 0, done.stderr
+    queued = place("export", "first", "onnx", "--as-job")
+    assert queued.returncode == 0 and "lados worker" in queued.stdout, queued.stderr
+    worker = subprocess.Popen([*LADOS, "worker", "--predict=0"], cwd=place.folder, env=place.env)
+    try:
+        done = place("job", "submit", "export", "--run=first", "--set=formats=onnx", "--out=certificate.json")
+    finally:
+        worker.terminate()
+        worker.wait()
+    assert done.returncode == 0 and "handed in already" in done.stdout, done.stderr
+    assert read_json(place.folder / "certificate.json")["engines"]["onnxruntime"]["passed"]
     job = find_run("engines", place.folder / "runs").path
     assert read_json(job / "run.json")["state"] == "succeeded" and "certificate" in (job / "report.html").read_text()
     assert read_json(job / "metrics.json")["engines"]["onnxruntime"]["passed"]

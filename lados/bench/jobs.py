@@ -32,7 +32,7 @@ from ..jobs.workers import maintenance
 from ..jobs.queue import live_workers, submit_batch, submit_job
 from ..jobs.store import ENDED, open_store
 from ..jobs.routes import training_history
-from ..jobs.tasks import batch_folder
+from ..jobs.tasks import QUEUES, TRAIN, job_folder
 
 # %% ../../nbs/bench/03_jobs.ipynb #3760c4b0
 WORKER = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(3).split(','))); import runpy; " \
@@ -155,7 +155,7 @@ def bench_speed(
         images, few = write_images(folder / "images", count), write_images(folder / "few", 16)
 
         def through(places: list[str]) -> float:
-            with worker_processes("predict", places):
+            with worker_processes(QUEUES[1], places):
                 for _ in places * 2: # every worker has loaded its model
                     wait_until_ended(submit_folder(few, bundle, engine))
                 start = time.perf_counter()
@@ -177,7 +177,7 @@ def bench_wait(
     count: int = 40, # jobs, one after another
 ) -> list[float]: # seconds from handing in to the start of each
     "How long a small job waits where nobody is before it."
-    with installation() as folder, worker_processes("predict", [all_cores()]):
+    with installation() as folder, worker_processes(QUEUES[1], [all_cores()]):
         images = write_images(folder / "images", 1)
         jobs = []
         for i in range(count + 1):
@@ -239,8 +239,9 @@ def bench_survival(
         many = write_images(folder / "images", images)
         supervisor = _supervised(folder)
         asked = [{**TINY, "epochs": 12, "seed": s, "name": f"training-{s}"} for s in range(trainings)]
-        jobs = [submit_job("train", a)[0] for a in asked]
-        jobs.append(submit_folder(many, bundle, engine))
+        trainings = [submit_job(TRAIN, a)[0] for a in asked]
+        batch = submit_folder(many, bundle, engine)
+        jobs = [*trainings, batch]
         try:
             while any(get_job(open_store(), j.id).state not in ENDED for j in jobs):
                 time.sleep(rng.uniform(1, 6))
@@ -257,21 +258,25 @@ def bench_survival(
         finally:
             supervisor.terminate()
             supervisor.wait()
-        return _books([get_job(open_store(), j.id) for j in jobs], images, dict(dead), time.perf_counter() - start)
+        *trainings, batch = [get_job(open_store(), j.id) for j in jobs]
+        return _books(trainings, batch, images, dict(dead), time.perf_counter() - start)
 
 
-def _books(jobs: list[Job], images: int, dead: dict[str, int], seconds: float) -> Survival:
+def _books(trainings: list[Job], batch: Job | None, images: int, dead: dict[str, int], seconds: float) -> Survival:
     "What came once, twice, or not at all."
-    twice = missing = 0
-    for job in jobs:
-        wanted = range(images) if job.kind == "predict" else range(job.params["epochs"])
-        if job.kind == "predict":
-            path = batch_folder(job.id) / "results.parquet"
-            came = [int(Path(n).stem) for n in pd.read_parquet(path)["image"]] if path.exists() else []
-        else:
-            path = Path(job.run or "") / "history.csv"
-            came = pd.read_csv(path)["epoch"].tolist() if job.run and path.exists() else []
-        twice += len(came) - len(set(came))
-        missing += len(set(wanted) - set(came)) + (job.kind == "train" and len(training_history(job)) != len(wanted))
+    numbers = [(_epochs(job), job.params["epochs"]) for job in trainings]
+    missing = sum(len(training_history(job)) != job.params["epochs"] for job in trainings)
+    if batch:
+        path = job_folder(batch.id) / "results.parquet"
+        numbers.append(([int(Path(n).stem) for n in pd.read_parquet(path)["image"]] if path.exists() else [], images))
+    twice = sum(len(came) - len(set(came)) for came, _ in numbers)
+    missing += sum(len(set(range(count)) - set(came)) for came, count in numbers)
+    jobs = [*trainings, *filter(None, [batch])]
     lost = sum(j.state != "succeeded" for j in jobs)
     return Survival(dead, seconds, lost, twice, missing, {j.name: j.attempts for j in jobs})
+
+
+def _epochs(job: Job) -> list[int]:
+    "Epochs that the run folder of a training lists."
+    path = Path(job.run or "") / "history.csv"
+    return pd.read_csv(path)["epoch"].tolist() if job.run and path.exists() else []

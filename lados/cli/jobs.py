@@ -36,54 +36,43 @@ def job_group() -> None:
 
 @job_app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="train, or predict")],
+    kind: Annotated[str, typer.Argument(help="train, predict, export, or a kind that a package brings")],
     paths: Annotated[list[str] | None, typer.Argument(help="For predict: images, folders, zips or URLs")] = None,
     preset: Annotated[str | None, typer.Option(help="For train: demo, small, resnet50 ..., or a YAML file")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="For train: key=value; repeatable")] = None,
-    run: Annotated[str, typer.Option(help="For predict: a run (name, path or `latest`) or a bundle")] = "latest",
-    engine: Annotated[str, typer.Option(help="For predict: auto, or one that `lados engines` lists")] = "auto",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A parameter, key=value; repeatable")] = None,
+    run: Annotated[str | None, typer.Option(
+        help="For predict and export: a run (name, path or `latest`) or a bundle (default: latest)")] = None,
+    engine: Annotated[str | None, typer.Option(help="For predict: auto, or one that `lados engines` lists")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch until it has ended")] = False,
-    save: Annotated[Path | None, typer.Option("--out", help="For predict: table of answers; waits for it")] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="File for the results; waits for them")] = None,
 ) -> None:
     "Hand in a job. What was handed in already, and has not ended, is not done twice."
-    from lados.data.formats import writable
+    from lados.jobs.queue import submit_job
+    from lados.jobs.tasks import job_kind
 
-    if writable(save) and kind != "predict":
-        raise ConfigError("a training has no table of answers", "leave --out out; its run folder holds everything")
-    if kind == "train":
-        job, attached = _submit_train(paths or [], preset, assignments(set_ or []))
-    elif kind == "predict":
-        job, attached = _submit_predict(paths or [], run, engine)
-    else:
-        raise ConfigError(f"unknown kind of job '{kind}'", "write train or predict")
+    record = job_kind(kind, known=True)
+    _check_results(kind, save)
+    if paths and not record.paths:
+        raise ConfigError(f"a {kind} job takes no paths ({paths[0]})", f"give a parameter, such as --set data={paths[0]}")
+    options = {"preset": preset, "run": run, "engine": engine, record.paths: paths}
+    params = {**assignments(set_ or []), **{k: v for k, v in options.items() if k and v}}
+    job, attached = submit_job(kind, params, name=", ".join(paths or [])[:200])
     out.print(f"job {job.id}  {job.name}{'  (it was handed in already)' if attached else ''}", highlight=False)
-    _without_workers(kind)
+    _without_workers(record.queue)
     if wait or save:
         _watch_job(job.id, save)
     else:
         out.print(f"`lados job wait {job.id[:8]}` watches it")
 
 
-def _submit_train(paths: list[str], preset: str | None, given: dict[str, Any]) -> "tuple[Job, bool]":
-    from lados.jobs.queue import submit_job as hand_in
+def _check_results(kind: str, path: Path | None) -> None:
+    "ConfigError where a kind has no results in the format that a file's name asks for."
+    from lados.jobs.tasks import job_kind
 
-    if paths:
-        raise ConfigError(f"a training takes no paths ({paths[0]})", f"name its images with --set data={paths[0]}")
-    return hand_in("train", {**given, **({"preset": preset} if preset else {})})
-
-
-def _submit_predict(paths: list[str], run: str, engine: str) -> "tuple[Job, bool]":
-    from lados.jobs.batches import Batch
-    from lados.jobs.queue import submit_batch
-    from lados.model.bundle import find_bundle
-
-    if not paths:
-        raise ConfigError("no images are named", "lados job submit predict FOLDER")
-    bundle = find_bundle(bundle_of(run))
-    with Batch.begin() as batch:
-        for path in paths:
-            batch.source(path, trusted=True)
-        return submit_batch(batch, str(bundle.resolve()), engine, name=", ".join(paths)[:200])
+    formats = list(job_kind(kind).results)
+    if path and path.suffix[1:] not in formats:
+        remedy = f"end the name in .{' or .'.join(formats)}" if formats else "leave --out out"
+        raise ConfigError(f"{path}: a {kind} job has no results as '{path.suffix}'", remedy)
 
 
 def _without_workers(queue: str = "") -> None:
@@ -106,6 +95,7 @@ def _watch_job(job_id: str, save: Path | None = None) -> None:
     from lados.jobs.routes import job_view
 
     _without_workers()
+    _check_results(get_job(open_store(), job_id).kind, save)
     with progress_bar("waiting for the job") as step:
         while (job := get_job(open_store(), job_id)).state not in ENDED:
             step(round(job_view(job)["fraction"] * 1000), 1000)
@@ -122,25 +112,21 @@ def _watch_job(job_id: str, save: Path | None = None) -> None:
 def _save(job: "Job", path: Path) -> None:
     import shutil
 
-    import pandas as pd
+    from lados.files import write_json
+    from lados.jobs.tasks import job_kind, job_results
 
-    from lados.data.formats import writable
-    from lados.jobs.routes import results_file
-
-    found = results_file(job, writable(path).suffix[1:])
+    result = job_results(job, path.suffix[1:])
     path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(found, path)
-    errors = pd.read_parquet(found.with_name("results.parquet"), columns=["error"])["error"]
-    bad = int((errors != "").sum())
+    shutil.copyfile(result, path) if isinstance(result, Path) else write_json(path, result)
     out.print(f"written to {path}")
-    if bad:
-        say("note", f"{bad} of {len(errors)} images could not be read; the table says why", "yellow", err)
+    if remark := job_kind(job.kind).remark(job):
+        say("note", remark, "yellow", err)
 
 
 @job_app.command()
 def wait(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
-    save: Annotated[Path | None, typer.Option("--out", help="Table of answers: .csv, .json or .parquet")] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="File for the results: .csv, .json or .parquet for a batch")] = None,
 ) -> None:
     "Watch a job until it has ended."
     _watch_job(job, save)
@@ -149,7 +135,7 @@ def wait(
 @job_app.command("list")
 def list_jobs(
     state: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or active")] = None,
-    kind: Annotated[str | None, typer.Option(help="train or predict")] = None,
+    kind: Annotated[str | None, typer.Option(help="train, predict, export ...")] = None,
     limit: Annotated[int, typer.Option(help="At most so many", min=1)] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
 ) -> None:
@@ -215,15 +201,15 @@ def logs(
     "Show what a job has said of itself."
     from lados.jobs.store import get_job
     from lados.jobs.store import open_store
+    from lados.jobs.tasks import job_kind
     from lados.runs.events import read_events
 
     found = get_job(open_store(), job)
     if found.error and not as_json:
         say(found.state, found.error, "red")
     if not found.run:
-        told = "it has not begun" if found.kind == "train" else f"{found.done} of {found.total} done; it keeps no log"
         if not as_json:
-            out.print(told)
+            out.print(f"{found.done} of {found.total} {job_kind(found.kind).unit} done; it keeps no log, or has not begun")
         return
     log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:

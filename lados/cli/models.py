@@ -28,9 +28,9 @@ def bundle_of(
     run: str, # a run's name or path, `latest`, or a bundle
 ) -> Path:
     "The folder to load a model from; RunError where there is none."
-    from lados.runs.folders import find_run
+    from lados.model.bundle import locate_model
 
-    return Path(run) if (Path(run) / "card.json").exists() else find_run(run).path
+    return locate_model(run)
 
 # %% ../../nbs/cli/02_models.ipynb #b3b067dd
 def evaluate(
@@ -232,8 +232,9 @@ def train(
 
 def _queued(preset: str | None, given: dict[str, Any]) -> None:
     from lados.jobs.queue import submit_job
+    from lados.jobs.tasks import TRAIN
 
-    job, attached = submit_job("train", {**given, **({"preset": preset} if preset else {})})
+    job, attached = submit_job(TRAIN, {**given, **({"preset": preset} if preset else {})})
     out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
               f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 

@@ -29,7 +29,7 @@ def export(
     formats: Annotated[list[str] | None, typer.Option(
         help="onnx, openvino, openvino-int8, torchscript, torch-export; repeatable (default: the first three)")] = None,
     more: Annotated[list[str] | None, typer.Argument(help="Further formats", show_default=False)] = None,
-    as_job: Annotated[bool, typer.Option("--as-job", help="By a notebook, in a run folder of its own")] = False,
+    as_job: Annotated[bool, typer.Option("--as-job", help="Hand it to a worker, and return at once")] = False,
 ) -> None:
     "Write a run's network for other engines, and certify each on the validation images."
     from lados.serve.export import check_formats
@@ -38,7 +38,7 @@ def export(
     wanted = check_formats([*(formats or []), *(more or [])] or list(DEFAULT))
     folder = bundle_of(run)
     if as_job:
-        return _by_notebook(folder, wanted)
+        return _queued(run, wanted)
     found = export_run(folder, wanted, lambda line: err.print(line))
     out.print(parity_table(found))
     for name, e in found["engines"].items():
@@ -47,15 +47,12 @@ def export(
     return None
 
 
-def _by_notebook(folder: Path, formats: list[str]) -> None:
-    from lados.runs.execution import run_notebook
-    from lados.runs.folders import new_run
+def _queued(run: str, formats: list[str]) -> None:
+    from lados.jobs.queue import submit_job
 
-    # not the run's own name: `--run NAME` must go on meaning the run
-    run = new_run("export", f"{folder.resolve().name}-engines", {"source": str(folder.resolve()), "formats": formats})
-    out.print(f"run {run.path.name}")
-    run_notebook(run, "export")
-    out.print(f"report  {run.path / 'report.html'}")
+    job, attached = submit_job("export", {"run": run, "formats": formats})
+    out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
+              f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 
 # %% ../../nbs/cli/04_serve.ipynb #ac575567
 def engines(

@@ -30,7 +30,8 @@ import sqlalchemy as sa
 from ..core import ConfigError, LadosError, settings
 from ..files import read_json, utc_now, write_json
 from .broker import broker_url, client, explain, is_embedded, shown, socket_path
-from .queue import QUEUES, live_workers, queue_lengths
+from .queue import live_workers, queue_lengths
+from .tasks import QUEUES
 from .store import JOBS, Store, store_url
 
 # %% ../../nbs/jobs/09_healthcheck.ipynb #871d89d2

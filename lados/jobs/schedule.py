@@ -23,6 +23,7 @@ from ..core import ConfigError, LadosError, settings
 from ..files import to_json
 from .promotion import drift_now, new_labels
 from .queue import submit_job
+from .tasks import TRAIN
 from .store import SCHEDULE_TABLE, Store
 from ..model.params import plain_params, training_params
 
@@ -174,7 +175,7 @@ def begin_training(
 ) -> str | None: # the job's id; none where another was quicker
     "Begin a schedule's training. Raises what `submit` raises; then its turn is still to come."
     asked = {**schedule.params, "proposed": True}
-    job, _ = submit_job("train", asked, f"schedule:{schedule.name}") # asked for twice, it is one job
+    job, _ = submit_job(TRAIN, asked, f"schedule:{schedule.name}") # asked for twice, it is one job
     columns = SCHEDULE_TABLE.c
     mine = (columns.name == schedule.name) & (columns.last == schedule.last) & ~columns.paused
     values = {"last": now, "drifting": drifting, "job": job.id}

@@ -27,7 +27,8 @@ from ..files import take_lock, write_json
 from .batches import DELETED, sweep_batches
 from .broker import ensure_broker, shown
 from .leases import Task, give_back, list_tasks
-from .queue import QUEUES, queue_lengths, send_hints_or_raise
+from .queue import queue_lengths, send_hints_or_raise
+from .tasks import PREDICT, QUEUES, TRAIN, job_kind
 from .schedule import Scheduler
 from .store import Store, delete_old_jobs, open_store, store_url
 from ..runs.execution import on_signals
@@ -149,11 +150,11 @@ FIRST_S = 600.0 # from the start to the first look
 
 def mark_deleted(
     job_id: str, # whole
-    kind: str, # of the job: only batches have a folder
+    kind: str, # of the job: some have a folder
 ) -> None:
-    "Put a batch's folder out of sight, for a sweeper to delete. Raises OSError where that cannot be done now."
+    "Put a job's folder out of sight, for a sweeper to delete. Raises OSError where that cannot be done now."
     root = settings().batches_folder
-    if kind == "predict":
+    if job_kind(kind).keeps_folder:
         root.stat() # a disk that is not there now may have it
         with suppress(FileNotFoundError):
             (root / job_id).rename(root / f"{DELETED}{job_id}")
@@ -318,9 +319,9 @@ def worker_members(
     count = max(1, len(cards)) if train is None else train
     own = [{"CUDA_VISIBLE_DEVICES": cards[i % len(cards)]} if cards else {} for i in range(count)]
     command = ["-m", "lados.jobs.queue"]
-    trainers = [ManagedProcess(f"train worker {i + 1}", [*command, "train", str(os.getpid())], e)
+    trainers = [ManagedProcess(f"train worker {i + 1}", [*command, TRAIN, str(os.getpid())], e)
                 for i, e in enumerate(own)]
-    return [*trainers, *(ManagedProcess(f"predict worker {i + 1}", [*command, "predict", str(os.getpid())])
+    return [*trainers, *(ManagedProcess(f"predict worker {i + 1}", [*command, PREDICT, str(os.getpid())])
                          for i in range(predict))]
 
 

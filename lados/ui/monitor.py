@@ -18,6 +18,7 @@ from ..core import LadosError, settings
 from ..jobs import leases, queue
 from ..jobs.routes import job_view, training_history
 from ..jobs.store import ENDED, get_job, open_store
+from ..jobs.tasks import TRAIN
 from ..model.params import presets
 from .voila import apps_folder
 
@@ -86,7 +87,7 @@ def submit_training(
 ) -> JobWidget:
     "Hand in a training, and show it live. Raises ConfigError, DataError or BrokerError."
     asked = {**parameters, **({"preset": preset} if preset else {})}
-    job, _ = queue.submit_job("train", asked, "jupyter")
+    job, _ = queue.submit_job(TRAIN, asked, "jupyter")
     return JobWidget(job.id)
 
 
@@ -121,7 +122,7 @@ class ServiceWatch:
         "Everything a page shows; `problem` where the service cannot be asked."
         try:
             jobs = self._get("/jobs?limit=60")["jobs"]
-            wanted = [j for j in jobs if j["kind"] == "train" and (j["state"] == "running" or j["id"] in chosen)]
+            wanted = [j for j in jobs if "history" in j["links"] and (j["state"] == "running" or j["id"] in chosen)]
             models, metrics = self._get("/models"), self._get("/metrics")
             curves = {j["id"]: self._get(f"/job/{j['id']}/history")["epochs"] for j in wanted}
         except httpx.HTTPStatusError as e:

@@ -32,11 +32,11 @@ function render({ model, el }) {
     if (!job.id) return
     const active = ["queued", "running"].includes(job.state)
     const left = job.eta_s == null ? "" : `, ${Math.round(job.eta_s)} s left`
-    const epoch = job.progress.epochs ? `, epoch ${job.progress.epochs_done ?? 0} of ${job.progress.epochs}` : ""
+    const far = job.total > 1 ? `, ${job.done} of ${job.total} ${job.unit}` : ""
     const best = Math.max(0, ...epochs.map((e) => e.macro_f1 ?? 0))
     box.replaceChildren(...[
       h("h2", {}, h("span", {}, `${job.kind} ${job.name} `, h("small", {}, job.id.slice(0, 8))), h("span", { class: `state ${job.state}` }, job.cancelling ? "stopping" : job.state)),
-      h("p", {}, h("progress", { max: 1, value: job.fraction, style: "width: 260px" }), ` ${Math.round(100 * job.fraction)} %${epoch}${left}`),
+      h("p", {}, h("progress", { max: 1, value: job.fraction, style: "width: 260px" }), ` ${Math.round(100 * job.fraction)} %${far}${left}`),
       epochs.length ? h("div", {}, curve(epochs), h("small", {}, ` best macro-F1 ${best.toFixed(3)}`)) : null,
       job.error ? h("p", { class: "said bad" }, job.error) : null,
       said ? h("p", { class: "said bad" }, said) : null,

@@ -61,7 +61,7 @@ function chart(series, title) {
 
 function curves(state) {
   const ids = Object.keys(state.curves || {}).filter((id) => state.curves[id].length)
-  if (!ids.length) return h("p", { class: "empty" }, state.jobs.some((j) => j.kind === "train" && j.state === "running") ? "A training has begun; its curves come with its first epochs." : "No training is running. Tick trainings in the list to compare their curves.")
+  if (!ids.length) return h("p", { class: "empty" }, state.jobs.some((j) => j.unit === "epochs" && j.state === "running") ? "A training has begun; its curves come with its first epochs." : "No training is running. Tick trainings in the list to compare their curves.")
   const names = Object.fromEntries(state.jobs.map((j) => [j.id, `${j.name} ${j.id.slice(0, 8)}`]))
   const line = (id, i, column, dashed = false) => ({
     colour: COLOURS[i % COLOURS.length], dashed,
@@ -120,16 +120,16 @@ function render({ model, el }) {
     const active = ["queued", "running"].includes(job.state)
     const state = job.cancelling ? "stopping" : job.state
     const links = Object.entries(job.links).filter(([name]) => ["report", "results", "notebook"].includes(name))
-    const epoch = job.kind === "train" && job.progress.epochs ? `, epoch ${job.progress.epochs_done ?? 0} of ${job.progress.epochs}` : ""
+    const far = job.total > 1 ? `, ${job.done} of ${job.total} ${job.unit}` : ""
     if (!rows.has(job.id)) {
       const cells = ["", "named", "", "", "", ""].map((c) => h("td", c ? { class: c } : {}))
       rows.set(job.id, { tr: h("tr", { "data-job": job.id }, cells), cells })
     }
     const { tr, cells } = rows.get(job.id), ticked = model.get("chosen").includes(job.id)
-    put(cells[0], [job.kind, ticked], () => job.kind === "train" && h("input", { type: "checkbox", checked: ticked, "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) }))
+    put(cells[0], [job.links.history, ticked], () => job.links.history && h("input", { type: "checkbox", checked: ticked, "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) }))
     put(cells[1], [job.name, job.error], () => [job.name || job.kind, h("br"), h("small", {}, `${job.id.slice(0, 8)}, ${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])])
     put(cells[2], [state, job.attempts], () => [h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)])
-    put(cells[3], [job.fraction, epoch, job.eta_s], () => [h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, [`${percent(job.fraction)}${epoch}`, left(job.eta_s)].filter(Boolean).join(", "))])
+    put(cells[3], [job.fraction, far, job.eta_s], () => [h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, [`${percent(job.fraction)}${far}`, left(job.eta_s)].filter(Boolean).join(", "))])
     put(cells[4], links, () => links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name)))
     put(cells[5], [active, job.state], () => active ? h("button", { class: "button small", onclick: () => send({ kind: "cancel", id: job.id }) }, "Stop")
       : ["failed", "cancelled"].includes(job.state) && h("button", { class: "button small", onclick: () => send({ kind: "retry", id: job.id }) }, "Retry"))

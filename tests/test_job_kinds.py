@@ -1,0 +1,130 @@
+"A kind of job from outside: one record in a package of its own, and everything follows."
+
+import json
+import subprocess
+import sys
+
+import pytest
+from serving import KEY, ROOT, wait_for
+from working import ended, environment, service, working
+
+KEYED = {"X-API-Key": KEY}
+PLUGIN = """
+import json
+from pathlib import Path
+
+from lados.core import ConfigError
+from lados.jobs.batches import check_allowed
+from lados.jobs.tasks import PREDICT, JobKind, job_folder
+
+
+def prepare(params, folder):
+    if not Path(params.get("folder", "/nowhere")).is_dir():
+        raise ConfigError("there is no such folder to count", "name one")
+    return {"folder": params["folder"], "files": len(list(Path(params["folder"]).iterdir()))}
+
+
+def work(lease, heart):
+    while Path(lease.params["folder"], "wait").exists():
+        heart.tell(did=1)
+        heart.check()
+    folder = job_folder(lease.job)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "count.json").write_text(json.dumps({"files": len(list(Path(lease.params["folder"]).iterdir()))}))
+
+
+COUNT = JobKind(
+    "counts the files of a folder", PREDICT, "files", work, prepare, lambda params: {"folder": check_allowed(params["folder"])},
+    title=lambda params: Path(params["folder"]).name, cut=lambda params: [params["files"]], results={"json": "application/json"},
+    result=lambda job, format: job_folder(job.id) / "count.json", keeps_folder=True)
+"""
+FORGET = """
+import time
+import sqlalchemy as sa
+from lados.jobs.store import JOBS, open_store
+from lados.jobs.workers import Retention
+with open_store().writing() as c:
+    c.execute(sa.update(JOBS).values(created=0.0, ended=time.time() - 400 * 86400))
+print(*Retention(every=0, first=0)(open_store()))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    "An installed package that brings the kind `count`."
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "counting.py").write_text(PLUGIN)
+    about = folder / "counting-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[lados.job_kinds]\ncount = counting:COUNT\nbroken = counting:NOTHING\n")
+    return {"PYTHONPATH": f"{ROOT}:{folder}"}
+
+
+def lados(home, package, *words):
+    command = [sys.executable, "-c", "from lados.cli.main import main; main()", *map(str, words)]
+    return subprocess.run(command, env=environment(home, **package), capture_output=True, text=True)
+
+
+def test_a_kind_from_outside_goes_all_the_way(tmp_path, package):
+    folder = tmp_path / "data" / "flight"
+    folder.mkdir(parents=True)
+    for name in ("1", "2", "wait"):
+        (folder / name).touch()
+    body = {"kind": "count", "params": {"folder": str(folder)}}
+    with working(tmp_path, train=0, **package), service(tmp_path, **package) as server:
+        answer = server.post("/jobs", json=body, headers=KEYED)
+        assert answer.status_code == 202, answer.text
+        job = answer.json()
+        assert answer.headers["location"] == f"/job/{job['id']}" and job["name"] == "flight" and job["unit"] == "files"
+        assert server.post("/jobs", json=body, headers=KEYED).json()["attached"]
+        far = wait_for(lambda: (j := server.get(f"/job/{job['id']}").json())["done"] == 1 and j, 60)
+        assert far["state"] == "running" and far["total"] == 3 and far["fraction"] == pytest.approx(1 / 3) and far["eta_s"] is not None
+        early = server.get(f"/job/{job['id']}/results")
+        assert early.status_code == 409 and "1 of 3 files" in early.json()["detail"]
+
+        server.client.delete(f"/job/{job['id']}", headers=KEYED)
+        assert ended(server, job["id"])["state"] == "cancelled"
+        (folder / "wait").unlink()
+        assert server.post(f"/job/{job['id']}/retry", headers=KEYED).status_code == 202
+        assert ended(server, job["id"])["state"] == "succeeded"
+        results = server.get(f"/job/{job['id']}/results")
+        assert results.json() == {"files": 2} and results.headers["content-type"] == "application/json"
+        assert [j["id"] for j in server.get("/jobs?kind=count", headers=KEYED).json()["jobs"]] == [job["id"]]
+        text = server.get("/metrics/prometheus").text
+        assert 'batch_units_total{kind="count",unit="files"} 3.0' in text
+        assert 'batch_jobs_total{kind="count",state="succeeded"} 1.0' in text
+
+        assert "count" in lados(tmp_path, package, "job", "list").stdout
+        done = lados(tmp_path, package, "job", "submit", "count", f"--set=folder={folder}", f"--out={tmp_path / 'out.json'}")
+        assert done.returncode == 0, done.stderr
+        assert json.loads((tmp_path / "out.json").read_text()) == {"files": 2}
+        refused = lados(tmp_path, package, "job", "submit", "count", folder)
+        assert refused.returncode == 2 and "takes no paths" in refused.stderr
+        kept = tmp_path / "h" / "batches" / job["id"]
+        assert kept.is_dir()
+        gone = subprocess.run([sys.executable, "-c", FORGET], env=environment(tmp_path, **package), capture_output=True, text=True)
+        assert job["id"] in gone.stdout.split() and not kept.exists(), gone.stderr
+        assert server.get(f"/job/{job['id']}").status_code == 404
+
+
+def test_what_a_kind_does_not_admit_is_refused(tmp_path, package):
+    with service(tmp_path, **package) as server:
+        for kind, params, says in (("count", {"folder": "/etc"}, "not among what jobs may read"), ("cuont", {}, "unknown kind"),
+                                   ("broken", {}, "unknown kind"), ("export", {"run": "/etc"}, "not the name of a run"),
+                                   ("train", {"epochz": 1}, "unknown parameter 'epochz'"), ("predict", {"source": "/etc"}, ""),
+                                   ("predict", {"folder": 3}, "name no images"), ("export", {"formats": 3}, "")):
+            answer = server.post("/jobs", json={"kind": kind, "params": params}, headers=KEYED)
+            assert answer.status_code in (409, 422) and says in answer.json()["detail"], answer.text
+        assert server.post("/jobs", json={"kind": "count"}).status_code == 401
+        assert server.post("/jobs", json={"params": {}}, headers=KEYED).status_code == 422
+
+
+def test_without_its_package_a_job_can_still_be_listed_and_cancelled(tmp_path, package):
+    folder = tmp_path / "data" / "flight"
+    folder.mkdir(parents=True)
+    assert lados(tmp_path, package, "job", "submit", "count", f"--set=folder={folder}").returncode == 0
+    with service(tmp_path) as server:
+        (job,) = server.get("/jobs", headers=KEYED).json()["jobs"]
+        assert (job["kind"], job["state"]) == ("count", "queued")
+        assert server.client.delete(f"/job/{job['id']}", headers=KEYED).json()["state"] == "cancelled"
