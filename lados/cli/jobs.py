@@ -53,7 +53,7 @@ def submit(
     record = job_kind(kind, known=True)
     _check_results(kind, save)
     if paths and not record.paths:
-        raise ConfigError(f"a {kind} job takes no paths ({paths[0]})", f"give a parameter, such as --set data={paths[0]}")
+        raise ConfigError(f"a {kind} job takes no paths ({paths[0]})", f"name them with --set data={paths[0]}")
     options = {"preset": preset, "run": run, "engine": engine, record.paths: paths}
     params = {**assignments(set_ or []), **{k: v for k, v in options.items() if k and v}}
     job, attached = submit_job(kind, params, name=", ".join(paths or [])[:200])
@@ -126,7 +126,7 @@ def _save(job: "Job", path: Path) -> None:
 @job_app.command()
 def wait(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
-    save: Annotated[Path | None, typer.Option("--out", help="File for the results: .csv, .json or .parquet for a batch")] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="File for the results; of a batch .csv, .json or .parquet")] = None,
 ) -> None:
     "Watch a job until it has ended."
     _watch_job(job, save)
@@ -209,7 +209,8 @@ def logs(
         say(found.state, found.error, "red")
     if not found.run:
         if not as_json:
-            out.print(f"{found.done} of {found.total} {job_kind(found.kind).unit} done; it keeps no log, or has not begun")
+            unit = job_kind(found.kind).unit
+            out.print(f"{found.done} of {found.total} {unit} done; it keeps no log, or has not begun")
         return
     log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:

@@ -128,7 +128,7 @@ class JobCounts:
         now = GaugeMetricFamily("batch_jobs_active", "Jobs that wait or run", labels=["kind", "state"])
         took = HistogramMetricFamily("batch_job_duration_seconds", "From start to end of a job", labels=["kind"])
         images = CounterMetricFamily("batch_images", "Images of jobs that have succeeded")
-        units = CounterMetricFamily("batch_units", "What jobs that have succeeded were counted in", labels=["kind", "unit"])
+        units = CounterMetricFamily("batch_units", "Units of jobs that have succeeded", labels=["kind", "unit"])
         try:
             active, counted = job_store.count_jobs(open_store())
         except LadosError: # a store that is away must not take the other metrics with it
@@ -345,8 +345,7 @@ async def results(
     job_id: str,
     format: Annotated[str, Query(pattern="^[a-z0-9]{0,20}$", description="csv, json or parquet of a table")] = "",
 ) -> Response:
-    """What came of a job. Of a batch: one row an image, in the order in which they were handed in; bad images are rows with
-    their error."""
+    "What came of a job; of a batch one row an image, in the order of handing in, with the error of those that are bad."
     found = await asyncio.to_thread(_find_job, job_id)
     result = await asyncio.to_thread(job_results, found, format)
     if not isinstance(result, Path):

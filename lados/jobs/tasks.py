@@ -62,7 +62,7 @@ def linear_eta(
 
 def run_metrics(
     job: Job, # that succeeded
-    *_: Any,
+    format: str = "json", # the only one
 ) -> dict[str, Any]:
     "Return the metrics in the run folder of a job."
     return read_record(Path(job.run) / "metrics.json")
@@ -81,10 +81,10 @@ class JobKind:
     admit: Callable[[dict[str, Any]], dict[str, Any]] = _as_given # what clients of the API may ask for; ConfigError
     title: Callable[[dict[str, Any]], str] = lambda params: str(params.get("name") or "")
     key: Callable[[dict[str, Any]], str] = content_key # the same for the same work
-    cut: Callable[[dict[str, Any]], list[int]] = lambda params: [1] # units of each task; the last one waits for the rest
+    cut: Callable[[dict[str, Any]], list[int]] = lambda params: [1] # units of each task; the last waits
     eta: Callable[[Job, float], float | None] = linear_eta # seconds left of a running job
     results: Mapping[str, str] = field(default_factory=dict) # format -> media type; the first is what is sent unasked
-    result: Callable[[Job, str], Path | dict[str, Any]] = run_metrics # of a job that succeeded: a file in a format, or JSON
+    result: Callable[[Job, str], Path | dict[str, Any]] = run_metrics # of one that succeeded: a file in a format, or JSON
     remark: Callable[[Job], str] = lambda job: "" # what to know about the results; empty: nothing
     paths: str = "" # the parameter that takes the paths of a command line; empty: it takes none
     keeps_folder: bool = False # it has files in `job_folder`, which is deleted with the job
@@ -143,7 +143,8 @@ def job_results(
     "Return the results of a job. JobError where there are none, ConfigError for a format that there is not."
     kind = job_kind(job.kind)
     if job.state != "succeeded":
-        raise JobError(f"{job.id}: there are no results yet (the job is {job.state}: {job.done} of {job.total} {kind.unit})",
+        far = f"{job.done} of {job.total} {kind.unit}"
+        raise JobError(f"{job.id}: there are no results yet (the job is {job.state}: {far})",
                        "wait until its state is succeeded" if job.state not in ENDED else "see its error; retry it")
     if not kind.results:
         raise JobError(f"{job.id}: a {job.kind} job has no results", "look into its run folder, if it has one")
