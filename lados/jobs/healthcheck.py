@@ -27,6 +27,7 @@ import httpx
 import redis
 import sqlalchemy as sa
 
+from ..client import ApiError, Busy, Client, TimedOut
 from ..core import ConfigError, LadosError, settings
 from ..files import read_json, utc_now, write_json
 from .broker import broker_url, client, explain, is_embedded, shown, socket_path
@@ -88,20 +89,24 @@ def _api_url() -> tuple[str, bool]: # whether somebody has said that it should b
     return asked or "http://127.0.0.1:8000", bool(asked)
 
 
+def _service() -> Client:
+    return Client(_api_url()[0], timeout=SECONDS - 1, retries=0, trust_env=False, follow_redirects=True)
+
+
 def api() -> CheckResult:
     "The HTTP service."
-    url, asked = _api_url()
+    url, expected = _api_url()
     try:
-        found = _get(url, "/health").raise_for_status().json()
-        if found["status"] != "alive":
-            raise ValueError
-        return _up("API", f"{shown(url)}, version {found['version']}")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        hangs = isinstance(e, httpx.HTTPStatusError) and e.response.status_code >= 500
-        hangs = hangs or (isinstance(e, httpx.TransportError) and not isinstance(e, httpx.ConnectError))
-        if not asked and not hangs: # nothing is there, or a stranger, and nobody has said that it should be
+        with _service() as service:
+            health = service.health()
+        if health.get("status") != "alive":
+            raise ApiError(f"what answers at {service.url} is not lados")
+        return _up("API", f"{service.url}, version {health.get('version')}")
+    except ApiError as e:
+        hangs = isinstance(e, TimedOut) or getattr(e, "sent", False) or (e.status or 0) >= 500
+        if not expected and not hangs: # nothing is there, or a stranger, and nobody has said that it should be
             return CheckResult("API", "off", f"none answers at {url}, and LADOS_API_URL is not set")
-        return _down("API", f"{shown(url)} {_why(e)}", "`lados serve` or `lados up`, or correct LADOS_API_URL")
+        return _down("API", e.detail, "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
 
 def model() -> CheckResult:
@@ -109,13 +114,14 @@ def model() -> CheckResult:
     if api().state != "up": # what else listens there has no model to speak of
         return CheckResult("model", "off", "there is no API to ask")
     try:
-        answer = _get(_api_url()[0], "/ready")
-        found = answer.json()
-        if answer.status_code == 200:
-            return _up("model", f"{found['model']}, engine {found['engine']}, {found['waiting']} images waiting")
-        return _down("model", found["detail"], found.get("remedy") or "`lados train`, then `lados export`")
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as e:
-        return _down("model", f"{shown(_api_url()[0])}/ready {_why(e)}", "look at the log of the API")
+        with _service() as service:
+            ready = service.ready()
+        return _up("model", f"{ready['model']}, engine {ready['engine']}, {ready['waiting']} images waiting")
+    except Busy as e:
+        return _down("model", e.detail, e.remedy or "`lados train`, then `lados export`")
+    except (ApiError, KeyError) as e:
+        detail = getattr(e, "detail", f"{service.url}/ready answers as something else would")
+        return _down("model", detail, "look at the log of the API")
 
 
 def broker() -> CheckResult:
