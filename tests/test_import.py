@@ -407,7 +407,7 @@ def test_damaged_images(tmp_path, monkeypatch):
     assert [p.name for p in manifest.paths] == [n for n in names if n.startswith("good")]
     assert kinds(manifest)["unreadable-image"] == 12
     told = " ".join(messages(manifest, "unreadable-image"))
-    assert "empty.webp: the file is empty" in told and "90,000" in told.replace("300 x 300", "90,000")
+    assert "empty.webp: the file is empty" in told and "300x300 pixels" in told
 
 
 def test_a_whole_camera_file_with_more_behind_it_is_kept(tmp_path):

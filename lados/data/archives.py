@@ -19,7 +19,7 @@ from math import inf
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ..core import DataError, DiskFull, SourceError
-from .annotations import IMAGE_SUFFIXES
+from .images import image_suffixes, named_as_image
 from ..files import DISK_FULL, disk_trouble, need_space, size_text
 
 # %% ../../nbs/data/11_archives.ipynb #1f28525e
@@ -108,7 +108,7 @@ def unpack_images(
 def _all_wanted(z: zipfile.ZipFile, name: str, total: float) -> list[zipfile.ZipInfo]:
     wanted = [i for i in z.infolist() if _wanted(i)]
     if not wanted:
-        raise DataError(f"{name}: no images in it", f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{name}: no images in it", f"images end in {', '.join(image_suffixes())}")
     size = sum(i.file_size for i in wanted)
     if size > total:
         raise ArchiveBomb(f"{name} would unpack to {size_text(size)}, and {size_text(total)} are the limit",
@@ -140,7 +140,7 @@ def _wanted(info: zipfile.ZipInfo) -> bool:
     path = PurePosixPath(info.filename)
     if info.is_dir() or path.parts[:1] == ("__MACOSX",) or path.name.startswith("."):
         return False
-    return path.suffix.lower() in IMAGE_SUFFIXES | {".zip"} or _climbs(info.filename)
+    return named_as_image(path) or path.suffix.lower() == ".zip" or _climbs(info.filename)
 
 
 def _climbs(name: str) -> bool:

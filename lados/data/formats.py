@@ -18,10 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pandas as pd
-from PIL import Image
 
-from ..core import ConfigError, DataError, did_you_mean, settings
+from ..core import ConfigError, DataError, ImageError, did_you_mean
 from .annotations import AnnotatedImage, Notes, in_parallel, images_in, split_folders, split_of
+from .images import open_image
 from .manifest import COLUMNS
 from ..files import atomic_write
 from ..labels import LADOS, LabelSet, infer_label_set
@@ -130,12 +130,10 @@ def _paired(images: list[Path], masks: dict[str, Path], notes: Notes) -> Iterato
 def _measured(path: Path, classes: Mapping[int, str], background: str | None) -> tuple | str:
     "What `mask_areas` says of a mask file, or what is wrong with the file."
     try:
-        with Image.open(path) as mask:
-            if mask.width * mask.height > settings().max_pixels:
-                return f"{mask.width} x {mask.height} pixels, more than allowed"
-            pixels = np.asarray(mask)
-    except Exception as e: # Pillow's plugins raise whatever their parser trips over
-        return f"not a readable mask ({type(e).__name__})"
+        with open_image(path) as mask:
+            pixels = np.asarray(mask.load())
+    except ImageError as e:
+        return f"not a readable mask ({e.problem.removeprefix(f'{path}: ')})"
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         return "not a mask of one 8-bit channel"
     return mask_areas(pixels, classes, background)

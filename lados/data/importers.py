@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..core import ConfigError, DataError, ImageError
 from lados.data.annotations import (
-    AnnotatedImage, InspectedImage, Notes, in_parallel, inspect_image, pixel_limit_from_settings,
+    AnnotatedImage, InspectedImage, Notes, in_parallel, inspect_image,
 )
 from .coco import coco_files, coco_names, read_coco
 from .formats import class_folders, folder_names, mask_folders, mask_names, read_folders, read_masks
@@ -195,8 +195,7 @@ def import_dataset(
     label_set = label_set or label_set_beside(root) or _own_label_set(path, kind, notes)
     several, more = Disagreement(min_area, label_set), {"group_columns": group_columns} if group_columns else {}
     records = IMPORTERS[kind].read(Path(path), notes, label_set=label_set, **more)
-    with pixel_limit_from_settings():
-        frame = pd.DataFrame(_manifest_rows(records, root, rule, min_area, workers, notes, several))
+    frame = pd.DataFrame(_manifest_rows(records, root, rule, min_area, workers, notes, several))
     if frame.empty:
         why = f"; the first of {len(notes)} reasons: {notes[0]['file']}: {notes[0]['message']}" if notes else ""
         raise DataError(f"{path}: none of its images can be used{why}", "complete the dataset and import it again")

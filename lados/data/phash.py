@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..core import ImageError, settings
+from .images import open_image
 
 # %% ../../nbs/data/08_phash.ipynb #4c9eaf09
 SIDE = 16 # frequencies kept along each axis
@@ -38,10 +39,8 @@ def _cosines() -> np.ndarray:
 # %% ../../nbs/data/08_phash.ipynb #8bafce43
 def _grey(path: str | Path) -> np.ndarray:
     "The image as `_GRID` x `_GRID` grey levels; JPEGs are decoded at a reduced size."
-    with Image.open(path) as im:
-        if im.width * im.height > settings().max_pixels:
-            raise ValueError(f"{im.width} x {im.height} is more than MAX_PIXELS={settings().max_pixels}")
-        im.draft("L", (2 * _GRID, 2 * _GRID))
+    with open_image(path) as opened:
+        im = opened.load(at_least=2 * _GRID, mode="L")
         deep = im.mode[0] in "IF" # 16 and 32 bits a pixel: `L` would clip them
         # the step over 4 * _GRID keeps fractions of a grey level, which decide the signs of a faint sea
         im = (im.convert("F") if deep else im.convert("L")).resize((4 * _GRID, 4 * _GRID), Image.Resampling.BOX)
@@ -53,10 +52,7 @@ def image_hash(
     path: str | Path,
 ) -> tuple[np.ndarray, float]: # 4 x uint64, and the contrast (standard deviation in grey levels)
     "Hash and contrast of one image; raises ImageError where it cannot be read."
-    try:
-        grid = _grey(path)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        raise ImageError(f"{path}: no readable image ({e})", "replace or remove it") from None
+    grid = _grey(path)
     coefficients = _cosines() @ (grid - grid.mean()) @ _cosines().T
     bits = coefficients > 0
     bits[0, 0] = False

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
 from uuid import uuid4
@@ -25,7 +25,8 @@ import fsspec
 from fsspec.core import url_to_fs
 
 from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
-from ..data.annotations import IMAGE_SUFFIXES, images_in
+from ..data.annotations import images_in
+from ..data.images import image_suffixes, named_as_image
 from ..data.archives import ArchiveBomb, unpack_images
 from ..files import disk_room, hold_lock, locked, read_json, sweep_folders, write_json
 
@@ -96,13 +97,13 @@ def references(
     except (OSError, ValueError) as e:
         raise DataError(f"{where}: cannot be read ({getattr(e, 'strerror', None) or e})", "check the path") from None
     if not found:
-        raise DataError(f"{where}: no images in it", f"images end in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise DataError(f"{where}: no images in it", f"images end in {', '.join(image_suffixes())}")
     return found
 
 
 def _below(where: Path, roots: list[Path] | None) -> Iterator[ImageReference]:
     "Images of a folder; an image or a zip is itself one."
-    one = where.is_file() and where.suffix.lower() in IMAGE_SUFFIXES | {".zip"}
+    one = where.is_file() and (named_as_image(where) or where.suffix.lower() == ".zip")
     if not one and not where.is_dir():
         raise DataError(f"{where}: no folder, image or zip", "check the path, as the server sees it")
     for p in [where] if one else images_in(where, deep=True):
@@ -139,7 +140,7 @@ def _remote(url: str) -> Iterator[ImageReference]:
     top = root.rstrip("/")
     for path in sorted(found):
         # a web page may list links to elsewhere
-        if PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES and (path == root or path.startswith(f"{top}/")):
+        if named_as_image(path) and (path == root or path.startswith(f"{top}/")):
             there = fs.unstrip_protocol(path)
             yield ImageReference(path.removeprefix(f"{top}/"), there, "", f"{there} {_mark(found[path])}")
 

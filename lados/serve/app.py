@@ -30,6 +30,7 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..core import LadosError, ImageTooLarge, Settings, settings
+from ..data.images import FORMATS
 from .explain import heat_png
 from .http import PROBLEMS, Problems, RequestLayer, check_key, failure, of_error, problem, respond, unless_gone
 from .predictor import Answer
@@ -143,7 +144,8 @@ def _body(many: bool) -> dict[str, Any]:
     one = {"type": "string", "format": "binary"}
     field = {"files": {"type": "array", "items": one, "minItems": 1}} if many else {"file": one}
     form = {"schema": {"type": "object", "properties": field, "required": [*field]}}
-    raw = {} if many else {kind: {"schema": one} for kind in ("image/jpeg", "image/png", "application/octet-stream")}
+    raw = {} if many else {kind: {"schema": one} for kind in (
+        *(f.media_type for f in FORMATS.values()), "application/octet-stream")}
     place = {"type": "object", "required": ["source"], "properties": {"source": {"type": "string"}}}
     raw |= {"application/zip": {"schema": one}, "application/json": {"schema": place}} if many else {} # become jobs
     return {"requestBody": {"required": True, "content": {"multipart/form-data": form, **raw}}}

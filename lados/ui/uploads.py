@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 
 from ..core import DataError, LadosError, ServeError, settings
-from ..data.images import decode, probe
+from ..data.images import decode, image_suffixes, probe
 from ..files import hold_lock, locked, sweep_folders
 
 # %% ../../nbs/ui/01_uploads.ipynb #a08e63e3
@@ -83,10 +83,11 @@ ZIP_FACTOR = 50 # an archive may be as large as so many images
 SPARE_DISK = 200 * 2 ** 20 # bytes to leave free on the disk
 
 
-def upload_limits() -> dict[str, int]:
-    "What the browser must keep to; bytes, but for `cards`."
+def upload_limits() -> dict[str, Any]:
+    "What the browser must keep to: bytes, number of `cards`, and `suffixes` of the files to take from a folder."
     image = round(settings().max_upload_size_mb * 1e6)
-    return {"image": image, "archive": ZIP_FACTOR * image, "cards": MAX_CARDS, "chunk": CHUNK}
+    return {"image": image, "archive": ZIP_FACTOR * image, "cards": MAX_CARDS, "chunk": CHUNK,
+            "suffixes": [*image_suffixes(), ".zip"]}
 
 
 @dataclass

@@ -3,7 +3,6 @@
 
 const WINDOW = 4 // pieces of a file that may be on their way unacknowledged
 const SILENCE_MS = 30_000 // after which the connection counts as lost
-const IMAGES = /\.(jpe?g|png|webp|tiff?|bmp|gif|jp2|avif|zip)$/i // what is taken out of a dropped folder
 const LOGO = "M16 5c4.6 5.7 7.4 9 7.4 12.8a7.4 7.4 0 0 1-14.8 0C8.6 14 11.4 10.7 16 5z"
 const WAVE = "M4 27c2-1.8 4-1.8 6 0s4 1.8 6 0 4-1.8 6 0 4 1.8 6 0"
 
@@ -49,15 +48,15 @@ const sentence = (text) => (text ? text[0].toUpperCase() + text.slice(1) + (/[.!
 const blobUrl = (buffer, type) => URL.createObjectURL(new Blob([buffer], { type }))
 
 // Files of a drop, those in dropped folders too. Entries must be taken before the event is over.
-async function droppedFiles(transfer) {
+async function droppedFiles(transfer, suffixes) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean)
   if (!entries.some((e) => e.isDirectory)) return [...transfer.files].map((file) => ({ file, name: file.name }))
-  return (await Promise.all(entries.map((e) => filesBelow(e, false)))).flat()
+  return (await Promise.all(entries.map((e) => filesBelow(e, false, suffixes)))).flat()
 }
 
-async function filesBelow(entry, inFolder) {
+async function filesBelow(entry, inFolder, suffixes) { // of a folder only what is named as an image or a zip
   if (entry.isFile) {
-    if (inFolder && (entry.name.startsWith(".") || !IMAGES.test(entry.name))) return []
+    if (inFolder && (entry.name.startsWith(".") || !suffixes.some((s) => entry.name.toLowerCase().endsWith(s)))) return []
     const file = await new Promise((good, bad) => entry.file(good, bad))
     return [{ file, name: entry.fullPath.replace(/^\//, "") }]
   }
@@ -67,7 +66,7 @@ async function filesBelow(entry, inFolder) {
     if (!some.length) break
     found.push(...some)
   }
-  return (await Promise.all(found.map((e) => filesBelow(e, true)))).flat()
+  return (await Promise.all(found.map((e) => filesBelow(e, true, suffixes)))).flat()
 }
 
 // --- sending files: one after the other, in acknowledged pieces
@@ -148,7 +147,7 @@ class Page {
   }
 
   build(el) {
-    this.input = h("input", { type: "file", multiple: true, hidden: true, onchange: () => this.picked(), "data-test": "files" })
+    this.input = h("input", { type: "file", multiple: true, hidden: true, accept: this.model.get("limits").suffixes.join(","), onchange: () => this.picked(), "data-test": "files" })
     this.status = h("div", { class: "status", role: "status" })
     this.lost = h("div", { class: "lost", role: "alert", hidden: true },
       "The connection to this page's kernel is lost. Reload the page; saved corrections are kept.")
@@ -222,7 +221,7 @@ class Page {
       event.preventDefault()
       inside = 0
       root.classList.remove("dragging")
-      this.add(await droppedFiles(event.dataTransfer))
+      this.add(await droppedFiles(event.dataTransfer, this.model.get("limits").suffixes))
     })
   }
 
