@@ -10,7 +10,7 @@ import urllib.request
 
 import pandas as pd
 import pytest
-from toy import TINY, toy_manifest
+from toy import ROUNDING, TINY, toy_manifest
 
 from lados.files import read_json
 from lados.runs.folders import find_run
@@ -55,7 +55,7 @@ def test_export_prints_and_keeps_the_certificate(place):
     assert names <= set(found["engines"]) and all(name in place.exported.stdout for name in names)
     for name in ("torch", "onnxruntime", "openvino", "torchscript", "torch-export"):
         e = found["engines"][name]
-        assert e["passed"] and e["agreement"] == 1 and e["max_difference"] < 1e-3, name
+        assert e["passed"] and e["agreement"] == 1 and e["max_difference"] < 1e-3 + ROUNDING, name
         assert e["bytes"] > 0 and e["images_per_s"]["1"] > 0 and e["conformal"]["images"] == 12
     sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle(place))
     assert sums.returncode == 0, "the seal is what sha256sum reads"
@@ -74,7 +74,7 @@ def test_predict_answers_alike_with_every_engine(place):
         answers[engine] = pd.read_csv(place.folder / "answers.csv")
         assert len(answers[engine]) == 48 and answers[engine]["error"].isna().all()
     assert (answers["openvino"]["predicted"] == answers["torch"]["predicted"]).all()
-    assert (answers["openvino"].filter(like="p_") - answers["torch"].filter(like="p_")).abs().max().max() < 1e-3
+    assert (answers["openvino"].filter(like="p_") - answers["torch"].filter(like="p_")).abs().max().max() < 1e-3 + ROUNDING
 
 
 def test_export_as_a_job_leaves_a_report(place):
