@@ -126,7 +126,8 @@ def bench_serve(
     engine: Annotated[list[str] | None, typer.Option(help="Only these engines; repeatable")] = None,
     connections: Annotated[list[int] | None, typer.Option(help="Clients at once (1, 16, 64); repeatable")] = None,
     seconds: Annotated[float, typer.Option(help="For each measurement", min=0.5)] = 6.0,
-    images: Annotated[int, typer.Option(help="Files in the folder for `lados predict`; 0: left out", min=0)] = 2000,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
+                                        help="Files in the folder for `lados predict`; 0: left out")] = 2000,
     plain: Annotated[bool, typer.Option(help="Beside a plain FastAPI + torch server")] = True,
     overload: Annotated[bool, typer.Option(help="Three times the sustainable rate, with the last engine")] = True,
 ) -> None:
@@ -151,7 +152,8 @@ def bench_jobs(
     backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
     size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
     engine: Annotated[str, typer.Option(help="As `lados engines` lists them")] = "openvino-int8",
-    images: Annotated[int, typer.Option(help="In the folder; 0: speed is left out", min=0)] = 5000,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
+                                        help="In the folder; 0: speed is left out")] = 5000,
     kills: Annotated[int, typer.Option(help="At random moments; 0: survival is left out", min=0)] = 20,
     seed: Annotated[int, typer.Option(help="Of victims and moments")] = 0,
 ) -> None:

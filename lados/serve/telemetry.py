@@ -69,7 +69,8 @@ class Recent:
         "What the latest answers say."
         n, labels = len(self.answers), Tally(a[0] for a in self.answers)
         away = [a[2] for a in self.answers if a[2] is not None]
-        return {"images": n, "class_share": {c: labels[c] / n if n else 0.0 for c in CLASSES},
+        return {"images": n, "pictures": n, # the latter is what it was called before
+                "class_share": {c: labels[c] / n if n else 0.0 for c in CLASSES},
                 "confidence_mean": sum(a[1] for a in self.answers) / n if n else None,
                 "drift_score": drift(away, self.outlier)}
 
