@@ -187,7 +187,7 @@ def _class_of(values: Any, colour: str, where: str) -> LabelClass:
     if not values.get("name") or not all(isinstance(v, str) for v in [*text.values(), *aliases]) \
             or isinstance(aliases, str) or not isinstance(values.get("background", False), bool):
         raise ConfigError(f"{where}: not the record of a class: {str(values)[:80]}",
-                          "name, title, colour, hint are texts in quotes, aliases a list of such, background true or false")
+                          "name, title, colour, hint are texts in quotes, aliases a list of such, background a bool")
     return LabelClass(**{"colour": _GREY if values.get("background") else colour, **values, "aliases": tuple(aliases)})
 
 
@@ -263,8 +263,9 @@ def infer_label_set(
     near = {n: c for n in strange if (c := LADOS.near(n))}
     if near and len(names) - len(strange) + len(near) > len(strange) - len(near) and len(near) < len(names):
         wrong, meant = next(iter(near.items()))
-        raise DataError(f"{where}: unknown class '{wrong}'", f"did you mean '{meant}'? Rename it, or give --label-set a YAML "
-                        f"file: `merge: {{{class_key(wrong)}: {meant}}}` merges it, a list `classes` makes it a class")
+        raise DataError(f"{where}: unknown class '{wrong}'", f"did you mean '{meant}'? Rename it, or give --label-set "
+                        f"a YAML file: `merge: {{{class_key(wrong)}: {meant}}}` merges it, a list `classes` makes "
+                        "it a class")
     keys = sorted(dict.fromkeys(map(class_key, names)))
     nothing = next((k for k in LADOS.spellings if LADOS.spellings[k] == LADOS.background and k in keys), None)
     nothing = nothing or (LADOS.background if outlined else None)

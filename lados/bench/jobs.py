@@ -41,7 +41,7 @@ WORKER = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(3).split
 
 @contextlib.contextmanager
 def installation(**variables: str) -> Iterator[Path]: # its folder; `variables` of the environment beside
-    "A place of its own for everything, in this process's environment, with somebody who looks after jobs."
+    "An installation in a temporary folder, named by this process's environment, with maintenance of its jobs."
     before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="lados-bench-", ignore_cleanup_errors=True) as folder:
         own = {"LADOS_HOME": f"{folder}/home", "LADOS_RUNS": f"{folder}/runs", "LADOS_DATA": f"{folder}/data",

@@ -126,7 +126,7 @@ def _save(job: "Job", path: Path) -> None:
 @job_app.command()
 def wait(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
-    save: Annotated[Path | None, typer.Option("--out", help="File for the results; of a batch .csv, .json or .parquet")] = None,
+    save: Annotated[Path | None, typer.Option("--out", help="File for the results; .csv, .json or .parquet")] = None,
 ) -> None:
     "Watch a job until it has ended."
     _watch_job(job, save)

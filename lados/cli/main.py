@@ -54,7 +54,7 @@ def root(
 
 
 def main() -> None:
-    "Entry point: runs the command and turns errors of the house into messages."
+    "Entry point: runs the command and turns errors of lados into messages."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch") # deprecations inside timm
     if parent := os.environ.pop("LADOS_PARENT", None): # `lados up`, say
         follow_parent(int(parent))

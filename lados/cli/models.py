@@ -132,7 +132,7 @@ def progress_bar(
 def images(
     name: str, # an image, a folder, a pattern, or a CSV
 ) -> list[Path]:
-    "The image files that one argument means; a file that is not there is kept, to become a row with an error."
+    "The image files that one argument names; a missing file is kept, to become a row with an error."
     from lados.data.annotations import images_in
 
     path = Path(name)

@@ -92,7 +92,7 @@ def unpack_images(
     listed: int = MOST_LISTED, # bytes of its list of members
     total: float = inf, # bytes of all members together
 ) -> Iterator[ArchiveMember]: # images, and what looks suspicious; other files are passed over
-    "Unpack images one by one. DataError where there are none, or it is no archive; Bomb, DiskFull."
+    "Unpack images one by one. DataError where there are none, or it is no archive; ArchiveBomb, DiskFull."
     try:
         with zipfile.ZipFile(archive) if _listed(archive) <= listed else _refuse(name) as z:
             wanted = _all_wanted(z, name, total)

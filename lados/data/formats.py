@@ -162,7 +162,7 @@ def folder_names(
 
 def read_folders(
     path: str | Path, # of the dataset
-    notes: Notes | None = None, # nothing to note here: kept so that all readers are called alike
+    notes: Notes | None = None, # nothing to note here: kept so that all importers are called alike
     label_set: LabelSet = LADOS,
 ) -> Iterator[AnnotatedImage]:
     "Stream the images of an ImageFolder tree; a folder that is no class raises DataError."
@@ -170,7 +170,8 @@ def read_folders(
     unknown = [p for p, _ in folders if label_set.canonical(p.name) is None]
     if unknown:
         raise DataError(f"{unknown[0]}: '{unknown[0].name}' is none of the classes",
-                        f"{label_set.remedy(unknown[0].name)}; rename the folder, move it elsewhere, or give it a class with --label-set FILE.yaml")
+                        f"{label_set.remedy(unknown[0].name)}; rename the folder, move it elsewhere, or give it a "
+                        "class with --label-set FILE.yaml")
     for folder, split in folders:
         for image in images_in(folder, deep=True):
             yield AnnotatedImage(image, split, label=label_set.canonical(folder.name))

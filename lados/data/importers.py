@@ -52,7 +52,7 @@ IMPORTERS: dict[str, Importer] = {r.name: r for r in (
 # %% ../../nbs/data/07_importers.ipynb #8cd0963b
 def recognise(
     path: str | Path, # a dataset's folder, a table, or a COCO annotation file
-) -> str: # a key of `READERS`
+) -> str: # a key of `IMPORTERS`
     "The kind of dataset at `path`; DataError, saying what was looked for, where it is none."
     path = Path(path)
     if not path.exists():

@@ -264,7 +264,7 @@ def _grouped(manifest: Manifest) -> _Grouped:
 
 # %% ../../nbs/data/10_split.ipynb #f73a553e
 def _check(manifest: Manifest, parts: int) -> None:
-    "Raise DataError where there is nothing to deal, or fewer groups than parts."
+    "Raise DataError where there is nothing to deal, or fewer groups than splits."
     if not len(manifest):
         raise DataError("the manifest has no images, so there is nothing to split",
                         "import a dataset: `lados data import FOLDER`")

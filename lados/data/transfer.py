@@ -198,7 +198,7 @@ def get_json(
 
 # %% ../../nbs/data/12_transfer.ipynb #6f0bc24e
 class DownloadProgress:
-    "A progress bar on standard error, and a place for remarks; `Bar(False)` keeps quiet."
+    "A progress bar on standard error, and a place for remarks; `DownloadProgress(False)` keeps quiet."
 
     def __init__(
         self,

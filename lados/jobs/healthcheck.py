@@ -304,14 +304,14 @@ def _remembered(found: list[CheckResult]) -> list[CheckResult]:
 
 
 def is_healthy(
-    found: list[CheckResult], # from `checks`
+    found: list[CheckResult], # from `run_checks`
 ) -> bool:
     "Whether nothing is down, and something of lados runs."
     return all(f.state != "down" for f in found) and is_running(found)
 
 
 def is_running(
-    found: list[CheckResult], # from `checks`
+    found: list[CheckResult], # from `run_checks`
 ) -> bool:
     "Whether there is a service, or workers; where neither is, nothing can be down, and nothing is well."
     return any(f.state == "up" and f.name in ("API", "workers") for f in found)

@@ -85,7 +85,7 @@ FEWEST_SOURCES = 6 # 1/2 ** 6 < 0.025 < 1/2 ** 5
 
 
 def should_promote(
-    proposal: dict[str, Any], # from `propose`
+    proposal: dict[str, Any], # from `propose_run`
 ) -> tuple[bool, str]: # whether, and why or why not
     "Whether to promote without asking anybody."
     now, sources = served_bundle(), proposal.get("groups") or 0
@@ -115,7 +115,7 @@ def service_errors() -> Iterator[None]:
 
 
 def promote_run(
-    proposal: dict[str, Any], # from `propose`; better or not, since a person may know more
+    proposal: dict[str, Any], # from `propose_run`; better or not, since a person may know more
 ) -> dict[str, Any]: # the proposal, promoted
     "Have the candidate served from now on. RunError or ServeError where that is not possible: the old one goes on."
     bundle = find_bundle(proposal["candidate"]).resolve()

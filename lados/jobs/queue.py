@@ -64,7 +64,7 @@ def worker_name() -> str:
 
 
 def _run_task(job: str, number: int) -> None:
-    "The only task: do a part, and send hints for what can begin now."
+    "The only task that Celery knows: do a task of a job, and send hints for what can begin now."
     send_hints(run_task(open_store(), job, number, worker_name()))
 
 

@@ -248,7 +248,7 @@ class Overflow:
 
     async def source(
         self,
-        request: Request, # with a `Source` as JSON, and the API key
+        request: Request, # with an `ImageLocation` as JSON, and the API key
         loaded: LoadedModel, # the model that is served
     ) -> Response: # 202
         "Make a job of images that the service can read by itself, below LADOS_DATA or LADOS_SOURCES."
@@ -276,7 +276,7 @@ router.overflow = Overflow()
 
 # %% ../../nbs/jobs/10_routes.ipynb #ec7805b8
 def _find_job(job_id: str) -> Job:
-    if len(job_id) != 32: # the start of an id is for people at a terminal; here it is what opens the door
+    if len(job_id) != 32: # the start of an id is for people at a terminal; here the id is the secret
         raise NoSuchJob(f"{job_id[:40]!r}: there is no such job", "use the whole id, of 32 characters")
     return job_store.get_job(open_store(), job_id)
 

@@ -173,7 +173,7 @@ def begin_training(
     now: float, # seconds since 1970
     drifting: bool, # the present drift has been acted upon
 ) -> str | None: # the job's id; none where another was quicker
-    "Begin a schedule's training. Raises what `submit` raises; then its turn is still to come."
+    "Begin a schedule's training. Raises what `submit_job` raises; then its turn is still to come."
     asked = {**schedule.params, "proposed": True}
     job, _ = submit_job(TRAIN, asked, f"schedule:{schedule.name}") # asked for twice, it is one job
     columns = SCHEDULE_TABLE.c

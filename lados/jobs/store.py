@@ -51,7 +51,7 @@ TASKS = sa.Table(
     "lados_parts", _tables,
     sa.Column("job", sa.String(32), sa.ForeignKey("lados_jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True), sa.Column("queue", sa.String(40), nullable=False),
-    sa.Column("state", sa.String(20), nullable=False), # waiting for the other parts, queued, running, done, failed
+    sa.Column("state", sa.String(20), nullable=False), # waiting for the other tasks, queued, running, done, failed
     sa.Column("size", sa.Integer, nullable=False), sa.Column("did", sa.Integer, nullable=False), # images, say
     sa.Column("attempt", sa.Integer, nullable=False), sa.Column("deaths", sa.Integer, nullable=False),
     sa.Column("worker", sa.String(120)), sa.Column("beat", sa.Integer, nullable=False),
@@ -128,7 +128,7 @@ def store_url() -> str:
 
 # %% ../../nbs/jobs/01_store.ipynb #b9914798
 class Store:
-    "Jobs and their parts in a database."
+    "Jobs and their tasks in a database."
 
     def __init__(
         self,
@@ -208,10 +208,10 @@ class Job:
     name: str # for people
     origin: str # who asked: cli, http, jupyter, schedule:NAME
     params: dict[str, Any]
-    state: str # one of `STATES`
+    state: str # one of `JOB_STATES`
     cancelling: bool # a worker has been told to stop, and has not yet
     progress: dict[str, Any] # what a training tells of itself
-    done: int # units of all parts
+    done: int # units of all tasks
     total: int
     attempts: int # workers that have begun it
     worker: str | None # the latest one
@@ -300,7 +300,7 @@ def _active(store: Store, kind: str, key: str) -> Job | None:
 
 
 def _full() -> sa.Select:
-    "Jobs with what their parts add up to."
+    "Jobs with what their tasks add up to."
     mine = TASKS.c.job == JOBS.c.id
     done, total = (sa.select(sa.func.sum(n)).where(mine).scalar_subquery() for n in (TASKS.c.did, TASKS.c.size))
     return sa.select(JOBS, done.label("done"), total.label("total"))
@@ -338,7 +338,7 @@ def job_in(
 
 def list_jobs(
     store: Store,
-    state: str | None = None, # one of `STATES`, or active
+    state: str | None = None, # one of `JOB_STATES`, or active
     kind: str | None = None, # only of this kind
     limit: int = 50, # at most
     before: float | None = None, # only those made before: the `created` of the last one seen, for the next page
@@ -396,7 +396,7 @@ def count_end(
 def count_jobs(
     store: Store,
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], dict[str, float]]]: # by kind and state
-    "How many jobs wait and run; and of all that ever ended: jobs, units, timed, seconds, within each of `BOUNDS`."
+    "How many jobs wait and run; of all that ended: jobs, units, timed, seconds, within each of `DURATION_BUCKETS_S`."
     waits = sa.select(JOBS.c.kind, JOBS.c.state, sa.func.count()).where(JOBS.c.state.in_(JOB_STATES[:2]))
     with store.reading() as c:
         active = {(kind, state): n for kind, state, n in c.execute(waits.group_by(JOBS.c.kind, JOBS.c.state))}

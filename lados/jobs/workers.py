@@ -40,10 +40,10 @@ PACE = 3.0 # seconds between two looks; what is more was spent asleep, and count
 
 @dataclass
 class LeaseWatch:
-    "What a reaper has seen of running parts."
+    "What a reaper has seen of running tasks."
 
     clock: Callable[[], float] = time.monotonic
-    seen: dict[tuple[str, int, int], tuple[int, float]] = field(default_factory=dict) # part -> beat, time of its change
+    seen: dict[tuple[str, int, int], tuple[int, float]] = field(default_factory=dict) # task -> beat, time of its change
     looked: float = float("-inf") # time of the last look
 
     def silent(
@@ -65,11 +65,11 @@ class LeaseWatch:
 # %% ../../nbs/jobs/08_workers.ipynb #02ced4e6
 @dataclass
 class Resend:
-    "When hints of waiting parts are to be sent again."
+    "When hints of waiting tasks are to be sent again."
 
     clock: Callable[[], float] = time.monotonic
     patience: float = 2.0 # seconds before a hint is believed to be lost
-    waits: dict[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict) # part -> next time, interval
+    waits: dict[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict) # task -> next time, interval
 
     def due(
         self,

@@ -50,7 +50,7 @@ def even_batches(
 class Batches:
     "An iterable of `(x, y)`: normalised float images on the device, and class indices."
 
-    images: Sequence[np.ndarray] # uint8 squares, e.g. a `ImageCache`
+    images: Sequence[np.ndarray] # uint8 squares, such as an `ImageCache`
     rows: np.ndarray # which of them, in order
     labels: np.ndarray # class index of each row
     prep: Preprocessing

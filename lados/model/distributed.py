@@ -100,7 +100,7 @@ def _only_while_here(child: subprocess.Popen) -> Iterator[None]:
 
 # %% ../../nbs/model/09_distributed.ipynb #77497714
 def launch(
-    folder: Path, # the task; see `lados.model.torchrun`
+    folder: Path, # what to do; see `lados.model.torchrun`
     devices: int, # processes
     log: Path, # what they print
 ) -> dict[str, Any]: # what the first worker left in result.json

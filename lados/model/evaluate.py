@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def headline(self) -> tuple[str, dict] | None: # name and scores; none: nothing was held out
-        "The most honest view that exists."
+        "The most honest test set that exists."
         for name in ("group-safe", "leak-free", "official"):
             if self.views[name]["scores"]:
                 return name, self.views[name]["scores"]
@@ -77,7 +77,7 @@ def evaluate_trained(
     params: TrainParams,
     data: Dataset,
 ) -> Evaluation:
-    "Calibrate on validation, then score on every view of what was held out."
+    "Calibrate on validation, then score on every test set of what was held out."
     model = Model(trained.net, make_card(params.backbone, trained.prep, views=params.views))
     valid_rows, test_rows = data.rows("valid"), np.flatnonzero(rows_to_score(data.manifest))
     valid = None
@@ -160,8 +160,8 @@ def evaluate_on(
 def reevaluate(
     model: Model,
     manifest: Manifest, # of the run
-) -> tuple[dict[str, dict], pd.DataFrame]: # views, table of answers
-    "Score a run's network on every view of its own held-out images."
+) -> tuple[dict[str, dict], pd.DataFrame]: # test sets, table of answers
+    "Score a run's network on every test set of its own held-out images."
     data = prepare(manifest, model.prep.size)
     rows = np.flatnonzero(rows_to_score(data.manifest))
     probs = model.probabilities(_logits(model, data, rows))
@@ -241,7 +241,7 @@ def _unknown(frame: pd.DataFrame, runs: list[pd.DataFrame]) -> np.ndarray:
 def both_answers(
     candidate: Path, # a run folder, or its bundle
     served: Path, # another one
-    manifest: Manifest, # labelled images, from `leak_free`
+    manifest: Manifest, # labelled images, from `unknown_to_both`
     progress: Callable[[int, int], None] | None = None, # called with (done, total), where each image counts twice
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # of each: row, image, truth, predicted, confidence, p_<class>, source_group
     "What either model says of the same images; one that cannot be read is in neither table."

@@ -71,7 +71,7 @@ def begin_training(
     run: str | Path, # the run folder
     params: dict[str, Any], # refused before anything starts where something does not fit
 ) -> TrainingReport:
-    "Start the job of a run folder."
+    "Start the report of a run folder."
     return TrainingReport(Path(run), make_params(params))
 
 
@@ -170,7 +170,7 @@ def learning_curves(job: TrainingReport) -> Figure | Markdown:
 
 # %% ../../nbs/model/17_reports.ipynb #caf690b8
 def evaluate_run(job: TrainingReport) -> Markdown:
-    "Calibrate, score every view, compare with what needs no training, and write metrics.json."
+    "Calibrate, score every test set, compare with what needs no training, and write metrics.json."
     job.events("evaluate")
     job.result = evaluate_trained(job.trained, job.params, job.data)
     job.metrics = {"split": job.opened.report.name, "views": job.result.views, "valid": job.result.valid,

@@ -80,8 +80,8 @@ VIEWS: dict[str, Callable[[Manifest], tuple[pd.Series, str | None]]] = {
 
 def test_set_rows(
     manifest: Manifest, # of the whole dataset, `split` as the run used it
-) -> dict[str, tuple[np.ndarray, str | None]]: # view -> mask [len(manifest)], and why the view does not exist
-    "The images of each view; None in place of a reason where it exists."
+) -> dict[str, tuple[np.ndarray, str | None]]: # test set -> mask [len(manifest)], and why it does not exist
+    "The images of each test set; None in place of a reason where it exists."
     found = {name: view(manifest) for name, view in VIEWS.items()}
     return {name: (rows.to_numpy(bool), why or (None if rows.any() else "there are no such images"))
             for name, (rows, why) in found.items()}
@@ -90,7 +90,7 @@ def test_set_rows(
 def rows_to_score(
     manifest: Manifest, # of the whole dataset, `split` as the run used it
 ) -> np.ndarray: # mask [len(manifest)]
-    "The images that need probabilities, so that every view that exists can be scored."
+    "The images that need probabilities, so that every test set that exists can be scored."
     existing = [rows for rows, why in test_set_rows(manifest).values() if why is None]
     return np.logical_or.reduce([np.zeros(len(manifest), bool), *existing])
 
@@ -119,7 +119,7 @@ def label_indicators(
 
 # %% ../../nbs/model/04_test_sets.ipynb #06309032
 def _baselines(manifest: Manifest, rows: np.ndarray, multi: bool) -> dict | None:
-    "What needs no model, on the rows of a view; None where the manifest has no training images."
+    "What needs no model, on the rows of a test set; None where the manifest has no training images."
     train = (manifest.frame["split"] == "train").to_numpy() & ~rows
     if not train.any():
         return None
@@ -140,8 +140,8 @@ def evaluate_test_sets(
     n_boot: int = 2000, # resamples for the intervals
     seed: int = 0,
     level: float = 0.95, # of the intervals, 0..1
-) -> dict[str, dict]: # view -> `images`, `scores`, `baselines`, or None for both with a `reason`
-    "Scores and baselines on every view that exists; raises DataError where `probs` and `rows` do not match."
+) -> dict[str, dict]: # test set -> `images`, `scores`, `baselines`, or None for both with a `reason`
+    "Scores and baselines on every test set that exists; raises DataError where `probs` and `rows` do not match."
     rows = rows_to_score(manifest) if rows is None else np.asarray(rows, dtype=bool)
     probs = np.asarray(probs)
     if rows.shape != (len(manifest),) or rows.sum() != len(probs):
@@ -162,7 +162,7 @@ def evaluate_test_sets(
 def _evaluate_one(
     manifest: Manifest, probs: np.ndarray, rows: np.ndarray, classes: Sequence[str], options: dict,
 ) -> dict:
-    "Scores and baselines of one view."
+    "Scores and baselines of one test set."
     frame, multi = manifest.frame[rows], is_multi_label(manifest)
     truth, p, groups = label_indicators(frame["label"], classes), probs[rows], frame["source_group"].to_numpy()
     found = multilabel_scores(truth, p, classes, groups, **options) if multi else \
@@ -182,7 +182,7 @@ def _cells(view: dict) -> list[str]:
 
 
 def _table(views: dict[str, dict]) -> tuple[list[str], list[list[str]], str]:
-    "Head, rows, and the reasons of the views that do not exist."
+    "Head, rows, and the reasons of the test sets that do not exist."
     exact = any(v["scores"] and "exact" in v["scores"] for v in views.values())
     unit = "exact" if exact else "macro-F1"
     head = ["test set", "images", "sources", "exact" if exact else "accuracy", "macro-F1",
@@ -195,7 +195,7 @@ def test_sets_table(
     views: dict[str, dict], # from `evaluate_test_sets`
     title: str = "",
 ) -> Table:
-    "The views side by side for the terminal."
+    "The test sets side by side for the terminal."
     head, rows, reasons = _table(views)
     return rich_table(head, rows, title, reasons)
 
@@ -203,6 +203,6 @@ def test_sets_table(
 def test_sets_markdown(
     views: dict[str, dict], # from `evaluate_test_sets`
 ) -> str:
-    "The views side by side in Markdown."
+    "The test sets side by side in Markdown."
     head, rows, reasons = _table(views)
     return markdown_table(head, rows) + (f"\n\n{reasons}" if reasons else "")

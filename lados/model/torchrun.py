@@ -26,7 +26,7 @@ from .train import Trained, train
 def run_share(
     folder: Path, # job.json and manifest.csv
 ) -> Trained:
-    "Train this process's share of a task; torchrun's environment says which."
+    "Train this process's share; torchrun's environment says which."
     rank, world, local = (int(os.environ[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpu else torch.device("cpu")

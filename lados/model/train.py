@@ -175,7 +175,7 @@ class Checkpoints:
 
     def save(
         self,
-        keeper: dict[str, Any], # state of `Keep`
+        keeper: dict[str, Any], # state of `KeepBest`
         best: bool, # this epoch is the best so far
     ) -> None:
         "Write down an epoch. Raises TrainingError where that is not possible; what was written before stays."

@@ -43,7 +43,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        "One of `STATES`, as it really is."
+        "One of `RUN_STATES`, as it really is."
         said = self.info["state"]
         return "interrupted" if said == "running" and not self.alive else said
 

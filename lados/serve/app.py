@@ -45,7 +45,7 @@ from .uploads import Limits, UploadedImage, read_uploads
 
 # %% ../../nbs/serve/11_app.ipynb #dc13aefc
 class Routes(APIRouter):
-    "Endpoints, with what else a part of the house brings to an application."
+    "Endpoints, with what else a part of lados brings to an application."
 
     def __init__(
         self,
@@ -347,7 +347,7 @@ def _parts(app: FastAPI, settings: Settings, routers: Sequence[APIRouter]) -> No
 
 def create_app(
     settings: Settings, # read once, here
-    routers: Sequence[APIRouter] = (), # of further parts of the house, such as jobs; best `Routes`
+    routers: Sequence[APIRouter] = (), # of further parts of lados, such as jobs; best `Routes`
 ) -> FastAPI:
     "An application that serves images, and whatever else the routers bring."
     app = FastAPIOffline(

@@ -300,7 +300,7 @@ def reference_answers(
 
 
 def _thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
-    "The thresholds of doubt for this engine's own numbers."
+    "The thresholds for asking a human, by this engine's own numbers."
     probs = apply_temperature(logits, truth.temperature)
     away = held_out_distances(embeddings, truth.groups, truth.known, truth.known_groups)
     return {"conformal": fit_conformal(probs, truth.labels, len(set(truth.groups))), "outlier": fit_outliers(away)}
@@ -308,7 +308,7 @@ def _thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndar
 
 def export_run(
     path: str | Path, # a run folder
-    formats: list[str], # names as in `lados.serve.export`
+    formats: list[str], # keys of `FORMATS`, or openvino-int8
     tell: Callable[[str], None] = lambda line: None, # called with a line for each step
 ) -> dict[str, Any]: # what parity.json says
     "Write a run's network in these formats and certify every engine that can run them. Raises ConfigError, DataError."

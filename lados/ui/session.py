@@ -115,7 +115,7 @@ class CardBoard:
         self,
         card: Card,
     ) -> None:
-        "Tell the page how a card is, with a small image where there is one."
+        "Send the page a card's state, with a small image where there is one."
         small = card.path and card.path.with_suffix(".jpg")
         images = [small.read_bytes()] if small and small.exists() else []
         self.tell({"kind": "card", **card.shown()}, *images)

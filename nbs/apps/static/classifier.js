@@ -1,4 +1,4 @@
-// The classifier's page: what one sees. What it does not do itself it asks of the kernel by messages (lados/widgets.py).
+// The classifier's page: what one sees. What it does not do itself it asks of the kernel by messages (lados/ui/session.py).
 // Texts from outside (names of files, messages) only ever become text nodes.
 
 const WINDOW = 4 // pieces of a file that may be on their way unacknowledged
