@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['LadosError', 'ConfigError', 'DataError', 'ImageError', 'NotAnImage', 'ImageTooLarge', 'SourceError', 'WeightsError',
-           'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'Settings', 'settings', 'rich_table',
-           'markdown_table']
+           'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'load_plugins', 'Settings',
+           'settings', 'rich_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #15bdc050
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -96,6 +99,20 @@ def did_you_mean(
     options = sorted(options)
     near = get_close_matches(word, options, n=1)
     return f"did you mean '{near[0]}'?" if near else f"known: {', '.join(options)}"
+
+# %% ../nbs/00_core.ipynb #b9262e66
+@cache
+def load_plugins(
+    group: str, # of entry points, such as lados.engines
+) -> dict[str, Any]: # name -> what the entry point names
+    "Return the records that installed packages bring to a registry; one that cannot be loaded is logged, and left out."
+    records = {}
+    for point in entry_points(group=group):
+        try:
+            records[point.name] = point.load()
+        except Exception as e: # one broken package must not take the others with it
+            logging.getLogger(__name__).error("%s: %r (%s) cannot be loaded: %s", group, point.name, point.value, e)
+    return records
 
 # %% ../nbs/00_core.ipynb #38559521
 os.environ.setdefault("GOMP_SPINCOUNT", "0")

@@ -23,7 +23,7 @@ from PIL import Image
 from .load import LoadResult, run_load, server
 from ..core import ServeError, settings
 from ..serve.engines import images_per_second
-from ..serve.engines import ENGINES, missing, open_engine
+from ..serve.engines import engine_specs, missing, open_engine, usual_formats
 from ..serve.predictor import Predictor, classify_files
 
 # %% ../../nbs/bench/02_serve.ipynb #600173ec
@@ -37,7 +37,7 @@ def bench_bundle(
     from lados.model.backbones import make_backbone, preprocessing
     from lados.model.inference import Model, save_bundle
     from lados.model.bundle import make_card, seal
-    from lados.serve.export import export_format, export_int8
+    from lados.serve.export import export_format
 
     folder = settings().lados_home / "bench" / f"serve-{backbone}-{size}"
     if folder.exists():
@@ -46,10 +46,9 @@ def bench_bundle(
     net = make_backbone(backbone, False, size).eval()
     model = Model(net, make_card(backbone, preprocessing(net, size), run=f"bench-{backbone}"))
     made = save_bundle(folder.with_name(f".{folder.name}-{os.getpid()}"), model)
-    for name in ("onnx", "openvino"):
-        export_format(model, made, name)
     images = np.stack([np.asarray(Image.open(io.BytesIO(j)).resize((size, size))) for j in sample_jpegs()])
-    export_int8(made, images, np.arange(len(images)) % 6, hasattr(net, "num_prefix_tokens"))
+    for name in usual_formats():
+        export_format(model, made, name, images, np.arange(len(images)) % 6)
     seal(made)
     return made.replace(folder)
 
@@ -176,7 +175,7 @@ def usable(
     bundle: Path, # its folder
 ) -> list[str]:
     "Engines that can be opened here."
-    return [n for n in ENGINES if not missing(bundle, n) and _opens(bundle, n)]
+    return [n for n in engine_specs() if not missing(bundle, n) and _opens(bundle, n)]
 
 
 def _opens(bundle: Path, name: str) -> bool:

@@ -151,7 +151,7 @@ def bench_serve(
 def bench_jobs(
     backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
     size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
-    engine: Annotated[str, typer.Option(help="As `lados engines` lists them")] = "openvino-int8",
+    engine: Annotated[str | None, typer.Option(help="One of `lados engines` (default: the last usable one)")] = None,
     images: Annotated[int, typer.Option("--images", "--pictures", min=0,
                                         help="In the folder; 0: speed is left out")] = 5000,
     kills: Annotated[int, typer.Option(help="At random moments; 0: survival is left out", min=0)] = 20,
@@ -161,10 +161,11 @@ def bench_jobs(
     import numpy as np
 
     from lados.bench import jobs as bench
-    from lados.bench.serve import bench_bundle
+    from lados.bench.serve import bench_bundle, usable
     from lados.core import rich_table
 
     bundle = bench_bundle(backbone, size).resolve()
+    engine = engine or usable(bundle)[-1]
     waits = bench.bench_wait(bundle, engine)
     say("waiting", f"from handing in to the start: median {np.median(waits) * 1e3:.0f} ms, "
         f"95 % within {np.quantile(waits, 0.95) * 1e3:.0f} ms ({len(waits)} jobs)", "bold")

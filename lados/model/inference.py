@@ -27,7 +27,7 @@ from lados.model.backbones import (
     Preprocessing, autocast, choose_precision, make_backbone, pick_device, uses_channels_last,
 )
 from .batches import Batches, Dataset
-from .bundle import find_bundle, read_card, seal, verify
+from .bundle import find_bundle, read_card, seal, sealed, verify
 from .uncertainty import apply_temperature, fit_outliers, held_out_distances, normalised
 
 # %% ../../nbs/model/08_inference.ipynb #01741512
@@ -69,7 +69,7 @@ def save_bundle(
     folder = Path(folder)
     tensors = {k: v.detach().float().contiguous().cpu() for k, v in model.net.state_dict().items()}
     (folder / "card.json").unlink(missing_ok=True)
-    for old in EXPORTS: # of other weights
+    for old in {*EXPORTS, *(Path(f).parts[0] for f in sealed(folder) if "/" in f)}: # of other weights
         shutil.rmtree(folder / old, ignore_errors=True)
     (folder / "parity.json").unlink(missing_ok=True)
     atomic_write(folder / "model.safetensors", lambda tmp: save_file(tensors, tmp))
