@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.table import Table
 from rich.text import Text
@@ -162,6 +162,14 @@ class Settings(BaseSettings):
     elasticsearch_url: str | None = None
     kibana_url: str | None = None
 
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: str | None) -> str | None:
+        "Refuse a key that no request could bring: header fields are printable Latin-1 (RFC 9110)."
+        if key and not all(c.isprintable() and ord(c) < 256 for c in key):
+            raise ValueError("it has characters that no HTTP header carries; use letters and digits")
+        return key
+
     @property
     def batches_folder(self) -> Path:
         "Where images and results of batches are."
@@ -173,13 +181,19 @@ class Settings(BaseSettings):
         return self.lados_threads or len(os.sched_getaffinity(0))
 
 
+def _in_words(name: str, value: object, problem: str) -> str:
+    "What is wrong with a variable; of a key the value is not repeated, since messages end in logs."
+    value = "" if name.endswith("api_key") else f"={value!r}"
+    return f"{name.upper()}{value}: {problem.removeprefix('Value error, ')}"
+
+
 @cache
 def settings() -> Settings:
     "The settings of this process; `settings.cache_clear()` reads the environment anew. Raises ConfigError."
     try:
         return Settings()
     except ValidationError as e:
-        wrong = "; ".join(f"{'.'.join(map(str, x['loc'])).upper()}={x['input']!r}: {x['msg']}" for x in e.errors())
+        wrong = "; ".join(_in_words(".".join(map(str, x["loc"])), x["input"], x["msg"]) for x in e.errors())
         raise ConfigError(f"environment: {wrong}", "correct the variable, or the line in .env") from None
 
 # %% ../nbs/00_core.ipynb #2c5a4040

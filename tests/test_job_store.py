@@ -201,8 +201,11 @@ def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):
     assert leases.renew(store, second) == "cancel"
     leases.fail(store, second)
     assert get_job(store, job.id).state == "cancelled"
+    assert leases.cancel_job(store, job.id).state == "cancelled"
+    other, _ = add_job(store, "train", {}, "other", [("train", 1)])
+    leases.finish(store, leases.claim(store, other.id, 0, "w"))
     with pytest.raises(JobError, match="has ended already"):
-        leases.cancel_job(store, job.id)
+        leases.cancel_job(store, other.id)
 
 
 def test_many_workers_finish_a_batch_in_postgresql(postgres):

@@ -194,10 +194,12 @@ def cancel_job(
     store: Store,
     job_id: str, # whole, or its first characters
 ) -> Job:
-    "Stop a job: at once where it waits, when its worker hears of it where it runs. JobError where it has ended."
+    "Stop a job: at once if it waits, when its worker hears of it if it runs. JobError if it has ended otherwise."
     found = get_job(store, job_id)
     with store.writing() as c:
         state = _job_state(c, found.id)
+        if state == "cancelled": # a client that got no answer asks again
+            return job_in(c, found.id)
         if state in ENDED:
             raise JobError(f"{found.id}: this job has ended already ({state})", "there is nothing left to cancel")
         c.execute(sa.update(JOBS).where(JOBS.c.id == found.id).values(cancelling=True))

@@ -35,7 +35,7 @@ from ..model.params import TrainParams, presets
 from ..processes import TERMINATING
 from ..runs.events import read_events
 from ..serve.app import Routes, create_app, keyed, problems
-from ..serve.http import PROBLEMS, check_key, respond
+from ..serve.http import PROBLEMS, ProblemKind, check_key, respond
 from ..serve.service import LoadedModel
 
 # %% ../../nbs/jobs/10_routes.ipynb #52a0fac4
@@ -149,8 +149,12 @@ class JobCounts:
         yield from (ended, now, took, images, units)
 
 # %% ../../nbs/jobs/10_routes.ipynb #fa9c5011
-_KNOWN = {NoSuchJob: (404, "No such job", "error"), JobError: (409, "Not in this state", "error"),
-          BrokerError: (503, "No queue", "no_queue"), StoreError: (503, "No job store", "no_store")}
+_KNOWN = {
+    NoSuchJob: ProblemKind(404, "no-such-job", "No such job"),
+    JobError: ProblemKind(409, "not-in-this-state", "Not in this state"),
+    BrokerError: ProblemKind(503, "no-queue", "No queue", "no_queue"),
+    StoreError: ProblemKind(503, "no-job-store", "No job store", "no_store"),
+}
 router = Routes(problems=_KNOWN, collectors=[JobCounts()], tags=["jobs"])
 _problems = partial(problems, known=PROBLEMS | _KNOWN)
 
@@ -325,7 +329,7 @@ async def events(job_id: str, known: Annotated[Job, Depends(_find_job)]) -> Asyn
 @router.delete("/job/{job_id}", status_code=202, response_model=JobView, responses=_problems(401, 404, 409),
                dependencies=[Key])
 async def cancel(job_id: str) -> Response:
-    "Stop a job; a training keeps its checkpoint and the notebook so far."
+    "Stop a job, be it for the second time; a training keeps its checkpoint and the notebook so far."
     cancelled = await asyncio.to_thread(lambda: leases.cancel_job(open_store(), _find_job(job_id).id))
     return respond(202, job_view(cancelled))
 

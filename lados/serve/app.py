@@ -29,10 +29,12 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from .. import __version__
-from ..core import LadosError, ImageTooLarge, Settings, settings
+from ..core import ConfigError, LadosError, ImageTooLarge, Settings, settings
 from ..data.images import FORMATS
 from .explain import heat_png
-from .http import PROBLEMS, Problems, RequestLayer, check_key, failure, of_error, problem, respond, unless_gone
+from lados.serve.http import (
+    PROBLEMS, ProblemKind, Problems, RequestLayer, check_key, failure, of_error, problem, respond, unless_gone,
+)
 from .predictor import Answer
 from ..processes import note_termination, release_freed_memory, terminate_with_parent
 from lados.serve.schemas import (
@@ -63,7 +65,7 @@ def problems(
     known: Problems = PROBLEMS, # the table that names them
 ) -> dict[int | str, dict[str, Any]]: # status -> response
     "Problems for the documentation."
-    titles = {s: t for s, t, _ in known.values()}
+    titles = {kind.status: kind.title for kind in known.values()}
     return {s: {"model": Problem, "description": titles.get(s, "Problem"), "content": {
         "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}} for s in statuses}
 
@@ -284,18 +286,25 @@ async def _expected(request: Request, error: LadosError) -> Response:
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
     told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())[:1000]
-    return _problem(request, 422, "Not a valid request", told, "see /docs")
+    return _problem(request, PROBLEMS[ConfigError], told, "see /docs")
+
+
+_REFUSALS = { # status -> kind, remedy
+    404: (ProblemKind(404, "no-such-page", "No such page"), "see /docs"),
+    405: (ProblemKind(405, "method-not-allowed", "Method not allowed"), "see /docs"),
+    413: (ProblemKind(413, "body-too-large", "Body too large"), ""),
+}
 
 
 async def _http(request: Request, error: HTTPException) -> Response:
-    titles = {404: ("No such page", "see /docs"), 405: ("Method not allowed", "see /docs"), 413: ("Body too large", "")}
-    title, remedy = titles.get(error.status_code, ("Request refused", ""))
-    return _problem(request, error.status_code, title, str(error.detail), remedy, error.headers)
+    other = ProblemKind(error.status_code, "request-refused", "Request refused")
+    kind, remedy = _REFUSALS.get(error.status_code, (other, ""))
+    return _problem(request, kind, str(error.detail), remedy, error.headers)
 
 
-def _problem(request: Request, status: int, title: str, detail: str, remedy: str, headers: Any = None) -> Response:
-    document = problem(status, title, detail, remedy, request.url.path, request.state.request_id)
-    return respond(status, document, dict(headers or {}), "application/problem+json")
+def _problem(request: Request, kind: ProblemKind, detail: str, remedy: str, headers: Any = None) -> Response:
+    document = problem(kind, detail, remedy, request.url.path, request.state.request_id)
+    return respond(kind.status, document, dict(headers or {}), "application/problem+json")
 
 # %% ../../nbs/serve/11_app.ipynb #b7c0d644
 def _document(

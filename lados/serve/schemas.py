@@ -24,7 +24,8 @@ class _Model(BaseModel):
 class Problem(_Model):
     "What went wrong (RFC 9457)."
 
-    type: str = Field("about:blank", description="kind of problem, a URI reference", examples=["/problems/too-large"])
+    type: str = Field("about:blank", description="kind of problem, a URI reference",
+                      examples=["/problems/picture-too-large"])
     title: str = Field(description="the kind of problem in words", examples=["Image too large"])
     status: int = Field(description="the HTTP status", examples=[413])
     detail: str = Field(description="what was wrong with this request", examples=["sea.png: larger than 10 MB"])
