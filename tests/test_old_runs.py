@@ -20,7 +20,7 @@ from lados.files import write_json
 from lados.jobs.batches import Batch
 from lados.jobs.promotion import read_proposal
 from lados.jobs.store import add_job, get_job, open_store
-from lados.jobs.tasks import batch_folder, run_task
+from lados.jobs.tasks import job_folder, run_task
 from lados.labels import CLASSES
 from lados.model.bundle import read_card
 from lados.model.train import load_state, read_history, save_state
@@ -153,7 +153,7 @@ def queued(old):
             batch.file(path.name)
             batch.write(path.read_bytes())
         made = batch.seal("b")
-    folder = made.rename(batch_folder("0" * 32))
+    folder = made.rename(job_folder("0" * 32))
     (folder / "images").rename(folder / "pictures")
     names = folder / "list.jsonl"
     names.write_text(names.read_text().replace('"images/', '"pictures/'))
@@ -162,7 +162,7 @@ def queued(old):
 
 
 def test_a_batch_that_waits_is_done(queued):
-    folder = batch_folder(queued.id)
+    folder = job_folder(queued.id)
     for number in (0, 1):
         run_task(open_store(), queued.id, number, "worker")
     assert get_job(open_store(), queued.id).state == "succeeded"
@@ -173,7 +173,7 @@ def test_a_batch_that_waits_is_done(queued):
 def test_images_that_strangers_have_sent_get_no_more_memory(queued, monkeypatch):
     monkeypatch.setenv("MAX_DECODE_MB", "16")
     settings.cache_clear()
-    folder = batch_folder(queued.id)
+    folder = job_folder(queued.id)
     sent = sorted((folder / "pictures").iterdir())
     sent[1].write_bytes(encoded(np.zeros((4000, 4000, 3), np.uint8)))
     for number in (0, 1):
