@@ -263,7 +263,7 @@ def bench_survival(
 
 
 def _books(trainings: list[Job], batch: Job | None, images: int, dead: dict[str, int], seconds: float) -> Survival:
-    "What came once, twice, or not at all."
+    "What was left: jobs lost, and rows and epochs that came twice or not at all."
     numbers = [(_epochs(job), job.params["epochs"]) for job in trainings]
     missing = sum(len(training_history(job)) != job.params["epochs"] for job in trainings)
     if batch:

@@ -23,7 +23,7 @@ data_app = typer.Typer(help="Bring a dataset in, look where it comes from, split
 
 
 def _home(folder: Path | None, name: str) -> Path:
-    "Where a dataset goes that was given no place."
+    "The folder for a dataset: the one that is named, or one in LADOS_DATA."
     return folder or settings().lados_data / name
 
 

@@ -76,7 +76,7 @@ def _check_results(kind: str, path: Path | None) -> None:
 
 
 def _without_workers(queue: str = "") -> None:
-    "Say so where nobody would do the work."
+    "Print a note where no worker would do the work."
     from lados.jobs.broker import BrokerError
     from lados.jobs.queue import live_workers
 

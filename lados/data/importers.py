@@ -218,7 +218,7 @@ def _own_label_set(path: str | Path, kind: str, notes: Notes) -> LabelSet:
 # %% ../../nbs/data/07_importers.ipynb #5a65ff7e
 def _meta(path: str | Path, kind: str, policy: LabelPolicy, min_area: float, manifest: Manifest,
           several: Disagreement, notes: Notes) -> dict[str, Any]:
-    "What manifest.json will say."
+    "The content of manifest.json."
     used = (policy.name, policy.version) if several.images else ("as-given", 1)
     return {"origin": {"path": str(path), "kind": kind},
             "policy": {"name": used[0], "version": used[1], "min_area": min_area},

@@ -32,7 +32,7 @@ from ..files import disk_room, hold_lock, locked, read_json, sweep_folders, writ
 
 # %% ../../nbs/jobs/03_batches.ipynb #07f85fcb
 def _local(where: str) -> str | None:
-    "The path that is meant, none where it is a URL of elsewhere."
+    "The path on this machine; None for a URL of another one."
     path = re.sub(r"^(file|local)://", "", where, flags=re.IGNORECASE)
     return None if "://" in path or "::" in path else path
 
@@ -90,7 +90,7 @@ def references(
     where: str, # a folder, an image, a zip, or a URL
     trusted: bool = False, # links may lead anywhere
 ) -> list[ImageReference]: # at least one
-    "The images of a place, sorted by name. DataError where there are none, or it cannot be read."
+    "The images of a folder, zip or URL, sorted by name. DataError where there are none, or it cannot be read."
     path = _local(where)
     try:
         found = list(_remote(where) if path is None else _below(Path(path).resolve(), None if trusted else _roots()))

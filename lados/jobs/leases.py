@@ -90,7 +90,7 @@ def renew(
     progress: dict[str, Any] | None = None, # what a training tells of itself
     run: str | None = None, # folder of its results
 ) -> str: # on: go on; cancel: stop, nobody wants it any more; lost: stop, somebody else has it
-    "Say that one is alive, and what there is to say."
+    "Renew the lease and report progress; the answer says whether to go on."
     said = {"progress": None if progress is None else to_json(progress, None), "run": run}
     said = {n: v for n, v in said.items() if v is not None}
     with store.writing() as c:
@@ -284,7 +284,7 @@ class Heartbeat:
         self,
         **news: Any, # did, progress or run, as for `renew`
     ) -> None:
-        "What the next beat shall say."
+        "Have the next beat report `news`."
         with self._lock:
             self._news |= news
 

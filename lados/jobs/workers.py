@@ -92,7 +92,7 @@ class Resend:
 
 # %% ../../nbs/jobs/08_workers.ipynb #edb93756
 class Reaper:
-    "Looks after jobs, once a second."
+    "Takes tasks from workers that died and sends lost hints anew, once a second."
 
     def __init__(
         self,
@@ -327,7 +327,7 @@ def worker_members(
 
 @contextlib.contextmanager
 def maintenance() -> Iterator[None]:
-    "While in the block, this process looks after jobs."
+    "While in the block, this process runs a reaper with schedules and retention."
     ensure_broker()
     sweep_batches()
     reaper = Reaper(open_store(), (Scheduler(), Retention()))

@@ -36,7 +36,7 @@ from .params import TrainParams
 # %% ../../nbs/model/12_learner.ipynb #bcdd662a
 @dataclass(frozen=True)
 class Placement:
-    "Where and in which number format a network runs."
+    "The device, number format and memory layout in which a network runs."
 
     device: torch.device
     dtype: torch.dtype

@@ -80,7 +80,7 @@ def _execute(notebook: Path, run: Run, parameters: dict[str, Any]) -> None:
 
 
 def _outcome(stop: _Stop, error: BaseException | None) -> tuple[str, str | None]:
-    "State and message of a run that ended so."
+    "State and message of a run that ended with this error."
     if stop.signal is not None:
         return "interrupted", f"stopped by {signal.Signals(stop.signal).name}"
     if error is None:

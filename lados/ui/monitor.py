@@ -33,7 +33,7 @@ class JobWidget(anywidget.AnyWidget):
     job = traitlets.Dict().tag(sync=True) # as the API shows it
     epochs = traitlets.List().tag(sync=True) # of a training
     run = traitlets.Unicode("").tag(sync=True) # its run folder
-    said = traitlets.Unicode("").tag(sync=True) # what went wrong with a wish
+    said = traitlets.Unicode("").tag(sync=True) # what went wrong with the last request of the page
 
     def __init__(self, job_id: str, **options: Any):
         super().__init__(**options)

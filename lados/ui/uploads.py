@@ -105,15 +105,15 @@ class BrowserUpload:
         cls,
         name: str, # of the file
         size: int, # bytes, as the browser says
-        spool: SessionFolder,
+        files: SessionFolder,
     ) -> "BrowserUpload":
         "Make room for a file; DataError where it is too large, ServeError where the disk is full."
         limit = upload_limits()["archive" if name.lower().endswith(".zip") else "image"]
         if size > limit:
             raise _too_large(limit)
-        if shutil.disk_usage(spool.folder).free < size + SPARE_DISK:
+        if shutil.disk_usage(files.folder).free < size + SPARE_DISK:
             raise ServeError("no room left on the disk", "free some, or set LADOS_HOME to another")
-        path = spool.new()
+        path = files.new()
         return cls(name, path, limit, path.open("wb"))
 
     def take(
@@ -151,11 +151,11 @@ class UploadIntake:
 
     def __init__(
         self,
-        spool: SessionFolder,
+        files: SessionFolder,
         arrived: Callable[[str, BrowserUpload], None], # called with key and file when one is complete
         refused: Callable[[str, str, LadosError], None], # called with key, name and reason
     ):
-        self.spool, self.arrived, self.refused = spool, arrived, refused
+        self.files, self.arrived, self.refused = files, arrived, refused
         self.uploads: dict[str, BrowserUpload] = {}
 
     def begin(
@@ -169,7 +169,7 @@ class UploadIntake:
         try:
             if room <= 0:
                 raise DataError(f"more than {MAX_CARDS} at once", "download the results, clear the page, and go on")
-            self.uploads[key] = BrowserUpload.begin(name, size, self.spool)
+            self.uploads[key] = BrowserUpload.begin(name, size, self.files)
         except LadosError as e:
             self.refused(key, name, e)
         return key in self.uploads
