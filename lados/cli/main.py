@@ -14,8 +14,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .serve import app_app
-from .serve import check
+from .serve import app_app, check
 from .data import data_app
 from .console import err, say
 from .jobs import job_app, up, worker

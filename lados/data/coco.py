@@ -14,8 +14,7 @@ from typing import Any
 
 from ..core import DataError, ImageError, settings
 from ..files import read_json
-from .annotations import AnnotatedImage, Notes, inspect_image, images_in, split_folders, split_of
-from .annotations import class_areas
+from .annotations import AnnotatedImage, Notes, inspect_image, images_in, class_areas, split_folders, split_of
 from ..labels import LADOS, LabelSet
 
 # %% ../../nbs/data/05_coco.ipynb #e81b56cc

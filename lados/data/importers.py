@@ -21,8 +21,7 @@ from lados.data.annotations import (
 )
 from .coco import coco_files, coco_names, read_coco
 from .formats import class_folders, folder_names, mask_folders, mask_names, read_folders, read_masks
-from .manifest import Manifest
-from .manifest import source_stem
+from .manifest import Manifest, source_stem
 from .formats import labelled_tables, read_tables, table_names
 from ..labels import LADOS, LabelPolicy, LabelSet, POLICIES, infer_label_set, label_policy, label_set_beside
 
