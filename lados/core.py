@@ -203,7 +203,7 @@ def rich_table(
     title: str = "",
     caption: str = "", # below the table
 ) -> Table:
-    "A table for the terminal; figures at the right."
+    "A table for the terminal; numbers at the right."
     above, below = (Text(t) if t else None for t in (title, caption))
     table = Table(title=above, caption=below, title_justify="left", caption_justify="left")
     for i, name in enumerate(head):
@@ -217,7 +217,7 @@ def markdown_table(
     head: Sequence[str], # one a column
     rows: Sequence[Sequence[str]], # cells
 ) -> str:
-    "The same table in Markdown; figures at the right."
+    "The same table in Markdown; numbers at the right."
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     escaped = [[cell.replace("|", "/").replace("*", r"\*") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -14,15 +14,12 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .serve import app_app, check
 from .data import data_app
 from .console import err, say
-from .jobs import job_app, up, worker
-from .models import evaluate, predict
+from .jobs import job_app, schedule_app, up, worker
+from .models import demo, evaluate, predict, train
 from .runs import bench_app, runs_app
-from .jobs import schedule_app
-from .serve import engines, export, serve
-from .models import demo, train
+from .serve import app_app, check, engines, export, serve
 from ..core import LadosError
 from ..processes import follow_parent
 
