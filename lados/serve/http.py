@@ -9,6 +9,7 @@ __all__ = ['Problems', 'PROBLEMS', 'GONE', 'DEFECT', 'IMAGES', 'SMALL', 'Unautho
 # %% ../../nbs/serve/10_http.ipynb #fc264d9e
 import asyncio
 import hmac
+import json
 import re
 import time
 from collections.abc import Awaitable, MutableMapping
@@ -94,6 +95,9 @@ def of_error(
     return problem(kind, error.problem, error.remedy, path, request_id), kind.outcome
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode # of plain values, in a third of the time
+
+
 def respond(
     status: int, # of HTTP
     content: Any, # JSON
@@ -101,7 +105,11 @@ def respond(
     media_type: str = "application/json", # of the content
 ) -> Response:
     "JSON, with non-ASCII characters as they are."
-    return Response(to_json(content, indent=None), status, headers, media_type)
+    try:
+        text = _encode(content)
+    except (TypeError, ValueError): # paths, arrays, infinite numbers
+        text = to_json(content, indent=None)
+    return Response(text, status, headers, media_type)
 
 
 def failure(
@@ -212,19 +220,22 @@ async def unless_gone(
     request: Request, # its body has been read
     work: Awaitable[Any],
 ) -> Any: # what `work` gives
-    "Do the work unless the client goes; raises ClientDisconnect where it does."
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    "Do the work unless the client goes; raises ClientDisconnect if it does."
+    me = asyncio.current_task()
+    watching = asyncio.get_running_loop().create_task(_cancel_when_gone(request, me))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if not watching.done() or watching.cancelled(): # somebody else's doing
+            raise
+        me.uncancel()
+        raise ClientDisconnect from None
     finally:
-        gone.cancel()
-        task.cancel()
+        watching.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _cancel_when_gone(request: Request, waiting: asyncio.Task) -> None:
     message: Message = {"type": "http.request"}
     while message["type"] != "http.disconnect":
         message = await request.receive()
+    waiting.cancel()

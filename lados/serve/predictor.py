@@ -8,7 +8,8 @@ __all__ = ['Answer', 'Predictor', 'classify_files']
 # %% ../../nbs/serve/01_predictor.ipynb #e60be13b
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..model.uncertainty import apply_temperature
 from ..model.bundle import bundle_name, find_bundle, read_card
 from ..model.uncertainty import FeatureSpace, is_unsure, prediction_set
 from .engines import certificate, check_engine, choose_engine, read_reference
-from .engines import Engine, open_engine
+from .engines import Engine, Run, open_engine
 
 # %% ../../nbs/serve/01_predictor.ipynb #83b89b04
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         "As plain JSON values."
-        return asdict(self)
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def _doubts(options: list[str] | None, strange: bool, unsure: bool, most: int) -> str | None:
@@ -88,9 +89,21 @@ class Predictor:
         own = certificate(folder).get(opened.name, {})
         card |= {k: own[k] for k in ("conformal", "outlier") if own.get(k)} # thresholds for this engine's numbers
         ready = cls(card, opened, reference, folder)
-        for n in (1, 2, 8):
-            ready.predict(np.zeros((n, ready.size, ready.size, 3), np.uint8))
+        ready._warm(ready.predict)
         return ready
+
+    @cached_property
+    def lanes(self) -> list[Callable]: # like `predict`, a thread each; empty: the engine has none
+        "`predict` on a part of the threads each, for batches side by side; opened when first asked for."
+        lanes = [partial(self.predict, run=run) for run in self.engine.lanes()]
+        for lane in lanes:
+            self._warm(lane)
+        return lanes
+
+    def _warm(self, predict: Callable) -> None:
+        "The first batch of a size is slow."
+        for n in (1, 2, 8):
+            predict(np.zeros((n, self.size, self.size, 3), np.uint8))
 
     def decode(
         self,
@@ -105,9 +118,10 @@ class Predictor:
     def predict(
         self,
         images: np.ndarray, # uint8 [n, size, size, 3]
+        run: Run | None = None, # a lane of the engine; none: the whole engine
     ) -> tuple[np.ndarray, np.ndarray]: # calibrated probabilities [n, classes]; distances to the training images [n]
         "Run the engine. Distances are NaN where the bundle has nothing to compare with."
-        logits, embeddings = self.engine.run(images)
+        logits, embeddings = (run or self.engine.run)(images)
         away = self.space.distances(embeddings) if self.outlier else np.full(len(images), np.nan)
         return apply_temperature(logits, self.card["calibration"]["temperature"]), away
 

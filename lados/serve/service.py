@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'RETRY_S', 'list_models', 'promotion_path', 'configured_model', 'served_model', 'record_promotion',
-           'NotReady', 'LoadedModel', 'RequestGroup', 'load_served', 'Service', 'NoSuchModel']
+           'NotReady', 'LoadedModel', 'RequestGroup', 'load_served', 'Service', 'in_one_scan', 'NoSuchModel']
 
 # %% ../../nbs/serve/08_service.ipynb #6c1cb8bf
 import asyncio
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ..core import LadosError, RunError, ServeError, Settings
 from ..data.images import probe
 from ..files import read_json, write_json
 from ..model.bundle import bundle_name, find_bundle, read_card
-from .batcher import Batcher, Overloaded
+from .batcher import Batcher, Item, Overloaded
 from .engines import certificate
 from .explain import Explanation, masked, weighed
 from .predictor import Answer, Predictor
@@ -126,7 +127,9 @@ def load_served(
 ) -> Predictor:
     "Open, check and warm a model; slow, for a thread of its own. RunError or ServeError where that is not possible."
     try:
-        return Predictor.setup(path, engine)
+        predictor = Predictor.setup(path, engine)
+        _ = predictor.lanes # opened here, and not in the loop
+        return predictor
     except (LadosError, MemoryError):
         raise
     except Exception as e: # an engine's package can raise anything
@@ -194,8 +197,8 @@ class Service:
         "Load a model beside the one that serves, then put it in its place. Where that fails, the old one goes on."
         async with self._swap:
             predictor = await asyncio.get_running_loop().run_in_executor(self._load, load_served, path, engine)
-            new = LoadedModel(predictor, Batcher(predictor.predict, limit=self.settings.queue_size),
-                         Recent(predictor.outlier, predictor.name))
+            batcher = Batcher(predictor.predict, limit=self.settings.queue_size, lanes=predictor.lanes)
+            new = LoadedModel(predictor, batcher, Recent(predictor.outlier, predictor.name))
             old, self.current = self.current, new
         LOG.info("serving %s with %s", predictor.name, predictor.engine.name)
         if old:
@@ -252,18 +255,51 @@ class Service:
         owner: RequestGroup | None = None, # the request, where it has several images
     ) -> tuple[Answer, dict[str, float], int]: # answer, seconds by stage, images in the engine's batch
         "The answer for one image. Raises ImageError or Overloaded."
-        owner = owner or RequestGroup(1)
-        deadline = owner.start + self.settings.deadline_s
+        if owner is None:
+            return await self._classify(loaded, data, name, time.monotonic() + self.settings.deadline_s)
         async with owner.turn:
-            start = time.monotonic()
-            image = await self._in_time(self.decode(loaded, data, name), deadline)
-            decoded = time.monotonic() - start
-            QUEUE.set(loaded.batcher.waiting)
-            (probs, away), waited, engine, together = await loaded.batcher(image, deadline, owner)
+            return await self._classify(loaded, data, name, owner.start + self.settings.deadline_s, owner)
+
+    async def _classify(self, loaded: LoadedModel, data: bytes, name: str, deadline: float,
+                        owner: RequestGroup | None = None) -> tuple[Answer, dict[str, float], int]:
+        start, loop = time.monotonic(), asyncio.get_running_loop()
+        item = Item(loop.create_future(), deadline=deadline, owner=owner)
+        late = loop.call_later(max(0.0, deadline - start), self._expire, item)
+        loaded.batcher.announce(item)
+        self._quick.submit(self._decode, loaded, data, name, item, loop)
+        try:
+            (probs, away), waited, engine, together = await item.future
+        finally:
+            late.cancel()
+        QUEUE.set(loaded.batcher.waiting)
         answer = loaded.predictor.encode(probs, float(away))
         loaded.recent.add(answer)
-        seconds = {"decode": decoded, "queue": waited, "engine": engine, "total": time.monotonic() - start}
+        seconds = {"decode": item.arrived - start, "queue": waited, "engine": engine, "total": time.monotonic() - start}
         return answer, seconds, together
+
+    def _decode(self, loaded: LoadedModel, data: bytes, name: str, item: Item, loop: asyncio.AbstractEventLoop,
+                heavy: bool = False) -> None:
+        "In a decoder's thread: from bytes to the queue, unless nobody waits any more."
+        try:
+            if not item.future.done():
+                decode = loaded.predictor.decode if heavy else partial(_decode_small, loaded.predictor)
+                item.image = decode(data, name)
+                if item.image is None:
+                    self._heavy.submit(self._decode, loaded, data, name, item, loop, True)
+                    return
+                item.arrived = time.monotonic()
+                loaded.batcher.put(item)
+        except BaseException as e: # whatever goes wrong in this thread is the answer
+            loop.call_soon_threadsafe(item.settle, e)
+        loaded.batcher.withdraw(item)
+
+    def _expire(self, item: Item) -> None:
+        "The deadline has come: an image that is not even decoded need not wait for it."
+        if item.image is None:
+            item.settle(self._late())
+
+    def _late(self) -> Overloaded:
+        return Overloaded("the deadline passed before the image was decoded", self.settings.deadline_s)
 
     async def _in_time(self, work: Any, deadline: float) -> Any:
         "What `work` gives; Overloaded where images before this one take too long to decode."
@@ -271,7 +307,7 @@ class Service:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await work
         except TimeoutError:
-            raise Overloaded("the deadline passed before the image was decoded", self.settings.deadline_s) from None
+            raise self._late() from None
 
     async def explain(
         self,
@@ -325,6 +361,23 @@ class Service:
         PROMOTIONS.labels("promoted").inc()
         return new
 
+# %% ../../nbs/serve/08_service.ipynb #b6602f80
+def in_one_scan(
+    data: bytes, # a JPEG
+) -> bool: # also false where that cannot be said
+    "Whether a JPEG is decoded line by line: baseline, and all its components in the first scan."
+    at, parts = 2, 0
+    while at + 9 < len(data) and data[at] == 0xFF:
+        kind = data[at + 1]
+        if kind == 0xDA: # start of scan
+            return parts > 0 and parts == data[at + 4]
+        if kind in (0xC0, 0xC1): # the frame, baseline or extended
+            parts = data[at + 9]
+        elif 0xC2 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC): # progressive and stranger ones
+            return False
+        at += 2 + (data[at + 2] << 8) + data[at + 3]
+    return False
+
 # %% ../../nbs/serve/08_service.ipynb #696560ec
 class NoSuchModel(RunError):
     "A model that is not among those found."
@@ -340,7 +393,7 @@ async def _retire(loaded: LoadedModel) -> None:
 def _decode_small(predictor: Predictor, data: bytes, name: str) -> np.ndarray | None:
     "The image, or none where it is large enough for the other lane."
     quick = data[:2] == b"\xff\xd8" and len(data) < LARGE / 8 # and coded in one scan, which can be shrunk on the way:
-    quick = quick and data.count(b"\xff\xda") == 1 and b"\xff\xc2" not in data
+    quick = quick and in_one_scan(data)
     if not quick and (info := probe(data, name=name)) and (info.width * info.height > LARGE or len(data) > LARGE):
         return None
     return predictor.decode(data, name)

@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'REQUESTS', 'LATENCY', 'BATCH', 'ABSTENTIONS', 'QUEUE', 'SHARE', 'CONFIDENCE', 'DRIFT', 'PROMOTIONS', 'LOG',
-           'Recent', 'count', 'registry', 'exposition', 'forget_dead', 'quantile', 'statistics', 'log_as_json',
-           'log_request']
+           'Recent', 'count', 'registry', 'exposition', 'forget_dead', 'quantile', 'statistics', 'EcsFormatter',
+           'log_as_json', 'log_request']
 
 # %% ../../nbs/serve/07_telemetry.ipynb #15aeb2c0
+import json
 import logging
 import os
 import sys
 from collections import Counter as Tally
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -167,19 +169,40 @@ def statistics() -> dict[str, Any]: # outcomes{}, classes{}, latency{stage: {cou
 LOG = logging.getLogger("lados.serve")
 
 
+_to_json = json.JSONEncoder(ensure_ascii=False).encode
+
+
+class EcsFormatter(ecs_logging.StdlibFormatter):
+    "ECS JSON; quick about the lines of requests."
+
+    def format(
+        self,
+        record: logging.LogRecord, # with `request`, the fields of a request's line, or any other
+    ) -> str:
+        "One line."
+        fields = getattr(record, "request", None)
+        if fields is None:
+            return super().format(record)
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        return _to_json({"@timestamp": f"{when[:-6]}Z", "log.level": record.levelname.lower(),
+                         "message": record.getMessage(), "ecs.version": "1.6.0", **fields,
+                         "log": {"logger": record.name},
+                         "process": {"name": record.processName, "pid": record.process}})
+
+
 def log_as_json(
     level: str = "INFO", # of Python's logging
 ) -> None:
     "Send this service's log lines, and those of the server under it, to standard output as ECS JSON."
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(ecs_logging.StdlibFormatter(exclude_fields=["log.original", "process.thread", "log.origin"]))
+    handler.setFormatter(EcsFormatter(exclude_fields=["log.original", "process.thread", "log.origin"]))
     for name in ("lados.serve", "uvicorn", "uvicorn.error"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = ([handler] if name != "uvicorn.error" else []), name == "uvicorn.error"
         logger.setLevel(level)
     logging.getLogger("uvicorn.access").disabled = True # there is one line a request already
 
-
+# %% ../../nbs/serve/07_telemetry.ipynb #a285f832
 def log_request(
     method: str, # of HTTP
     path: str, # without the query
@@ -189,7 +212,11 @@ def log_request(
     **labels: Any, # outcome, class, engine, model, error ...
 ) -> None:
     "Write the line of one request."
-    LOG.log(logging.ERROR if status == 500 else logging.INFO, "%s %s %s", method, path, status, extra={
-        "http": {"request": {"method": method, "id": request_id}, "response": {"status_code": status}},
-        "url": {"path": path}, "event": {"dataset": "lados.serve", "duration": int(seconds * 1e9)},
-        "labels": {k: v for k, v in labels.items() if v is not None}})
+    level = logging.ERROR if status == 500 else logging.INFO
+    if not LOG.isEnabledFor(level):
+        return
+    fields = {"event": {"dataset": "lados.serve", "duration": int(seconds * 1e9)},
+              "http": {"request": {"method": method, "id": request_id}, "response": {"status_code": status}},
+              "labels": {k: v for k, v in labels.items() if v is not None}, "url": {"path": path}}
+    LOG.handle(LOG.makeRecord(LOG.name, level, "", 0, "%s %s %s", (method, path, status), None, "log_request",
+                              {"request": fields, **fields}))

@@ -281,6 +281,9 @@ class _Form:
         self.complete = True
 
 
+_CALLBACKS = tuple(n for n in dir(_Form) if n.startswith("on_"))
+
+
 def _keep(upload: UploadedImage, chunk: memoryview | bytes, limits: Limits, held: Reservation) -> None:
     if len(upload.data) + len(chunk) > limits.image:
         raise ImageTooLarge(f"{upload.name}: larger than {limits.image / 1e6:g} MB",
@@ -335,7 +338,7 @@ async def _read_form(
 ) -> list[UploadedImage] | Sink:
     form, seen = _Form(limits, held, spill), 0
     try:
-        parser = MultipartParser(boundary, {n: getattr(form, n) for n in dir(form) if n.startswith("on_")})
+        parser = MultipartParser(boundary, {n: getattr(form, n) for n in _CALLBACKS})
         async for chunk in body:
             seen += len(chunk)
             parser.write(chunk)
