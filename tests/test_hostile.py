@@ -383,6 +383,7 @@ ENDLESS = { # name -> what begins it, what never ends, the answer that may come
     "headers": (b"GET / HTTP/1.1\r\n", b"".join(b"X-%d: aaaaaaaa\r\n" % i for i in range(2000)), b"400"),
     "one-header": (b"GET / HTTP/1.1\r\nX: ", b"a" * 65_536, b"400"),
     "address": (b"GET /", b"a" * 65_536, b"400"),
+    "short-trailers": (CHUNKED % (b"/health", b"image/png") + b"0\r\n", b"a:b\r\n" * 10_000, b"400"),
     "trailers": (CHUNKED % (b"/predict", b"image/png") + b"1\r\na\r\n0\r\n", b"X: " + b"a" * 65_536 + b"\r\n", b"400"),
     "one-trailer": (CHUNKED % (b"/health", b"image/png") + b"0\r\nX: ", b"a" * 65_536, b"400"),
     "chunk-extension": (CHUNKED % (b"/predict", b"image/png") + b"1;", b"a" * 65_536, b"400"),
@@ -438,7 +439,7 @@ def test_more_connections_than_the_process_takes_are_told_so(service):
 
 IMPATIENT = """
 import lados.serve.server as server
-server.HEAD_SECONDS, server.IDLE_SECONDS = 0.4, 0.8
+server.HEAD_SECONDS, server.IDLE_SECONDS, server.LOOK_SECONDS = 0.4, 0.8, 0.1
 """
 
 

@@ -166,31 +166,37 @@ def test_promotions_under_load_fail_nobody(home, truth, workers):
     assert {a["model"] for *_, a in clients.answers[late:]} == {"first" if workers == 1 else "second"}
 
 
+def begun(sock, body, name, now) -> None:
+    "Send a part of a request, once the service has said that it reads it."
+    sock.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: %s\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % (
+        name, len(body)))
+    assert sock.recv(100).startswith(b"HTTP/1.1 100")
+    sock.sendall(now)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_end_under_load_answers_everything_that_was_accepted(home, truth, workers):
     images, known = truth
     large = encoded(Image.new("RGB", (6000, 5000)))
-    server = Server(home, home / "runs" / "first", workers=workers).ready()
+    server = Server(home, home / "runs" / "first", workers=workers, DEADLINE_S=30).ready()
     wait_for(lambda: {httpx.get(f"{server.url}/ready", trust_env=False).status_code for _ in range(16)} == {200}, 60, server)
     clients = [Clients(server.url, images, 4), Clients(server.url, images, 4, keep=False)]
     time.sleep(1)
-    with server.connect(30) as slow, ThreadPoolExecutor(1) as pool:
-        body = images[0]
-        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nX-Request-ID: slow\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:100])
-        heavy = pool.submit(httpx.post, f"{server.url}/predict", content=large, timeout=60, trust_env=False)
-        time.sleep(0.3)
+    with server.connect(30) as slow, server.connect(60) as heavy:
+        begun(slow, images[0], b"slow", images[0][:100])
+        begun(heavy, large, b"heavy", large)
         start = time.monotonic()
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.7)
-        slow.sendall(body[100:])
+        slow.sendall(images[0][100:])
         answer = read_all(slow)
-        assert heavy.result().status_code == 200
+        assert read_all(heavy).startswith(b"HTTP/1.1 200")
     code = server.process.wait(40)
     spent = time.monotonic() - start
     for c in clients:
         c.stop()
     assert answer.startswith(b"HTTP/1.1 200") and b'"label"' in answer, "an upload that had begun is waited for"
-    assert code in (0, -signal.SIGTERM) and spent < 10
+    assert code in (0, -signal.SIGTERM)
     answers = [a for c in clients for a in c.answers]
     right(answers, known)
     accepted = {x["http"]["request"]["id"]: x["http"]["response"]["status_code"] for x in server.lines()

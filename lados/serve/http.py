@@ -10,6 +10,7 @@ __all__ = ['Problems', 'PROBLEMS', 'GONE', 'DEFECT', 'IMAGES', 'SMALL', 'Unautho
 import asyncio
 import hmac
 import json
+import math
 import re
 import time
 from collections.abc import Awaitable, MutableMapping
@@ -169,7 +170,7 @@ class RequestLayer:
         state.update(request_id=request_id, labels={})
         start, status = time.perf_counter(), 499 # the client went before there was an answer
         path = scope["path"].removeprefix(scope["root_path"])
-        headers = _headers(path, request_id)
+        headers, body = _headers(path, request_id), _Body(scope, path, receive)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -179,7 +180,7 @@ class RequestLayer:
             await send(message)
 
         try:
-            await self.app(scope, _sparing(scope, path, receive), sending)
+            await self.app(scope, body.receive, sending)
         except ClientDisconnect:
             state["labels"].setdefault("outcome", "cancelled")
         except Exception as e:
@@ -187,24 +188,35 @@ class RequestLayer:
                 raise
             await failure(Request(scope), e)(scope, receive, sending)
         finally:
+            body.end()
             log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
                         **state["labels"])
 
 
-def _sparing(scope: Scope, path: str, receive: Receive) -> Receive:
-    "Receive no more than `SMALL` bytes, unless the path reads its images itself; JSON holds none."
-    taken, kind = 0, next((v for k, v in scope["headers"] if k == b"content-type"), b"")
-    large = path in IMAGES and not kind.lower().startswith(b"application/json")
+class _Body:
+    "What a request may send: no more than `SMALL` bytes, unless the path reads its images itself; JSON holds none."
 
-    async def receiving() -> Message:
-        nonlocal taken
-        message = await receive()
-        taken += len(message.get("body", b""))
-        if taken > SMALL and not large:
+    def __init__(self, scope: Scope, path: str, receive: Receive):
+        kind = next((v for k, v in scope["headers"] if k == b"content-type"), b"")
+        large = path in IMAGES and not kind.lower().startswith(b"application/json")
+        self.asgi, self.left, self.whole = receive, math.inf if large else SMALL, False
+        self.account = scope["state"].get("account") # of the connection, if the server keeps one
+        if self.account:
+            self.account.begin(scope)
+
+    async def receive(self) -> Message:
+        message = await self.asgi()
+        size = len(message.get("body", b""))
+        self.left, self.whole = self.left - size, not message.get("more_body", False)
+        if self.account and size:
+            self.account.took(size)
+        if self.left < 0:
             raise HTTPException(413, f"a body of more than {SMALL // 1024} kB, where no image is expected")
         return message
 
-    return receiving
+    def end(self) -> None:
+        if self.account:
+            self.account.end(self.whole)
 
 
 _REPORT = (b"sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
