@@ -70,7 +70,7 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
     from lados.model.datamodule import open_manifest
     from lados.model.evaluate import baselines_on, evaluate_on, trained_on
     from lados.model.inference import load_model
-    from lados.model.metrics import scores_table
+    from lados.model.metrics import metrics_in, scores_table
 
     manifest = open_manifest(data)
     manifest = manifest.only(split) if split else manifest
@@ -82,7 +82,7 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
     out.print(scores_table(result))
     result["baselines"] = baselines_on(folder, manifest)
     for name, b in (result["baselines"] or {}).items():
-        out.print(f"beside it, {name}: accuracy {b['accuracy']:.3f}, macro-F1 {b['macro_f1']:.3f}")
+        out.print(f"beside it, {name}: {', '.join(f'{m.title} {m.text(b[m.key])}' for m in metrics_in(b))}")
     for p in problems:
         say("left out", p, to=err)
     return result, table
@@ -278,6 +278,8 @@ def _watch_training(run: "Run") -> "Run":
 
 def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
     "Show one event."
+    from lados.metrics import METRICS, PRIMARY
+
     kind = event["event"]
     if kind == "start":
         bar.update(task, description="training", total=event["epochs"], completed=event["epochs_done"])
@@ -286,7 +288,7 @@ def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
         done = event["epoch"] + event["step"] / event["steps"]
         bar.update(task, completed=done, told=f"loss {event['loss']:.3f}{left}")
     elif kind == "epoch":
-        names = {"train_loss": "train loss", "valid_loss": "valid loss", "macro_f1": "macro-F1"}
+        names = {"train_loss": "train loss", "valid_loss": "valid loss", PRIMARY: METRICS[PRIMARY].title}
         told = "  ".join(f"{words} {event[n]:.3f}" for n, words in names.items() if event[n] is not None)
         out.print(f"epoch {event['epoch']:3}  {told}  {event['images_per_s']:.1f} images/s{'  *' * event['best']}")
     elif kind in ("data", "trained", "evaluate", "end"):
@@ -296,6 +298,7 @@ def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
 
 def _show_run(run: "Run") -> None:
     "What came out of a training, and where it is."
+    from lados.metrics import headline_metrics
     from lados.model.test_sets import test_sets_table
 
     metrics = run.metrics
@@ -304,7 +307,7 @@ def _show_run(run: "Run") -> None:
     for name, s in metrics.get("folds", {}).items():
         what = {"this training": "trained as asked", "probe": "plain logistic regression"}[name]
         out.print(f"cross-validated on all {s['images']} images, {what}: "
-                  f"macro-F1 {s['macro_f1']:.3f}, accuracy {s['accuracy']:.3f}")
+                  f"{', '.join(f'{m.title} {m.text(s.get(m.key))}' for m in headline_metrics())}")
     split = run.path / "split.json"
     for note in read_json(split)["notes"] if split.exists() else []:
         say("note", note)

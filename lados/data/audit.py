@@ -29,6 +29,7 @@ from .manifest import SPLITS, Manifest, source_stem, video_frame
 from .phash import MAX_DISTANCE, RECIPE, Hashes, hash_images, near_duplicates
 from ..files import atomic_write, to_json, write_json
 from ..labels import infer_label_set
+from ..metrics import METRICS, answer_scores
 
 # %% ../../nbs/data/09_audit.ipynb #6c3b47de
 CAUSES = {"same_source": "same source name", "near_duplicate": "near-duplicate image",
@@ -180,8 +181,9 @@ def _baseline_rows(values: dict[str, Any], splits: list[str]) -> list[list[str]]
     rows = []
     for key, words in {"lookup": "file-name lookup", "majority": "majority class"}.items():
         scores = [values["baselines"].get(s, {}).get(key) for s in splits]
-        rows.append([f"{words}: accuracy / macro-F1",
-                     *("" if v is None else f"{v['accuracy']:.3f} / {v['macro_f1']:.3f}" for v in scores)])
+        leading = [m for m in METRICS.values() if any(m.key in (v or {}) for v in scores)]
+        rows.append([f"{words}: {' / '.join(m.title for m in leading)}",
+                     *("" if v is None else " / ".join(m.text(v.get(m.key)) for m in leading) for v in scores)])
     return rows
 
 
@@ -287,18 +289,10 @@ def manifest_of_names(
     return Manifest(frame, Path(root), {"origin": "file names", "label_set": label_set.to_dict()})
 
 # %% ../../nbs/data/09_audit.ipynb #a05edeac
-def _scores(truth: Sequence[str], answer: Sequence[str]) -> dict[str, float]:
-    "Accuracy and macro-F1 over the classes that occur in either, as scikit-learn counts them."
-    truth, answer = np.asarray(truth, dtype=object), np.asarray(answer, dtype=object)
-    is_c, said_c = (np.array([x == c for c in sorted({*truth, *answer})]) for x in (truth, answer))
-    f1 = 2 * (is_c & said_c).sum(1) / (is_c.sum(1) + said_c.sum(1))
-    return {"accuracy": float(np.mean(truth == answer)), "macro_f1": float(np.mean(f1))}
-
-
 def lookup_baseline(
     manifest: Manifest, # with training images
     split: str = "test", # the split to answer for
-) -> dict[str, Any]: # `lookup` and `majority`, each accuracy and macro-F1; `known`: images whose stem training has
+) -> dict[str, Any]: # `lookup` and `majority`, each with the headline metrics; `known`: images whose stem training has
     "What file names alone score on a split, beside the majority class. No image is opened."
     frame = manifest.frame.assign(stem=stems(manifest))
     train, held_out = frame[frame["split"] == "train"], frame[frame["split"] == split]
@@ -309,8 +303,8 @@ def lookup_baseline(
     answers = {stem: Counter(rows["label"]).most_common(1)[0][0] for stem, rows in train.groupby("stem", sort=False)}
     truth = held_out["label"].tolist()
     return {"known": int(held_out["stem"].isin(answers).sum()),
-            "lookup": _scores(truth, [answers.get(s, commonest) for s in held_out["stem"]]),
-            "majority": {"label": commonest, **_scores(truth, [commonest] * len(truth))}}
+            "lookup": answer_scores(truth, [answers.get(s, commonest) for s in held_out["stem"]]),
+            "majority": {"label": commonest, **answer_scores(truth, [commonest] * len(truth))}}
 
 # %% ../../nbs/data/09_audit.ipynb #449ebd3c
 _GENERIC = re.compile(

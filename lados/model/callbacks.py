@@ -18,7 +18,6 @@ import torch
 from fastai.callback.core import (
     Callback, CancelBatchException, CancelEpochException, CancelFitException, CancelStepException,
 )
-from sklearn.metrics import f1_score
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..core import TrainingError
 from ..labels import CLASSES
+from ..metrics import METRICS, PRIMARY, confusion_matrix, headline_metrics
 from .backbones import autocast, freeze_statistics, set_trainable
 from .distributed import gather_rows, sum_over_all
 from .params import TrainParams
@@ -62,9 +62,9 @@ class FitProgress(Callback):
             self._show(self.epoch + (self.iter + 1) / self.n_iter, loss=f"{float(self.loss.detach()):.3f}")
 
     def after_epoch(self) -> None:
-        score = self.validation.row.get("macro_f1") if self.epoch >= self.done else None
+        score = self.validation.row.get(PRIMARY) if self.epoch >= self.done else None
         if score is not None:
-            self._show(self.epoch + 1, macro_f1=f"{score:.3f}")
+            self._show(self.epoch + 1, **{PRIMARY: METRICS[PRIMARY].text(score)})
 
     def _show(self, done: float, **told: str) -> None:
         self.told |= told
@@ -236,9 +236,9 @@ class Validation(Callback):
         logits, truth = (gather_rows(torch.cat(x), len(self.dls.valid.rows)) for x in (self.logits, self.truth))
         guess, loss = logits.argmax(1), cross_entropy(logits, truth).item()
         _check_finite(loss, f"on the {'validation' if self.held_out else 'training'} images after epoch {self.epoch}")
-        found = {"valid_loss": loss, "accuracy": (guess == truth).float().mean().item(),
-                 "macro_f1": f1_score(truth.cpu(), guess.cpu(), average="macro", zero_division=0)}
-        self.row |= found if self.held_out else dict.fromkeys(found)
+        counts = confusion_matrix(truth.cpu().numpy(), guess.cpu().numpy(), logits.shape[1])
+        values = {"valid_loss": loss, **{m.key: m.of_answers(counts) for m in headline_metrics()}}
+        self.row |= values if self.held_out else dict.fromkeys(values)
         self.row["seconds"] = self.clock() - self.start
 
 
@@ -316,14 +316,14 @@ class KeepBest(Callback):
         s, row = self.state, self.validation.row
         if self.epoch < s["epochs_done"]:
             return # a skipped epoch
-        best = not self.select or s["best"] is None or row["macro_f1"] > s["best"]
+        best = not self.select or s["best"] is None or METRICS[PRIMARY].better(row[PRIMARY], s["best"])
         if best:
-            s["best"], s["best_epoch"] = row["macro_f1"], self.epoch
+            s["best"], s["best_epoch"] = row[PRIMARY], self.epoch
         s["history"].append(row)
         s["epochs_done"] = self.epoch + 1
         waited = self.epoch - s["best_epoch"]
         if self.params.patience and waited >= self.params.patience:
-            s["stopped"] = f"no better validation macro-F1 for {waited} epochs"
+            s["stopped"] = f"no better validation {METRICS[PRIMARY].title} for {waited} epochs"
         self.save(s, best)
         if s["stopped"]:
             raise CancelFitException

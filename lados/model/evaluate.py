@@ -8,7 +8,7 @@ __all__ = ['LEVEL', 'Evaluation', 'answers', 'evaluate_trained', 'probe_baseline
            'disagreement', 'compare_models', 'compare_answers', 'comparison_markdown']
 
 # %% ../../nbs/model/16_evaluate.ipynb #2f4b42bd
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,12 @@ from ..data.manifest import Manifest, check_images, load_manifest
 from ..data.split import group_folds
 from ..files import read_json
 from ..labels import CLASSES
+from ..metrics import METRICS, PRIMARY
 from .batches import Dataset, plain_batches, prepare
 from .bundle import bundle_name, find_bundle, make_card
 from .inference import Model, load_model, predict_logits, running_on
 from .linear_probe import features, regression_head
-from .metrics import cluster_bootstrap, confusion_figures, percentile_interval, scores, with_interval
+from .metrics import cluster_bootstrap, figure_text, metrics_in, percentile_interval, scores
 from .params import TrainParams
 from .test_sets import evaluate_test_sets, is_multi_label, rows_to_score
 from .train import Trained, start_network, train
@@ -269,19 +270,21 @@ def paired_difference(
     groups: np.ndarray, # [n] source group of each image
     n_boot: int = 2000, # resamples
     seed: int = 0,
-) -> dict[str, dict]: # accuracy, macro_f1: value, interval
+    classes: Sequence[str] = CLASSES, # that the indices mean
+) -> dict[str, dict]: # key of each metric that follows from the confusion matrix -> value, interval
     "Candidate less served, with intervals over source groups; without one where there are fewer than two."
-    k = len(CLASSES)
+    k, metrics = len(classes), [m for m in METRICS.values() if m.source == "confusion"]
     cells = np.concatenate([np.eye(k * k)[truth * k + s] for s in (said, served)], 1)
 
-    def figures(counts: np.ndarray) -> np.ndarray:
-        mine, other = (confusion_figures(c, k)[:, :2] for c in np.split(counts, 2, axis=1))
-        return mine - other
+    def differences(counts: np.ndarray) -> np.ndarray:
+        one, two = (c.reshape(-1, k, k) for c in np.split(counts, 2, axis=1))
+        return np.column_stack([m.of(one) - m.of(two) for m in metrics])
 
-    values = figures(cells.sum(0, keepdims=True))[0]
-    draws = cluster_bootstrap(cells, groups, figures, n_boot, seed) if len(set(groups)) > 1 else np.zeros((0, 2))
-    return {name: {"value": float(values[i]), "interval": percentile_interval(draws[:, i], LEVEL)}
-            for i, name in enumerate(("accuracy", "macro_f1"))}
+    values = differences(cells.sum(0, keepdims=True))[0]
+    several = len(set(groups)) > 1
+    draws = cluster_bootstrap(cells, groups, differences, n_boot, seed) if several else np.zeros((0, len(metrics)))
+    return {m.key: {"value": float(values[i]), "interval": percentile_interval(draws[:, i], LEVEL)}
+            for i, m in enumerate(metrics)}
 
 
 def disagreement(
@@ -324,7 +327,7 @@ def compare_answers(
         mine["truth"], mine["predicted"], other["predicted"]))
     groups = mine["source_group"].to_numpy()
     difference = paired_difference(truth, said, served_said, groups, n_boot, seed)
-    low, high = difference["macro_f1"]["interval"] or (0.0, 0.0)
+    low, high = difference[PRIMARY]["interval"] or (0.0, 0.0)
     result = {"candidate": _one_model(candidate, mine, truth, groups, n_boot, seed),
               "served": _one_model(served, other, truth, groups, n_boot, seed),
               "images": len(mine), "groups": len(set(groups)), "level": LEVEL, "n_boot": n_boot, "seed": seed,
@@ -345,15 +348,17 @@ def _comparison_notes(served: Path) -> list[str]:
     return ["what the served model was trained on is not known: it may know these images, which would flatter it"]
 
 # %% ../../nbs/model/16_evaluate.ipynb #d6047d2f
-def _signed(entry: dict[str, Any]) -> str:
-    "`+0.123 (+0.050 to +0.190)`."
+def _signed(entry: dict[str, Any] | None) -> str:
+    "`+0.123 (+0.050 to +0.190)`; empty where the difference was not computed."
+    if not entry:
+        return ""
     around = entry["interval"]
     return f"{entry['value']:+.3f}" + (f" ({around[0]:+.3f} to {around[1]:+.3f})" if around else "")
 
 
 def _comparison_verdict(r: dict[str, Any]) -> str:
     "The outcome in words."
-    told = f"macro-F1 {_signed(r['difference']['macro_f1'])}"
+    told = f"{METRICS[PRIMARY].title} {_signed(r['difference'][PRIMARY])}"
     on = f"on {r['images']} images of {r['groups']} sources that neither model has learned from"
     d = r["disagreement"]
     where = f"They differ on {d['images']} images ({d['share']:.0%}); there the candidate alone is right " \
@@ -373,11 +378,13 @@ def comparison_markdown(
     "The comparison for a report: the verdict, both models and their difference, and who is right how often."
     sides = [(f"candidate `{result['candidate']['name']}`", result["candidate"]["scores"]),
              (f"served `{result['served']['name']}`", result["served"]["scores"])]
-    rows = [[n, *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))] for n, s in sides]
-    rows.append(["difference", *(_signed(result["difference"][k]) for k in ("macro_f1", "accuracy"))])
+    metrics = sorted(metrics_in(sides[0][1]), key=lambda m: m.key != PRIMARY)
+    rows = [[m.title, *(figure_text(m, s) for _, s in sides), _signed(result["difference"].get(m.key))]
+            for m in metrics]
     d = result["disagreement"]
     right = [["candidate right", str(d["both_right"]), str(d["candidate_right"])],
              ["candidate wrong", str(d["served_right"]), str(d["neither_right"])]]
     told = f"In brackets: {result['level']:.0%} intervals over {result['groups']} sources; the difference's is paired."
-    return "\n\n".join([f"**{result['verdict']}**", markdown_table(["", "macro-F1", "accuracy"], rows), told,
+    head = ["", *(n for n, _ in sides), "difference"]
+    return "\n\n".join([f"**{result['verdict']}**", markdown_table(head, rows), told,
                         markdown_table(["images", "served right", "served wrong"], right), *result["notes"]])

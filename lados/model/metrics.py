@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RELIABLE_FROM', 'cluster_bootstrap', 'percentile_interval', 'confusion_figures', 'scores', 'multilabel_scores',
-           'with_interval', 'scores_table', 'to_markdown']
+           'with_interval', 'figure_text', 'metrics_in', 'overall_text', 'scores_table', 'to_markdown']
 
 # %% ../../nbs/model/03_metrics.ipynb #493fbc03
 import warnings
@@ -17,6 +17,9 @@ from rich.table import Table
 from sklearn import metrics as sk
 
 from ..core import DataError, markdown_table, rich_table
+from lados.metrics import (
+    METRICS, PRIMARY, Metric, class_counts, confusion_matrix, headline_metrics, macro_f1, ratio, register_metric,
+)
 from .uncertainty import reliability
 
 # %% ../../nbs/model/03_metrics.ipynb #de367e89
@@ -75,41 +78,43 @@ def percentile_interval(
     return None if len(kept) < 2 else np.quantile(kept, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 # %% ../../nbs/model/03_metrics.ipynb #aa50a67b
-def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    "a / b, and 0 where b is 0."
-    return np.divide(a, b, out=np.zeros_like(a, dtype=float), where=b > 0)
-
-
 def _class_figures(hit: np.ndarray, truth: np.ndarray, said: np.ndarray) -> np.ndarray:
-    "[b, 1 + 3k]: macro-F1, then precision, recall and F1 of each class; NaN for a class that the truth lacks."
-    f1, seen = _ratio(2 * hit, truth + said), truth + said > 0
-    macro = _ratio((f1 * seen).sum(1), seen.sum(1))
-    per_class = np.concatenate([_ratio(hit, said), _ratio(hit, truth), f1], 1)
-    return np.column_stack([macro, np.where(np.tile(truth > 0, 3), per_class, np.nan)])
+    "[b, 3k]: precision, recall and F1 of each class; NaN for a class that the truth lacks."
+    per_class = np.concatenate([ratio(hit, said), ratio(hit, truth), ratio(2 * hit, truth + said)], 1)
+    return np.where(np.tile(truth > 0, 3), per_class, np.nan)
+
+
+def _with_intervals() -> list[Metric]:
+    return [m for m in METRICS.values() if m.interval]
 
 
 def confusion_figures(
     flat: np.ndarray, # [b, k * k] flattened confusion matrices, rows truth
     k: int, # classes
-) -> np.ndarray: # [b, 2 + 3k]: accuracy, macro-F1, then precision, recall and F1 of each class
+) -> np.ndarray: # [b, m + 3k]: metrics with intervals as in `METRICS`, then precision, recall, F1 by class
     "The figures of many confusion matrices at once."
-    cm = flat.reshape(-1, k, k)
-    hit = np.diagonal(cm, axis1=1, axis2=2)
-    return np.column_stack([_ratio(hit.sum(1), cm.sum((1, 2))), _class_figures(hit, cm.sum(2), cm.sum(1))])
+    counts = flat.reshape(-1, k, k)
+    return np.column_stack([*(m.of(counts) for m in _with_intervals()), _class_figures(*class_counts(counts))])
 
 # %% ../../nbs/model/03_metrics.ipynb #4bc4be2c
-def _points(y: np.ndarray, p: np.ndarray, said: np.ndarray) -> dict[str, float]:
-    "Figures over all classes, from scikit-learn where it has them."
-    k = p.shape[1]
+def _log_loss(y: np.ndarray, p: np.ndarray) -> float:
+    return sk.log_loss(y, p, labels=range(p.shape[1])) if p.shape[1] > 1 else 0.0
+
+
+def _brier(y: np.ndarray, p: np.ndarray) -> float:
+    return np.average(((np.eye(p.shape[1], dtype=p.dtype)[y] - p) ** 2).sum(1))
+
+
+for _key, _title, _of in (("log_loss", "log loss", _log_loss), ("brier", "Brier score", _brier),
+                          ("ece", "calibration error", lambda y, p: reliability(p, y)["ece"])):
+    register_metric(Metric(_key, _title, _of, "probabilities", higher_is_better=False))
+
+
+def _overall(y: np.ndarray, p: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    "Every registered metric."
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore") # classes absent from truth, float32 rows: both are dealt with here
-        found = {"accuracy": sk.accuracy_score(y, said),
-                 "macro_f1": sk.f1_score(y, said, average="macro", zero_division=0),
-                 "balanced_accuracy": sk.balanced_accuracy_score(y, said),
-                 "log_loss": sk.log_loss(y, p, labels=range(k)) if k > 1 else 0.0,
-                 "brier": np.average(((np.eye(k, dtype=p.dtype)[y] - p) ** 2).sum(1)),
-                 "ece": reliability(p, y)["ece"]}
-    return {name: float(v) for name, v in found.items()}
+        warnings.simplefilter("ignore") # classes absent from truth, float32 rows: both are dealt with
+        return {m.key: m.of_answers(counts) if m.source == "confusion" else float(m.of(y, p)) for m in METRICS.values()}
 
 
 def _per_class(truth: np.ndarray, said: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, dict]:
@@ -184,13 +189,19 @@ def scores(
     y, p = _checked_single(y_true, probs, classes)
     said, k = p.argmax(1), len(classes)
     one_hot, cell = np.eye(k, dtype=bool), y * k + said
-    result = {"kind": "single-label", "images": len(y), "classes": list(classes), **_points(y, p, said),
-              "per_class": _per_class(one_hot[y], one_hot[said], p, classes),
-              "confusion": np.bincount(cell, minlength=k * k).reshape(k, k).tolist()}
-    resampling, overall = _Resampling(groups, n_boot, seed, level), ["accuracy", "macro_f1"]
+    counts = confusion_matrix(y, said, k)
+    result = {"kind": "single-label", "images": len(y), "classes": list(classes), **_overall(y, p, counts),
+              "per_class": _per_class(one_hot[y], one_hot[said], p, classes), "confusion": counts.tolist()}
+    resampling, overall = _Resampling(groups, n_boot, seed, level), [m.key for m in _with_intervals()]
     return resampling.complete(result, np.eye(k * k)[cell], one_hot[y], lambda c: confusion_figures(c, k), overall)
 
 # %% ../../nbs/model/03_metrics.ipynb #a84509cb
+def _multilabel_figures(counts: np.ndarray) -> np.ndarray:
+    "[b, 1 + 3k] of right, true and given answers side by side: macro-F1, then the figures of each class."
+    parts = np.split(counts, 3, axis=1)
+    return np.column_stack([macro_f1(*parts), _class_figures(*parts)])
+
+
 def multilabel_scores(
     truth: np.ndarray, # [n, k] bool, True where the class is in the image
     probs: np.ndarray, # [n, k] in 0..1, each column on its own (sigmoid)
@@ -207,15 +218,14 @@ def multilabel_scores(
         raise DataError(f"truth of shape {t.shape}, probabilities of shape {p.shape}, {p.min():.3g} to {p.max():.3g}",
                         "give [n, k] yes or no, and [n, k] in 0..1")
     said = p >= threshold
-    per_class = _per_class(t, said, p, classes)
-    f1 = [e["f1"] for e in per_class.values() if e["support"] or e["predicted"]]
-    ap = [e["ap"] for e in per_class.values() if e["support"]]
-    result = {"kind": "multi-label", "images": len(t), "classes": list(classes), "threshold": threshold,
-              "exact": float((t == said).all(1).mean()), "macro_f1": float(np.average(f1)) if f1 else 0.0,
-              "macro_ap": float(np.average(ap)) if ap else None, "per_class": per_class}
     counts = np.concatenate([t & said, t, said], 1).astype(float)
-    resampling = _Resampling(groups, n_boot, seed, level)
-    return resampling.complete(result, counts, t, lambda c: _class_figures(*np.split(c, 3, axis=1)), ["macro_f1"])
+    per_class = _per_class(t, said, p, classes)
+    ap = [e["ap"] for e in per_class.values() if e["support"]]
+    macro = _multilabel_figures(counts.sum(0, keepdims=True))[0, 0]
+    result = {"kind": "multi-label", "images": len(t), "classes": list(classes), "threshold": threshold,
+              "exact": float((t == said).all(1).mean()), "macro_f1": float(macro),
+              "macro_ap": float(np.average(ap)) if ap else None, "per_class": per_class}
+    return _Resampling(groups, n_boot, seed, level).complete(result, counts, t, _multilabel_figures, ["macro_f1"])
 
 # %% ../../nbs/model/03_metrics.ipynb #6e8c5ad6
 def with_interval(
@@ -229,6 +239,30 @@ def with_interval(
     return f"{value:.{digits}f}" + (f" ({interval[0]:.{digits - 1}f}-{interval[1]:.{digits - 1}f})" if interval else "")
 
 
+def figure_text(
+    metric: Metric,
+    result: dict, # from `scores` or `multilabel_scores`
+) -> str: # a dash where the result has no such figure
+    "A metric of a result, with its interval."
+    return with_interval(result.get(metric.key), (result.get("intervals") or {}).get(metric.key), metric.digits)
+
+
+def metrics_in(
+    result: dict, # from `scores` or `multilabel_scores`
+) -> list[Metric]:
+    "The registered metrics that a result has; one made by an older version may lack some."
+    return [m for m in METRICS.values() if m.key in result]
+
+
+def overall_text(
+    result: dict, # from `scores` or `multilabel_scores`
+) -> str: # empty where there are none
+    "The metrics beside the leading ones, in one line."
+    others = [m for m in metrics_in(result) if m not in headline_metrics()]
+    return ", ".join(f"{m.title} {figure_text(m, result)}" + " (less is better)" * (not m.higher_is_better)
+                     for m in others)
+
+
 def _class_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     "Head and rows: one a class, then the macro average."
     rows = []
@@ -236,9 +270,8 @@ def _class_rows(result: dict) -> tuple[list[str], list[list[str]]]:
         cells = [with_interval(e[k], (e["intervals"] or {}).get(k)) for k in ("precision", "recall", "f1")]
         rows.append([name + "*" * (not e["reliable"]), *cells, with_interval(e["ap"]), str(e["support"])])
     first = next(k for k in ("accuracy", "exact") if k in result)
-    overall = {k: with_interval(result[k], result["intervals"].get(k)) for k in (first, "macro_f1")}
-    rows.append(["all", f"{first} {overall[first]}", "", overall["macro_f1"], with_interval(result.get("macro_ap")),
-                 str(result["images"])])
+    rows.append(["all", f"{first} {with_interval(result[first], result['intervals'].get(first))}", "",
+                 figure_text(METRICS[PRIMARY], result), with_interval(result.get("macro_ap")), str(result["images"])])
     return ["class", "precision", "recall", "F1", "AP", "images"], rows
 
 # %% ../../nbs/model/03_metrics.ipynb #6349d66d
@@ -254,11 +287,13 @@ def scores_table(
     title: str = "",
 ) -> Table:
     "The scores for the terminal."
-    return rich_table(*_class_rows(result), title, _caption(result))
+    return rich_table(*_class_rows(result), title, "\n".join(filter(None, [overall_text(result), _caption(result)])))
 
 
 def to_markdown(
     result: dict, # from `scores` or `multilabel_scores`
 ) -> str:
-    "The scores as a Markdown table with a line of explanation."
-    return markdown_table(*_class_rows(result)) + "\n\n" + _caption(result).replace("*", "\\*")
+    "The scores as Markdown tables, by class and over all, with a line of explanation."
+    overall = [[m.title, figure_text(m, result), "more" if m.higher_is_better else "less"] for m in metrics_in(result)]
+    return "\n\n".join([markdown_table(*_class_rows(result)), _caption(result).replace("*", "\\*"),
+                        markdown_table(["over all classes", "", "better"], overall)])

@@ -11,6 +11,7 @@ __all__ = ['INK', 'MUTED', 'GRID', 'ACCENT', 'SERIES', 'MAX_BYTES', 'Chart', 'pn
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..core import DataError
 from ..data.manifest import Manifest
 from ..files import atomic_write
 from ..labels import COLOURS
+from ..metrics import METRICS, PRIMARY, headline_metrics
 
 # %% ../../nbs/model/05_plots.ipynb #a3138e66
 INK, MUTED, GRID, ACCENT = "#222222", "#666666", "#E2E2E2", "#0072B2"
@@ -120,13 +122,13 @@ _all_ = ["save"]
 
 # %% ../../nbs/model/05_plots.ipynb #251aa744
 def learning_curves(
-    history: pd.DataFrame | Mapping[str, pd.DataFrame], # `epoch` and the columns of `_PANELS`; or name -> table
+    history: pd.DataFrame | Mapping[str, pd.DataFrame], # `epoch` and the columns of `_panels()`; or name -> table
 ) -> Figure:
     "Loss, validation scores, learning rate and speed over the epochs, for one run or several."
     runs = {"": history} if isinstance(history, pd.DataFrame) else dict(history)
     fig, axes = chart(8.4, 5.0, f"Learning curves of {len(runs)} run(s): {_best(runs)}", nrows=2, ncols=2, sharex=True,
                        height_ratios=(3, 2))
-    for ax, (title, columns) in zip(axes.flat, _PANELS.items(), strict=True):
+    for ax, (title, columns) in zip(axes.flat, _panels().items(), strict=True):
         style(ax, title, "epoch" if ax in axes[-1] else "")
         ax.xaxis.get_major_locator().set_params(integer=True)
         for i, (name, frame) in enumerate(runs.items()):
@@ -140,29 +142,28 @@ def learning_curves(
     return fig
 
 
-_PANELS = {
-    "Loss": {"train_loss": ("training", "--"), "valid_loss": ("validation", "-")},
-    "Validation scores": {"macro_f1": ("macro-F1", "-"), "accuracy": ("accuracy", ":")},
-    "Learning rate": {"lr": ("", "-")},
-    "Images a second": {"images_per_s": ("", "-")},
-}
+def _panels() -> dict[str, dict[str, tuple[str, str]]]:
+    "Panel -> column -> label and line."
+    lines = {m.key: (m.title, line) for m, line in zip(headline_metrics(), cycle(("-", ":", "-.", "--")))}
+    return {"Loss": {"train_loss": ("training", "--"), "valid_loss": ("validation", "-")}, "Validation scores": lines,
+            "Learning rate": {"lr": ("", "-")}, "Images a second": {"images_per_s": ("", "-")}}
 
 # %% ../../nbs/model/05_plots.ipynb #61c9ed60
 def _best(runs: Mapping[str, pd.DataFrame]) -> str:
-    "The best macro-F1 of each run, in words."
-    scored = {name: f["macro_f1"].max() for name, f in runs.items() if "macro_f1" in f and f["macro_f1"].notna().any()}
-    parts = [f"{name} best macro-F1 {best:.3f}".strip() for name, best in scored.items()]
+    "The best primary score of each run, in words."
+    scored = {name: f[PRIMARY].max() for name, f in runs.items() if PRIMARY in f and f[PRIMARY].notna().any()}
+    parts = [f"{name} best {METRICS[PRIMARY].title} {best:.3f}".strip() for name, best in scored.items()]
     return ", ".join(parts) or "no scores yet"
 
 
 def _curves(ax: Axes, frame: pd.DataFrame, columns: Mapping[str, tuple], run: str, colour: str | None) -> None:
-    "The lines of one run in one panel; the epoch with the best macro-F1 gets a dot."
+    "The lines of one run in one panel; the best epoch gets a dot."
     there = [(c, *columns[c]) for c in columns if c in frame and frame[c].notna().any()]
     for i, (column, label, line) in enumerate(there):
         c = colour or SERIES[i]
         ax.plot(frame["epoch"], frame[column], line, color=c, linewidth=1.6, label=f"{run} {label}".strip() or None,
                 marker="." if len(frame) < 3 else None)
-        if column == "macro_f1":
+        if column == PRIMARY:
             best = frame.loc[frame[column].idxmax()]
             ax.plot(best["epoch"], best[column], "o", color=c, markersize=6)
             ax.annotate(f"{best[column]:.3f}", (best["epoch"], best[column]), (0, -14), textcoords="offset points",
@@ -373,13 +374,15 @@ def _loss_range(losses: np.ndarray) -> tuple[float, float]:
 # %% ../../nbs/model/05_plots.ipynb #d17ff8c1
 def runs_compare(
     runs: Mapping[str, Mapping], # run name -> what `lados.model.metrics.scores` returns
-    figure: str = "macro_f1", # or `accuracy`
+    figure: str = PRIMARY, # the key of a metric
 ) -> Figure:
     "One score of several runs with its interval, best on top."
-    order = sorted(runs, key=lambda r: -runs[r][figure])
+    metric = METRICS[figure]
+    title = metric.title[0].upper() + metric.title[1:]
+    order = sorted(runs, key=lambda r: runs[r][figure], reverse=metric.higher_is_better)
     said = ", ".join(f"{r} {runs[r][figure]:.3f}" for r in order)
-    fig, axes = chart(7.2, 1.1 + 0.4 * len(runs), f"{_NAMES.get(figure, words(figure))} by run: {said}")
-    ax = style(axes[0, 0], f"{_NAMES.get(figure, words(figure))} by run", "bar: interval over source groups", grid="x")
+    fig, axes = chart(7.2, 1.1 + 0.4 * len(runs), f"{title} by run: {said}")
+    ax = style(axes[0, 0], f"{title} by run", "bar: interval over source groups", grid="x")
     for y, name in enumerate(order):
         interval = (runs[name].get("intervals") or {}).get(figure)
         if interval:
@@ -390,5 +393,3 @@ def runs_compare(
     ax.set(xlim=(-0.02, 1.02), ylim=(len(order) - 0.4, -0.6))
     return fig
 
-
-_NAMES = {"macro_f1": "Macro-F1", "accuracy": "Accuracy"}

@@ -23,6 +23,7 @@ from ..data.formats import write_table
 from ..data.manifest import Manifest, load_manifest
 from ..files import write_json
 from ..labels import CLASSES, COLOURS
+from ..metrics import METRICS, PRIMARY, headline_metrics
 from . import plots
 from .batches import Dataset, prepare
 from .bundle import find_bundle, read_card
@@ -32,7 +33,7 @@ from lados.model.evaluate import (
     unknown_to_both,
 )
 from .inference import add_reference, save_bundle
-from .metrics import to_markdown, with_interval
+from .metrics import figure_text, metrics_in, to_markdown
 from .params import TrainParams, make_params
 from .plots import ACCENT, INK, MUTED, chart, save, save as save_figure, style, words
 from .test_sets import test_sets_markdown
@@ -157,8 +158,9 @@ def fit(job: TrainingReport) -> Markdown:
 def _ending(t: Trained) -> list[str]:
     if t.best_epoch is None:
         return ["no epochs: the network is frozen, its head a regularised logistic regression on augmented views"]
-    best = t.history.loc[t.history["epoch"] == t.best_epoch, "macro_f1"].iloc[0]
-    chosen = f"best epoch {t.best_epoch}: validation macro-F1 {best:.3f}" if t.selected else "the last epoch is kept"
+    best = METRICS[PRIMARY].text(t.history.loc[t.history["epoch"] == t.best_epoch, PRIMARY].iloc[0])
+    chosen = f"best epoch {t.best_epoch}: validation {METRICS[PRIMARY].title} {best}" if t.selected else \
+        "the last epoch is kept"
     return [t.stopped or f"all {len(t.history)} epochs done", chosen]
 
 
@@ -178,7 +180,7 @@ def evaluate_run(job: TrainingReport) -> Markdown:
                    "cost": job.trained.cost}
     name, test = job.result.headline or (None, None)
     if test:
-        told = ("images", "groups", "accuracy", "macro_f1", "intervals")
+        told = ("images", "groups", *(m.key for m in metrics_in(test)), "intervals")
         job.metrics["test"] = {"view": name, **{k: test[k] for k in told}}
         job.metrics["probe"] = probe_baseline(job.trained, job.params, job.data)
     write_json(job.run / "metrics.json", job.metrics)
@@ -186,16 +188,20 @@ def evaluate_run(job: TrainingReport) -> Markdown:
     return Markdown(_training_verdict(job, name, test))
 
 
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _training_verdict(job: TrainingReport, name: str | None, test: dict | None) -> str:
     if test is None:
         return "Nothing was held out, so nothing can be said of how well it does on new images."
-    first = f"**Macro-F1 {with_interval(test['macro_f1'], test['intervals']['macro_f1'])}** and accuracy " \
-            f"{with_interval(test['accuracy'], test['intervals']['accuracy'])} on {test['images']} {name} test " \
+    leading, *others = headline_metrics()
+    first = f"**{_capital(leading.title)} {figure_text(leading, test)}**" \
+            f"{''.join(f' and {m.title} {figure_text(m, test)}' for m in others)} on {test['images']} {name} test " \
             f"images from {test['groups']} sources (95 % bootstrap over sources)."
     probe = job.metrics["probe"]
-    beside = f"\n\nA logistic regression on the features of the network it started from scores macro-F1 " \
-             f"{with_interval(probe['macro_f1'], probe['intervals']['macro_f1'])} on the same images." \
-             if probe else ""
+    beside = f"\n\nA logistic regression on the features of the network it started from scores {leading.title} " \
+             f"{figure_text(leading, probe)} on the same images." if probe else ""
     return first + beside + "\n\n" + test_sets_markdown(job.result.views)
 
 
@@ -246,11 +252,10 @@ def cross_validation(job: TrainingReport) -> Markdown:
     except (DataError, TrainingError) as e: # too few sources, say; the model above is none the worse for it
         return Markdown(f"Not possible with this data: {e.problem}.")
     write_json(job.run / "metrics.json", job.metrics)
-    rows = [[FOLD_NAMES[n], *(with_interval(s[k], s["intervals"][k]) for k in ("macro_f1", "accuracy"))]
-            for n, s in found.items()]
+    rows = [[FOLD_NAMES[n], *(figure_text(m, s) for m in headline_metrics())] for n, s in found.items()]
     made = min(job.params.folds, job.data.manifest.frame["source_group"].nunique())
     return Markdown(f"{made} group-safe folds, every image predicted once by a network that never saw "
-                    "its source:\n\n" + markdown_table(["", "macro-F1", "accuracy"], rows))
+                    "its source:\n\n" + markdown_table(["", *(m.title for m in headline_metrics())], rows))
 
 
 def write_bundle(job: TrainingReport) -> Markdown:

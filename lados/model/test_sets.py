@@ -14,28 +14,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.table import Table
-from sklearn import metrics as sk
 
 from ..core import DataError
 from ..data.manifest import Manifest
 from ..data.audit import lookup_baseline
 from ..labels import CLASSES, POLICIES
 from ..core import markdown_table, rich_table
-from .metrics import multilabel_scores, scores, with_interval
+from ..metrics import METRICS, PRIMARY, answer_scores, headline_metrics
+from .metrics import figure_text, multilabel_scores, overall_text, scores, with_interval
 
 # %% ../../nbs/model/04_test_sets.ipynb #4780d01f
 def majority_baseline(
     train_labels: Sequence[str], # one an image
     test_labels: Sequence[str], # one an image
-) -> dict[str, Any]: # label, accuracy, macro_f1
+) -> dict[str, Any]: # label, and the headline metrics
     "What always answering the commonest training class scores; ties go to the first in `CLASSES`."
     if not len(train_labels) or not len(test_labels):
         raise DataError("the majority baseline needs training and test labels", "split the data: `lados data split`")
     counts = Counter(train_labels)
     label = min(counts, key=lambda c: (-counts[c], CLASSES.index(c) if c in CLASSES else len(CLASSES)))
-    said = [label] * len(test_labels)
-    return {"label": label, "accuracy": float(sk.accuracy_score(test_labels, said)),
-            "macro_f1": float(sk.f1_score(test_labels, said, average="macro", zero_division=0))}
+    return {"label": label, **answer_scores(test_labels, [label] * len(test_labels))}
 
 # %% ../../nbs/model/04_test_sets.ipynb #558c21d6
 OFFICIAL = "official_split" # column of the split that the dataset came with, where the run used another
@@ -128,7 +126,8 @@ def _baselines(manifest: Manifest, rows: np.ndarray, multi: bool) -> dict | None
     out = {"majority": found["majority"], "lookup": {**found["lookup"], "known": found["known"]}}
     for figures in out.values() if multi else ():
         figures["exact"] = figures.pop("accuracy")
-        del figures["macro_f1"] # a set of labels is looked up as a whole, which says nothing about F1 by class
+        for m in headline_metrics(): # a set of labels is looked up as a whole, which says nothing about F1 by class
+            figures.pop(m.key, None)
     return out
 
 # %% ../../nbs/model/04_test_sets.ipynb #31fa4a92
@@ -170,25 +169,35 @@ def _evaluate_one(
     return {"scores": found, "baselines": _baselines(manifest, rows, multi)}
 
 # %% ../../nbs/model/04_test_sets.ipynb #7b21a6dd
-def _cells(view: dict) -> list[str]:
-    "Images, accuracy, macro-F1 and the macro-F1 of the baselines."
+def _exact(views: dict[str, dict]) -> bool:
+    "Whether images carry several labels, so that what is counted is sets of labels."
+    return any(v["scores"] and "exact" in v["scores"] for v in views.values())
+
+
+def _cells(view: dict, exact: bool) -> list[str]:
+    "Images, the headline metrics, and what the baselines score."
     if view["scores"] is None:
-        return [str(view["images"]), *"–––––"]
+        return [str(view["images"]), *"–" * (len(_head(exact)) - 2)]
     s, b = view["scores"], view["baselines"] or {"majority": {}, "lookup": {}}
-    first, shown = ("accuracy", "macro_f1") if "accuracy" in s else ("exact", "exact")
-    figures = [with_interval(s[k], s["intervals"].get(k)) for k in (first, "macro_f1")]
+    figures = [figure_text(m, s) for m in headline_metrics() if m.key in s or not exact]
+    figures = [with_interval(s["exact"]), *figures] if exact else figures
+    baseline = "exact" if exact else PRIMARY
     return [str(s["images"]), str(s["groups"]), *figures,
-            *(with_interval(b[k].get(shown)) for k in ("majority", "lookup"))]
+            *(with_interval(b[k].get(baseline)) for k in ("majority", "lookup"))]
 
 
-def _table(views: dict[str, dict]) -> tuple[list[str], list[list[str]], str]:
-    "Head, rows, and the reasons of the test sets that do not exist."
-    exact = any(v["scores"] and "exact" in v["scores"] for v in views.values())
-    unit = "exact" if exact else "macro-F1"
-    head = ["test set", "images", "sources", "exact" if exact else "accuracy", "macro-F1",
-            f"majority class, {unit}", f"file names, {unit}"]
-    return head, [[n, *_cells(v)] for n, v in views.items()], \
-        "; ".join(f"{n}: {v['reason']}" for n, v in views.items() if v["reason"])
+def _head(exact: bool) -> list[str]:
+    leading = ["exact", METRICS[PRIMARY].title] if exact else [m.title for m in headline_metrics()]
+    unit = "exact" if exact else METRICS[PRIMARY].title
+    return ["test set", "images", "sources", *leading, f"majority class, {unit}", f"file names, {unit}"]
+
+
+def _table(views: dict[str, dict]) -> tuple[list[str], list[list[str]], list[str]]:
+    "Head, rows, and below them the other metrics of each test set, or the reason why it does not exist."
+    exact = _exact(views)
+    notes = [f"{n}: {v['reason'] or overall_text(v['scores'])}" for n, v in views.items()
+             if v["reason"] or overall_text(v["scores"])]
+    return _head(exact), [[n, *_cells(v, exact)] for n, v in views.items()], notes
 
 
 def test_sets_table(
@@ -196,13 +205,13 @@ def test_sets_table(
     title: str = "",
 ) -> Table:
     "The test sets side by side for the terminal."
-    head, rows, reasons = _table(views)
-    return rich_table(head, rows, title, reasons)
+    head, rows, notes = _table(views)
+    return rich_table(head, rows, title, "\n".join(notes))
 
 # %% ../../nbs/model/04_test_sets.ipynb #ecabd7ae
 def test_sets_markdown(
     views: dict[str, dict], # from `evaluate_test_sets`
 ) -> str:
     "The test sets side by side in Markdown."
-    head, rows, reasons = _table(views)
-    return markdown_table(head, rows) + (f"\n\n{reasons}" if reasons else "")
+    head, rows, notes = _table(views)
+    return "\n\n".join([markdown_table(head, rows), *notes])

@@ -18,6 +18,7 @@ from typing import Any
 import lados
 from ..core import ConfigError, RunError, settings
 from ..files import ascii_name, read_record, take_lock, utc_now, write_json
+from ..metrics import PRIMARY
 from .events import FORMAT, read_events
 
 # %% ../../nbs/runs/01_folders.ipynb #5a917563
@@ -175,7 +176,7 @@ def further(
     event: dict[str, Any], # the next event
 ) -> dict[str, Any]:
     "Progress after one more event."
-    told = ("epoch", "epochs", "epochs_done", "macro_f1", "eta_s", "loss")
+    told = ("epoch", "epochs", "epochs_done", PRIMARY, "eta_s", "loss")
     if event["event"] in ("start", "progress", "epoch"):
         seen = seen | {k: v for k, v in event.items() if k in told}
     return seen | {"epochs_done": event["epoch"] + 1} if event["event"] == "epoch" else seen

@@ -23,12 +23,12 @@ from uuid import uuid4
 import numpy as np
 import torch
 from rich.table import Table
-from sklearn.metrics import f1_score
 
 from ..core import ConfigError, DataError, LadosError, rich_table
 from ..data.manifest import load_manifest
 from ..files import utc_now, write_json
 from ..labels import CLASSES
+from ..metrics import METRICS, confusion_matrix
 from ..model.batches import Dataset, prepare
 from ..model.bundle import find_bundle, seal
 from lados.model.inference import (
@@ -209,7 +209,8 @@ class ReferenceAnswers:
 def _brief(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
     said = probs.argmax(1)
     recall = {c: float((said[labels == i] == i).mean()) for i, c in enumerate(CLASSES) if (labels == i).any()}
-    return {"macro_f1": float(f1_score(labels, said, average="macro", zero_division=0)), "recall": recall}
+    counts = confusion_matrix(labels, said, probs.shape[1])
+    return {"macro_f1": METRICS["macro_f1"].of_answers(counts), "recall": recall}
 
 
 def compare_engine(
