@@ -14,11 +14,10 @@ from typing import Any
 import pandas as pd
 
 from ..labels import CLASSES
-from .predictor import Answer, Predictor, classify_files
+from .predictor import Answer, Predictor, answer_cells, classify_files
 
 # %% ../../nbs/serve/02_table.ipynb #d34879e2
-COLUMNS = ["image", "predicted", "confidence", *(f"p_{c}" for c in CLASSES), "prediction_set", "abstain", "reason",
-           "distance", "error"]
+COLUMNS = ["image", *answer_cells({"probabilities": dict.fromkeys(CLASSES)}), "error"]
 
 
 def row(
@@ -29,10 +28,7 @@ def row(
     image = os.fsencode(path).decode("utf-8", "backslashreplace") # tables are UTF-8, names of files need not be
     if isinstance(answer, str):
         return {"image": image, "error": answer}
-    return {"image": image, "predicted": answer.label, "confidence": answer.confidence,
-            **{f"p_{c}": p for c, p in answer.probabilities.items()},
-            "prediction_set": None if answer.prediction_set is None else "|".join(answer.prediction_set),
-            "abstain": answer.abstain, "reason": answer.reason, "distance": answer.distance, "error": ""}
+    return {"image": image, **answer_cells(answer.to_dict()), "error": ""}
 
 
 def classify(

@@ -20,6 +20,7 @@ from ..core import LadosError, ImageError, RunError, ServeError, settings
 from ..jobs.promotion import service_errors
 from ..labels import CLASSES, COLOURS
 from .corrections import table_text
+from ..serve.predictor import answer_cells, answer_fields
 
 # %% ../../nbs/ui/03_classifier.ipynb #33ca94f1
 @dataclass(frozen=True)
@@ -206,20 +207,25 @@ class Card:
     def shown(self) -> dict[str, Any]:
         "What the browser needs to know."
         return {"id": self.id, "name": self.name, "state": self.state, "error": self.error, "remedy": self.remedy,
-                "answer": self.answer, "label": self.label, "size": self.size, "again": self.again}
+                "answer": self.answer, "label": self.label, "size": self.size, "again": self.again, "more": self.more()}
+
+    def more(self) -> list[tuple[str, str]]: # name and value, for people
+        "Fields of the answer that other packages have added."
+        added = [f for f in answer_fields().values() if f.read and self.answer.get(f.name) is not None]
+        return [(f.name.replace("_", " "), str(f.cell(self.answer[f.name]))) for f in added]
 
     def row(self) -> dict[str, Any]:
         "Its line in the table of results."
-        a, p = self.answer, self.answer.get("probabilities", {})
-        return {"file": self.name, "predicted": a.get("label"), "confidence": a.get("confidence"),
-                "prediction_set": "|".join(a.get("prediction_set") or []), "ask_a_human": a.get("abstain"),
-                "reason": a.get("reason"), "corrected_to": self.label, **{f"p_{c}": p.get(c) for c in CLASSES},
-                "distance": a.get("distance"), "model": a.get("model"), "engine": a.get("engine"),
-                "total_ms": a.get("timing_ms", {}).get("total"), "error": self.error, "sha256": self.digest}
+        cells = answer_cells(self.answer, page=True)
+        first = {n: cells[n] for n in ("predicted", "confidence", "prediction_set", "ask_a_human", "reason")}
+        return {"file": self.name, **first, "corrected_to": self.label, **cells,
+                "total_ms": self.answer.get("timing_ms", {}).get("total"), "error": self.error, "sha256": self.digest}
 
 
 def results_table(
     cards: list[Card], # of all images
 ) -> bytes: # CSV in UTF-8, marked as such for spreadsheets
     "All answers as a table."
-    return table_text(Card("", "").row(), [c.row() for c in cards]).encode("utf-8-sig")
+    answered = sorted(cards, key=lambda card: not card.answer) # an answer knows the columns of its classes
+    columns = dict.fromkeys(name for card in answered or [Card("", "")] for name in card.row())
+    return table_text(columns, [c.row() for c in cards]).encode("utf-8-sig")

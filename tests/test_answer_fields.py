@@ -1,0 +1,81 @@
+"A field of the answer from outside: one record in a package of its own, and everything follows."
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from serving import ROOT, colours, runs, serving
+
+PLUGIN = """
+from lados.serve.predictor import AnswerField
+
+MARGIN = AnswerField("margin", float, "how far the first class is ahead of the second", "margin", cell=lambda value: f"{value:.2f}",
+                     read=lambda predictor, probs, distance: float(sorted(probs)[-1] - sorted(probs)[-2]), schema={"ge": 0, "le": 1})
+"""
+PAGE = """
+import json, sys
+from lados.ui.classifier import Card, results_table
+card = Card("1", "sea.png", answer=json.load(sys.stdin))
+print(json.dumps({"card": card.shown(), "table": results_table([card]).decode("utf-8-sig")}))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    "An environment in which a package brings the field `margin`."
+    folder = tmp_path_factory.mktemp("package")
+    (folder / "margins.py").write_text(PLUGIN)
+    about = folder / "margins-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: margins\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[lados.answer_fields]\nmargin = margins:MARGIN\n")
+    return {"PYTHONPATH": f"{ROOT}:{folder}", "LADOS_HOME": str(folder / "home")}
+
+
+def test_a_field_from_outside_is_in_api_schema_table_and_page(package, tmp_path):
+    image = tmp_path / "sea.png"
+    image.write_bytes(colours(1)[0])
+    with serving(tmp_path / "service", runs() / "first", PYTHONPATH=package["PYTHONPATH"]) as server:
+        answer = server.ready().predict(image.read_bytes()).json()
+        schema = server.get("/openapi.json").json()["components"]["schemas"]["Prediction"]
+    best, second = sorted(answer["probabilities"].values())[:-3:-1]
+    assert answer["margin"] == pytest.approx(best - second)
+    assert schema["properties"]["margin"]["description"] == "how far the first class is ahead of the second"
+    assert schema["properties"]["margin"]["maximum"] == 1 and "margin" in schema["required"]
+    assert list(schema["properties"]) == [n for n in answer if n != "request_id"], "as it is sent"
+
+    env = {**os.environ, **package}
+    command = [sys.executable, "-c", "from lados.cli.main import main; main()", "predict", str(image), "--out=answers.csv",
+               f"--run={runs() / 'first' / 'bundle'}"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = csv.DictReader((tmp_path / "answers.csv").open())
+    assert row["margin"] == f"{best - second:.2f}" and list(row)[-2:] == ["margin", "error"]
+
+    page = subprocess.run([sys.executable, "-c", PAGE], input=json.dumps(answer), env=env, capture_output=True, text=True)
+    assert page.returncode == 0, page.stderr
+    shown = json.loads(page.stdout)
+    assert shown["card"]["more"] == [["margin", f"{best - second:.2f}"]]
+    (row,) = csv.DictReader(shown["table"].splitlines())
+    assert row["margin"] == f"{best - second:.2f}"
+
+
+def test_the_names_of_fields_and_columns_stay():
+    from lados.labels import CLASSES
+    from lados.serve.predictor import ANSWER_FIELDS, answer_cells
+    from lados.ui.classifier import Card
+
+    assert list(ANSWER_FIELDS) == ["label", "confidence", "probabilities", "prediction_set", "abstain", "reason", "distance",
+                                   "unlike_training", "model", "engine"]
+    answer = {"label": "oil", "confidence": 0.9, "probabilities": dict.fromkeys(CLASSES, 0.1), "prediction_set": ["oil", "sheen"],
+              "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "model": "m", "engine": "torch"}
+    cells = answer_cells(answer)
+    probabilities = [f"p_{c}" for c in CLASSES]
+    assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "abstain", "reason", "distance"]
+    assert cells["prediction_set"] == "oil|sheen" and cells["reason"] is None
+    assert list(Card("1", "sea.png", answer=answer).row()) == [
+        "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", *probabilities, "distance",
+        "model", "engine", "total_ms", "error", "sha256"]
