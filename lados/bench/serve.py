@@ -12,12 +12,14 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from .load import LoadResult, run_load, server
@@ -76,6 +78,12 @@ class EngineSpeed:
 
     images_per_s: dict[int, float] # by batch
     decode_ms: float # for one image, on one core
+    cpu_ms: float # of the processor for engine and decoding of one image, when all cores are busy
+
+    @property
+    def limit(self) -> float: # images a second
+        "What no server can exceed: all cores, and nothing but decoding and the engine."
+        return settings().threads / self.cpu_ms * 1e3
 
 
 def bare(
@@ -93,7 +101,7 @@ def mean_of(
 ) -> EngineSpeed:
     "Their mean."
     speed = {b: float(np.mean([s.images_per_s[b] for s in several])) for b in several[0].images_per_s}
-    return EngineSpeed(speed, float(np.mean([s.decode_ms for s in several])))
+    return EngineSpeed(speed, *(float(np.mean([getattr(s, n) for s in several])) for n in ("decode_ms", "cpu_ms")))
 
 
 def _bare(bundle: Path, engine: str, seconds: float) -> EngineSpeed:
@@ -103,20 +111,50 @@ def _bare(bundle: Path, engine: str, seconds: float) -> EngineSpeed:
         predictor.decode(p)
     decode = (time.perf_counter() - start) / len(images)
     speed = {b: images_per_second(predictor.engine.run, predictor.size, b, seconds) for b in (1, 8)}
-    return EngineSpeed(speed, decode * 1e3)
+    ahead = [predictor.decode(p) for p in images[:8]]
+    lanes = [partial(lane, np.stack(ahead)) for lane in predictor.lanes or [predictor.predict]]
+    decoders = [partial(predictor.decode, images[0])] * settings().threads
+    cpu = _cpu_ms(lanes, seconds / 2) / len(ahead) + _cpu_ms(decoders, seconds / 2)
+    return EngineSpeed(speed, decode * 1e3, cpu)
+
+
+def _cpu_ms(works: list[Callable[[], object]], seconds: float) -> float: # milliseconds a call
+    "Processor time of one call, when each of these works runs again and again in a thread of its own."
+    until, before = time.perf_counter() + seconds, time.process_time()
+
+    def repeat(work: Callable[[], object]) -> int:
+        calls = 0
+        while time.perf_counter() < until:
+            work()
+            calls += 1
+        return calls
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        calls = sum(pool.map(repeat, works))
+    return (time.process_time() - before) / calls * 1e3
 
 
 def bench_http(
     bundle: Path, # its folder
-    engine: str, # a key of `ENGINES`, or `PLAIN`
+    engine: str, # a key of `ENGINES`, `PLAIN` or `LITSERVE`
     connections: tuple[int, ...] = (1, 16, 64), # clients at once
     seconds: float = 6.0, # for each number of connections
 ) -> tuple[dict[int, LoadResult], float]: # by connections; resident memory of the server afterwards, MB
     "Requests over HTTP, closed loop."
     images = sample_jpegs()
     with server(bundle, engine) as (port, process):
-        found = {c: run_load(port, images, seconds, connections=c) for c in connections}
-        return found, process.memory_info().rss / 1e6
+        found = {}
+        for c in connections:
+            before = _family_cpu(process)
+            found[c] = run_load(port, images, seconds, connections=c)
+            found[c].cpu_ms = (_family_cpu(process) - before) / max(1, found[c].answers) * 1e3
+        return found, sum(p.memory_info().rss for p in (process, *process.children(recursive=True))) / 1e6
+
+
+def _family_cpu(process: psutil.Process) -> float: # seconds
+    "Processor time of a server until now, with its processes."
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 @dataclass(frozen=True)
@@ -191,11 +229,12 @@ def http_rows(
     alone: EngineSpeed | None, # none: the plain server, which has no bare engine
     found: dict[int, LoadResult], # by connections
     memory: float, # MB
-) -> Iterator[list[str]]: # engine, connections, requests/s, of the bare engine, p50, p95, p99, not answered, MB
+) -> Iterator[list[str]]: # engine, clients, requests/s, of bare, of limit, rest, p50, p95, p99, not answered, MB
     "Rows of the table, one for each number of connections."
     for c, seen in found.items():
-        ratio = f"{seen.rate() / alone.images_per_s[8]:.2f}" if alone else "-"
+        ratios = [f"{seen.rate() / most:.2f}" for most in (alone.images_per_s[8], alone.limit)] if alone else ["-", "-"]
+        ratios.append(f"{seen.cpu_ms - alone.cpu_ms:.2f}" if alone else "-")
         bad = sum(len(v) for k, v in seen.latency.items() if k != 200)
         times = [f"{seen.quantile(q) * 1e3:.0f}" for q in (0.5, 0.95, 0.99)]
-        yield [engine if c == min(found) else "", str(c), f"{seen.rate():.1f}", ratio, *times, str(bad),
+        yield [engine if c == min(found) else "", str(c), f"{seen.rate():.1f}", *ratios, *times, str(bad),
                f"{memory:.0f}" if c == max(found) else ""]

@@ -7,6 +7,7 @@ __all__ = ['runs_app', 'bench_app', 'list_runs', 'is_main', 'compare', 'bench_gr
 
 # %% ../../nbs/cli/03_runs.ipynb #55111c5d
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -198,13 +199,17 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
                 plain: bool) -> dict[str, float]:
     "Print the tables of engines and of HTTP; the best rate of each engine."
     from lados.bench import serve as bench
-    from lados.bench.load import PLAIN
+    from lados.bench.load import LITSERVE, PLAIN
     from lados.core import rich_table
 
     alone, rows, rates = {}, [], {}
-    for name in [*names, *([PLAIN] if plain else [])]:
+    beside = [PLAIN, LITSERVE] if plain and "openvino-int8" in bench.usable(bundle) else [PLAIN] * plain
+    if LITSERVE in beside and find_spec("litserve") is None:
+        beside.remove(LITSERVE)
+        rows.append([LITSERVE, "-", "not installed: pip install litserve", *["-"] * 8])
+    for name in [*names, *beside]:
         # the bare engine before and after, since a machine that others share changes its speed
-        around = [] if name == PLAIN else [bench.bare(bundle, name, seconds / 2)]
+        around = [] if name in beside else [bench.bare(bundle, name, seconds / 2)]
         found, memory = bench.bench_http(bundle, name, connections, seconds)
         if around:
             alone[name] = bench.mean_of([*around, bench.bare(bundle, name, seconds / 2)])
@@ -213,8 +218,10 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
         err.print(f"{name}: done")
     out.print(rich_table(["bare engine", "images/s, 1", "of 8", "decode, ms"], [
         [n, *(f"{b.images_per_s[k]:.1f}" for k in (1, 8)), f"{b.decode_ms:.2f}"] for n, b in alone.items()]))
-    titles = ["over HTTP", "clients", "requests/s", "of bare", "p50 ms", "p95", "p99", "not answered", "MB"]
-    out.print(rich_table(titles, rows, caption=f"{bundle.name}; load generator on the same cores"))
+    titles = ["over HTTP", "clients", "requests/s", "of bare", "of limit", "rest, CPU ms", "p50 ms",
+              "p95", "p99", "not answered", "MB"]
+    out.print(rich_table(titles, rows, caption=f"{bundle.name}; load generator on the same cores. "
+                         "Limit: all cores decode and compute; rest: all but decode and engine, CPU ms a request"))
     return rates
 
 
