@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     batch_job_threshold: int = Field(16, ge=1) # most images in one request; more are a job
     queue_size: int = Field(64, ge=1) # images that may wait; beyond that the service says so at once
     deadline_s: float = Field(5, gt=0) # an accepted request is answered within this, or refused
-    abstain_above: int = Field(1, ge=1, le=6) # a prediction set of more classes than this is left to a human
+    abstain_above: int = Field(1, ge=1) # a prediction set of more classes than this is left to a human
     lados_api_url: str | None = None # a service that pages and clients ask; none: they load the model themselves
     celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME

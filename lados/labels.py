@@ -151,6 +151,16 @@ class LabelSet:
             return f"the background is {self.background or 'no class'}, not {other.background or 'no class'}"
         return ""
 
+    def require(
+        self,
+        other: "LabelSet",
+        what: str, # whose the other is, for the message: `the images`
+    ) -> None:
+        "Raise DataError where the other set does not mix with this one."
+        if difference := self.differs(other):
+            raise DataError(f"{what}: another label set: {difference}", "use data and models of one label set; "
+                            "`lados data import --label-set FILE.yaml` merges and renames classes")
+
     def to_dict(self) -> dict[str, Any]:
         "As plain JSON values."
         return {"name": self.name, "classes": [c.to_dict() for c in self.classes]}

@@ -72,13 +72,14 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
     from lados.model.inference import load_model
     from lados.model.metrics import metrics_in, scores_table
 
-    manifest = open_manifest(data)
+    model = load_model(folder)
+    manifest = open_manifest(data, model.label_set)
     manifest = manifest.only(split) if split else manifest
     known = trained_on(folder, manifest)
     if known:
         say("warning", f"the run was trained on {len(known)} of these images, such as {known[0]}: the scores flatter",
             to=err)
-    result, table, problems = evaluate_on(load_model(folder), manifest)
+    result, table, problems = evaluate_on(model, manifest)
     out.print(scores_table(result))
     result["baselines"] = baselines_on(folder, manifest)
     for name, b in (result["baselines"] or {}).items():
@@ -317,7 +318,6 @@ def _show_run(run: "Run") -> None:
 def demo() -> None:
     "Draw the sample, train by the notebook, evaluate, classify three images, and say where to look."
     from lados.data.manifest import load_manifest
-    from lados.labels import CLASSES
     from lados.serve.predictor import Predictor
     from lados.serve.table import classify
 
@@ -325,7 +325,7 @@ def demo() -> None:
     run = _watch_training(_started("demo", {}))
     _show_run(run)
     held = load_manifest(run.path).only("test")
-    chosen = [held.frame.index[held.frame["label"] == c][0] for c in CLASSES if (held.frame["label"] == c).any()][:3]
+    chosen = [held.frame.index[held.frame["label"] == c][0] for c in held.classes][:3]
     files = [held.paths[i] for i in chosen]
     show_answers(classify(Predictor.setup(run.path), files))
     out.print(f"\nDone in {time.perf_counter() - started:.0f} s. Where to look next: open "

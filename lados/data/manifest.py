@@ -20,7 +20,7 @@ import pandas as pd
 from ..core import DataError
 from .images import named_as_image
 from ..files import atomic_write, read_record, sha256_text, utc_now, write_json
-from ..labels import LabelSet, label_set_from
+from ..labels import LADOS, LabelSet, label_set_from
 
 # %% ../../nbs/data/01_manifest.ipynb #3a393845
 _COPY_HASH = re.compile(r"(_[A-Za-z0-9]{2,5})?\.rf\.[0-9A-Za-z]{20,}$")
@@ -85,10 +85,11 @@ class Manifest:
 
     @property
     def hash(self) -> str:
-        "SHA-256 over what training depends on (contents, labels, splits, groups), in whatever place and order."
+        "SHA-256 over what training depends on (contents, labels, splits, groups, classes), in any place and order."
         key = ["sha256", "label", "split", "source_group"]
-        rows = map("|".join, zip(*(self.frame[c].astype(str) for c in key), strict=True))
-        return sha256_text("\n".join(sorted(rows)))
+        rows = sorted(map("|".join, zip(*(self.frame[c].astype(str) for c in key), strict=True)))
+        own = [", ".join(self.label_set.names)] if self.label_set.differs(LADOS) else [] # as before them
+        return sha256_text("\n".join(rows + own))
 
     @property
     def classes(self) -> tuple[str, ...]:

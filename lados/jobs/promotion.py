@@ -21,8 +21,8 @@ from ..files import read_record, utc_now, write_json
 from ..data.formats import read_rows
 from ..runs.execution import run_notebook
 from ..runs.folders import Run, new_run
-from ..model.bundle import bundle_name, find_bundle
-from ..serve.service import record_promotion, served_model
+from ..model.bundle import bundle_label_set, bundle_name, find_bundle
+from ..serve.service import record_promotion, refuse_other_classes, served_model
 
 # %% ../../nbs/jobs/04_promotion.ipynb #6b3e55c6
 def served_bundle() -> Path | None: # a bundle; none: nothing that could be served
@@ -48,6 +48,8 @@ def propose_run(
         found = _nothing("nothing is served, so there is nothing to compare with")
     elif served == candidate:
         found = _nothing("it is what is served already")
+    elif other := bundle_label_set(candidate).differs(bundle_label_set(served)):
+        found = _nothing(f"it has another label set: {other}")
     else:
         found = _compared(run, candidate, served, data, stop)
     told = {"candidate": str(candidate), "served": served and str(served), "made": utc_now(), **found,
@@ -132,6 +134,8 @@ def promote_run(
 def _note(bundle: Path) -> None:
     from lados.serve.predictor import Predictor
 
+    if served := served_bundle():
+        refuse_other_classes(bundle_label_set(served), bundle_label_set(bundle), bundle_name(bundle))
     try:
         Predictor.setup(bundle)
     except LadosError:

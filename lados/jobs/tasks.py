@@ -35,7 +35,7 @@ from ..runs.execution import GRACE, run_notebook
 from ..runs.folders import Run, further, new_run, progress
 from ..serve.engines import check_formats, usual_formats
 from ..serve.predictor import Predictor, classify_files
-from ..serve.table import COLUMNS, row
+from ..serve.table import columns, row
 
 # %% ../../nbs/jobs/05_tasks.ipynb #ecaa5c72
 TRAIN, PREDICT = "train", "predict"
@@ -336,7 +336,8 @@ def run_prediction(
         if len(rows) % 8 == 0:
             heart.check()
             heart.tell(did=len(rows))
-    write_table(pd.DataFrame(rows, columns=COLUMNS).fillna({"reason": ""}), chunk_file(folder, claim.number))
+    table = pd.DataFrame(rows, columns=columns(predictor.label_set.names)).fillna({"reason": ""})
+    write_table(table, chunk_file(folder, claim.number))
     return None
 
 

@@ -22,7 +22,7 @@ from ..data.augment import AUGMENTS, augment
 from ..data.cache import build_cache
 from ..data.images import resize
 from ..data.manifest import Manifest
-from ..labels import CLASSES
+from ..labels import LADOS, LabelSet
 from .backbones import Preprocessing
 from .params import TrainParams
 
@@ -64,6 +64,7 @@ class Batches:
     shard: tuple[int, int] = (0, 1) # this process, of so many
     epoch: int = 0 # set before each epoch
     limit: int | None = None # at most so many batches
+    classes: Sequence[str] = LADOS.names # what the labels count
 
     def __post_init__(self):
         cv2.setNumThreads(1) # the threads here are the parallelism; OpenCV's own would multiply them
@@ -109,13 +110,18 @@ class Batches:
 # %% ../../nbs/model/06_batches.ipynb #3842d1f1
 @dataclass
 class Dataset:
-    "A manifest, its images as uint8 squares, and its labels as indices into `CLASSES`."
+    "A manifest, its images as uint8 squares, and its labels as indices into its label set."
 
     manifest: Manifest
     images: Sequence[np.ndarray] # a little larger than the network sees, to be augmented
     plain: Sequence[np.ndarray] # exactly as the network sees them, for validation and prediction
     labels: np.ndarray # int64, one a row
     problems: list[str] = field(default_factory=list) # what was left out or should be known
+
+    @property
+    def label_set(self) -> LabelSet:
+        "What the labels mean."
+        return self.manifest.label_set
 
     def rows(
         self,
@@ -164,7 +170,8 @@ def prepare(
     plain = build_cache(manifest.paths, shas, size, progress=progress)
     large = build_cache(manifest.paths, shas, cached) if cached and cached != size else plain
     names = [c.split("|")[0] for c in manifest.frame["label"]]
-    labels = np.array([CLASSES.index(c) for c in names], dtype=np.int64)
+    place = {c: i for i, c in enumerate(manifest.label_set.names)}
+    labels = np.array([place[c] for c in names], dtype=np.int64)
     errors = {**large.errors, **plain.errors}
     data = Dataset(manifest, large, plain, labels, [str(errors[i]) for i in sorted(errors)])
     good = np.array([i for i in range(len(labels)) if i not in errors], dtype=int)
@@ -178,14 +185,15 @@ def check_trainable(
     if any("|" in label for label in data.manifest.frame["label"]):
         raise TrainingError("the manifest has several labels an image (policy presence)",
                             "import it with --policy dominant-area to train a classifier")
-    seen = np.bincount(data.labels[data.rows("train")], minlength=len(CLASSES))
+    classes = data.label_set.names
+    seen = np.bincount(data.labels[data.rows("train")], minlength=len(classes))
     if (seen > 0).sum() < 2:
-        there = [c for c, n in zip(CLASSES, seen, strict=True) if n]
+        there = [c for c, n in zip(classes, seen, strict=True) if n]
         raise TrainingError(f"training needs two classes or more; the training split has {there}",
                             "import more images, or choose another split")
     held = set(data.labels[np.concatenate([data.rows("valid"), data.rows("test")])])
-    missing = [CLASSES[i] for i in sorted(held) if seen[i] == 0]
-    absent = [c for i, c in enumerate(CLASSES) if seen[i] == 0 and i not in held]
+    missing = [classes[i] for i in sorted(held) if seen[i] == 0]
+    absent = [c for i, c in enumerate(classes) if seen[i] == 0 and i not in held]
     told = [f"class {c} has no training image: every {c} image held out will count as a mistake" for c in missing]
     return told + ([f"no images of {', '.join(absent)}: the model cannot learn them"] if absent else [])
 
@@ -202,11 +210,12 @@ def training_batches(
     rows = data.rows(split)
     labels = data.labels[rows]
     recipe = AUGMENTS[params.augment]
-    share = 1 / np.bincount(labels, minlength=len(CLASSES)).clip(1)
+    share = 1 / np.bincount(labels, minlength=len(data.label_set)).clip(1)
     return Batches(data.images, rows, labels, prep, min(params.batch_size, len(rows)), device,
                    change=lambda image, size, rng: augment(image, size, rng, recipe), shuffle=True,
                    weights=share[labels] if params.balance == "sampler" else None, seed=params.seed,
-                   workers=params.workers or threads_for(device), shard=shard, limit=1 if params.dry_run else None)
+                   workers=params.workers or threads_for(device), shard=shard, limit=1 if params.dry_run else None,
+                   classes=data.label_set.names)
 
 
 def plain_batches(
@@ -221,7 +230,7 @@ def plain_batches(
     "Batches in order and unchanged, for validation and prediction."
     rows = data.rows(split)
     return Batches(data.plain, rows, data.labels[rows], prep, batch_size, device, workers=threads_for(device),
-                   shard=shard, limit=limit)
+                   shard=shard, limit=limit, classes=data.label_set.names)
 
 
 def threads_for(device: torch.device) -> int:

@@ -25,7 +25,6 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from ..core import TrainingError
-from ..labels import CLASSES
 from ..metrics import METRICS, PRIMARY, confusion_matrix, headline_metrics
 from .backbones import autocast, freeze_statistics, set_trainable
 from .distributed import gather_rows, sum_over_all
@@ -187,9 +186,10 @@ class Mix(Callback):
     def __init__(
         self,
         params: TrainParams,
+        classes: int, # how many there are
     ):
         wanted = [(v2.MixUp, params.mixup), (v2.CutMix, params.cutmix)]
-        self.mix = v2.RandomChoice([kind(alpha=a, num_classes=len(CLASSES)) for kind, a in wanted if a > 0])
+        self.mix = v2.RandomChoice([kind(alpha=a, num_classes=classes) for kind, a in wanted if a > 0])
 
     def before_batch(self) -> None:
         if self.training and len(self.xb[0]) > 1:

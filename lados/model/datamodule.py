@@ -19,6 +19,7 @@ from ..data.audit import Audit, audit
 from ..data.importers import import_dataset
 from ..data.split import FRACTIONS, SplitReport, kept_split, split_by
 from ..synthetic.sample import synthetic
+from ..labels import LabelSet
 from .params import TrainParams
 from .test_sets import OFFICIAL
 
@@ -30,10 +31,11 @@ def sample_folder() -> Path:
 
 def open_manifest(
     data: str | Path | None, # a manifest.csv or its folder, anything `import_dataset` reads; none: the synthetic sample
+    label_set: LabelSet | None = None, # of what is imported; none: what the data says or its names make
 ) -> Manifest:
     "The manifest that is meant; what is not one yet is imported on the way."
     path = Path(data) if data else sample_folder()
-    return load_manifest(path) if is_manifest(path) else import_dataset(path)
+    return load_manifest(path) if is_manifest(path) else import_dataset(path, label_set=label_set)
 
 # %% ../../nbs/model/15_datamodule.ipynb #780d54b6
 @dataclass(frozen=True)
@@ -98,6 +100,8 @@ def difference(
     now: Manifest,
 ) -> str: # empty where a training on one can go on with the other
     "What changed between two states of a dataset, in words."
+    if other_classes := before.label_set.differs(now.label_set):
+        return other_classes
     if before.hash == now.hash:
         return ""
     # by content, as far as it is known

@@ -22,10 +22,10 @@ from ..data.formats import connected_groups
 from ..data.manifest import Manifest, check_images, load_manifest
 from ..data.split import group_folds
 from ..files import read_json
-from ..labels import CLASSES
+from ..labels import LADOS
 from ..metrics import METRICS, PRIMARY
 from .batches import Dataset, plain_batches, prepare
-from .bundle import bundle_name, find_bundle, make_card
+from .bundle import bundle_label_set, bundle_name, find_bundle, make_card
 from .inference import Model, load_model, predict_logits, running_on
 from .linear_probe import features, regression_head
 from .metrics import cluster_bootstrap, figure_text, metrics_in, percentile_interval, scores
@@ -61,10 +61,10 @@ def answers(
     probs: np.ndarray, # [n, classes]
 ) -> pd.DataFrame: # row, image, truth, predicted, confidence, p_<class>
     "A table of answers, one row an image."
-    frame = manifest.frame.iloc[rows]
+    frame, classes = manifest.frame.iloc[rows], manifest.label_set.names
     out = pd.DataFrame({"row": rows, "image": frame["image"].to_numpy(), "truth": frame["label"].to_numpy(),
-                        "predicted": [CLASSES[i] for i in probs.argmax(1)], "confidence": probs.max(1)})
-    return out.assign(**{f"p_{c}": probs[:, i] for i, c in enumerate(CLASSES)})
+                        "predicted": [classes[i] for i in probs.argmax(1)], "confidence": probs.max(1)})
+    return out.assign(**{f"p_{c}": probs[:, i] for i, c in enumerate(classes)})
 
 
 def _logits(model: Model, data: Dataset, rows: np.ndarray) -> np.ndarray:
@@ -79,22 +79,22 @@ def evaluate_trained(
     data: Dataset,
 ) -> Evaluation:
     "Calibrate on validation, then score on every test set of what was held out."
-    model = Model(trained.net, make_card(params.backbone, trained.prep, views=params.views))
+    model = Model(trained.net, make_card(params.backbone, trained.prep, data.label_set, views=params.views))
     valid_rows, test_rows = data.rows("valid"), np.flatnonzero(rows_to_score(data.manifest))
-    valid = None
+    valid, classes = None, data.label_set.names
     if len(valid_rows):
         z = _logits(model, data, valid_rows)
         model.card["calibration"]["temperature"] = fit_temperature(z, data.labels[valid_rows])
         groups, y = _source_groups(data, valid_rows), data.labels[valid_rows]
-        valid = scores(y, model.probabilities(z), CLASSES, groups)
-        model.card["conformal"] = fit_conformal(model.probabilities(z), y, len(set(groups)))
+        valid = scores(y, model.probabilities(z), classes, groups)
+        model.card["conformal"] = fit_conformal(model.probabilities(z), y, len(set(groups)), classes)
     z = _logits(model, data, test_rows)
     probs, y = model.probabilities(z), data.labels[test_rows]
     before = after = None
     if len(test_rows):
         raw = Model(model.net, {**model.card, "calibration": {"temperature": 1.0}}).probabilities(z)
         before, after = reliability(raw, y), reliability(probs, y)
-    views = evaluate_test_sets(data.manifest, probs, CLASSES)
+    views = evaluate_test_sets(data.manifest, probs, classes)
     return Evaluation(model, views, valid, before, after, answers(data.manifest, test_rows, probs))
 
 
@@ -111,14 +111,15 @@ def probe_baseline(
     test_rows = data.rows("test")
     if params.pretrained is False or not len(test_rows):
         return None
-    return scores(data.labels[test_rows], _probe_probs(trained, params, data), CLASSES, _source_groups(data, test_rows))
+    probs, classes = _probe_probs(trained, params, data), data.label_set.names
+    return scores(data.labels[test_rows], probs, classes, _source_groups(data, test_rows))
 
 
 def _probe_probs(trained: Trained, params: TrainParams, data: Dataset) -> np.ndarray:
-    net = trained.place.put(start_network(params))
+    net = trained.place.put(start_network(params, classes=len(data.label_set)))
     (x, y), (test, _) = (features(net, plain_batches(data, s, trained.prep, trained.place.device), mirror=True)
                          for s in ("train", "test"))
-    weight, bias = regression_head(x, y)
+    weight, bias = regression_head(x, y, classes=len(data.label_set))
     return softmax(test @ weight.T + bias)
 
 
@@ -127,17 +128,18 @@ def cross_validate(
     data: Dataset,
 ) -> dict[str, dict]: # scores of the training as asked, and of the logistic regression, on all images
     "Train once a fold and score the pooled answers. No fold chooses an epoch, so none is spent on validation."
-    probs, probe = (np.zeros((len(data.labels), len(CLASSES))) for _ in range(2))
+    classes = data.label_set.names
+    probs, probe = (np.zeros((len(data.labels), len(classes))) for _ in range(2))
     sources = data.manifest.frame["source_group"].nunique()
     for held in group_folds(data.manifest, min(params.folds, sources), params.seed):
         split = np.where(np.isin(np.arange(len(data.labels)), held), "test", "train")
         part = data.with_splits(split)
         trained = train(params, part)
-        model = Model(trained.net, make_card(params.backbone, trained.prep, views=params.views))
+        model = Model(trained.net, make_card(params.backbone, trained.prep, data.label_set, views=params.views))
         probs[held] = softmax(_logits(model, part, held))
         probe[held] = _probe_probs(trained, params, part)
     groups = _source_groups(data, np.arange(len(data.labels)))
-    return {name: scores(data.labels, p, CLASSES, groups) for name, p in (("this training", probs), ("probe", probe))}
+    return {name: scores(data.labels, p, classes, groups) for name, p in (("this training", probs), ("probe", probe))}
 
 # %% ../../nbs/model/16_evaluate.ipynb #0cfb8f2b
 def evaluate_on(
@@ -145,7 +147,8 @@ def evaluate_on(
     manifest: Manifest, # labelled images
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Any], pd.DataFrame, list[str]]: # scores, table of answers, what could not be read
-    "Score a model on all rows of a manifest. Raises DataError where images have several labels."
+    "Score a model on all rows of a manifest. Raises DataError where they have several labels, or another label set."
+    model.label_set.require(manifest.label_set, "the labelled images")
     if is_multi_label(manifest):
         raise DataError("the images have several labels each (policy presence), and the model gives one",
                         "import them with --policy dominant-area to score it")
@@ -154,7 +157,7 @@ def evaluate_on(
     batches = plain_batches(data, "all", model.prep, device)
     logits = predict_logits(model.net, batches, dtype, model.card["views"], progress)
     probs = model.probabilities(logits)
-    found = scores(data.labels, probs, CLASSES, _source_groups(data, np.arange(len(data.labels))))
+    found = scores(data.labels, probs, model.label_set.names, _source_groups(data, np.arange(len(data.labels))))
     return found, answers(data.manifest, np.arange(len(data.labels)), probs), data.problems
 
 
@@ -163,10 +166,11 @@ def reevaluate(
     manifest: Manifest, # of the run
 ) -> tuple[dict[str, dict], pd.DataFrame]: # test sets, table of answers
     "Score a run's network on every test set of its own held-out images."
+    model.label_set.require(manifest.label_set, "the images of the run")
     data = prepare(manifest, model.prep.size)
     rows = np.flatnonzero(rows_to_score(data.manifest))
     probs = model.probabilities(_logits(model, data, rows))
-    return evaluate_test_sets(data.manifest, probs, CLASSES), answers(data.manifest, rows, probs)
+    return evaluate_test_sets(data.manifest, probs, model.label_set.names), answers(data.manifest, rows, probs)
 
 
 def baselines_on(
@@ -179,7 +183,7 @@ def baselines_on(
         return None
     known = load_manifest(folder, check=False).only("train").frame
     both = pd.concat([known.assign(split="train"), manifest.frame.assign(split="test")])
-    found = lookup_baseline(Manifest(both, folder), "test")
+    found = lookup_baseline(Manifest(both, folder, manifest.meta), "test")
     return {"majority": found["majority"], "lookup": found["lookup"]}
 
 
@@ -219,6 +223,9 @@ def unknown_to_both(
                         "compare a whole run folder, not a copy of its bundle")
     if manifest is None:
         manifest = load_manifest(find_bundle(candidate).parent, check=False)
+    label_set = bundle_label_set(candidate)
+    label_set.require(bundle_label_set(served), "the served model")
+    label_set.require(manifest.label_set, "the labelled images")
     new = _unknown(manifest.frame, [frame for frame in runs if frame is not None])
     if not new.any():
         raise DataError(f"none of the {len(manifest)} images is new to both models: each is of a photograph that "
@@ -270,7 +277,7 @@ def paired_difference(
     groups: np.ndarray, # [n] source group of each image
     n_boot: int = 2000, # resamples
     seed: int = 0,
-    classes: Sequence[str] = CLASSES, # that the indices mean
+    classes: Sequence[str] = LADOS.names, # that the indices mean
 ) -> dict[str, dict]: # key of each metric that follows from the confusion matrix -> value, interval
     "Candidate less served, with intervals over source groups; without one where there are fewer than two."
     k, metrics = len(classes), [m for m in METRICS.values() if m.source == "confusion"]
@@ -323,10 +330,11 @@ def compare_answers(
     seed: int = 0,
 ) -> dict[str, Any]: # as `compare_models`
     "The comparison of answers that are there already."
-    truth, said, served_said = (np.array([CLASSES.index(c.split("|")[0]) for c in column]) for column in (
+    classes = bundle_label_set(candidate).names
+    truth, said, served_said = (np.array([classes.index(c.split("|")[0]) for c in column]) for column in (
         mine["truth"], mine["predicted"], other["predicted"]))
     groups = mine["source_group"].to_numpy()
-    difference = paired_difference(truth, said, served_said, groups, n_boot, seed)
+    difference = paired_difference(truth, said, served_said, groups, n_boot, seed, classes)
     low, high = difference[PRIMARY]["interval"] or (0.0, 0.0)
     result = {"candidate": _one_model(candidate, mine, truth, groups, n_boot, seed),
               "served": _one_model(served, other, truth, groups, n_boot, seed),
@@ -337,9 +345,10 @@ def compare_answers(
 
 
 def _one_model(path: Path, table: pd.DataFrame, truth: np.ndarray, groups: np.ndarray, n_boot: int, seed: int) -> dict:
-    folder, probs = find_bundle(path).resolve(), table[[f"p_{c}" for c in CLASSES]].to_numpy()
+    folder, classes = find_bundle(path).resolve(), bundle_label_set(path).names
+    probs = table[[f"p_{c}" for c in classes]].to_numpy()
     return {"name": bundle_name(folder), "bundle": str(folder),
-            "scores": scores(truth, probs, CLASSES, groups, n_boot, seed, LEVEL)}
+            "scores": scores(truth, probs, classes, groups, n_boot, seed, LEVEL)}
 
 
 def _comparison_notes(served: Path) -> list[str]:

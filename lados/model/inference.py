@@ -22,12 +22,12 @@ from torch import nn
 
 from ..core import RunError
 from ..files import atomic_write, write_json
-from ..labels import CLASSES
+from ..labels import LabelSet
 from lados.model.backbones import (
     Preprocessing, autocast, choose_precision, make_backbone, pick_device, uses_channels_last,
 )
 from .batches import Batches, Dataset
-from .bundle import find_bundle, read_card, seal, sealed, verify
+from .bundle import card_label_set, find_bundle, read_card, seal, sealed, verify
 from .uncertainty import apply_temperature, fit_outliers, held_out_distances, normalised
 
 # %% ../../nbs/model/08_inference.ipynb #01741512
@@ -47,6 +47,11 @@ class Model:
         "The preprocessing of the card."
         p = self.card["preprocessing"]
         return Preprocessing(p["size"], tuple(p["mean"]), tuple(p["std"]), p["resize"])
+
+    @property
+    def label_set(self) -> LabelSet:
+        "What the outputs mean, in their order."
+        return card_label_set(self.card)
 
     @property
     def temperature(self) -> float:
@@ -88,7 +93,7 @@ def load_bundle(
     folder = find_bundle(path)
     card = read_card(folder)
     verify(folder, ["model.safetensors"])
-    net = make_backbone(card["backbone"], False, card["preprocessing"]["size"])
+    net = make_backbone(card["backbone"], False, card["preprocessing"]["size"], len(card["classes"]))
     try:
         net.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as e:
@@ -117,7 +122,7 @@ def predict_logits(
         out.append(torch.stack(logits).mean(0).cpu().numpy())
         if progress:
             progress(sum(map(len, out)), len(batches.rows))
-    return np.concatenate(out) if out else np.zeros((0, len(CLASSES)), np.float32)
+    return np.concatenate(out) if out else np.zeros((0, net.num_classes), np.float32)
 
 # %% ../../nbs/model/08_inference.ipynb #c40cc14c
 def running_on(model: Model) -> tuple[torch.device, torch.dtype]:
@@ -184,7 +189,7 @@ def balanced_sample(
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(labels))
     turn = np.zeros(len(labels), int) # how many of its class come before it
-    for k in range(len(CLASSES)):
+    for k in np.unique(labels):
         mine = order[labels[order] == k]
         turn[mine] = np.arange(len(mine))
     return np.sort(order[np.argsort(turn[order], kind="stable")][:most])

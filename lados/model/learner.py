@@ -26,7 +26,7 @@ from torch import nn
 
 from ..core import LadosError, TrainingError, settings
 from ..files import read_json, write_json
-from ..labels import CLASSES
+from ..labels import LADOS
 from .backbones import autocast, choose_precision, param_groups, pick_device, uses_channels_last
 from .batches import Batches, Dataset
 from .callbacks import Mix, Precision
@@ -96,11 +96,12 @@ def loss_function(
     params: TrainParams,
     labels: np.ndarray, # of the training images
     device: torch.device,
+    classes: int = len(LADOS), # how many there are, with those that no image shows
 ) -> nn.Module:
     "Cross-entropy with label smoothing; `balance: loss` weighs classes by 1/sqrt(count), averaged to 1 an image."
     weight = None
     if params.balance == "loss":
-        counts = np.bincount(labels, minlength=len(CLASSES))
+        counts = np.bincount(labels, minlength=classes)
         w = np.where(counts > 0, 1 / np.sqrt(counts.clip(1)), 0)
         weight = torch.tensor(w * counts.sum() / (w * counts).sum(), dtype=torch.float32, device=device)
     return nn.CrossEntropyLoss(weight, label_smoothing=params.label_smoothing)
@@ -138,8 +139,10 @@ def make_learner(
     opt: torch.optim.Optimizer | None = None,
 ) -> Learner:
     "A fastai Learner around our loaders, precision and optimizer."
-    mix = [Mix(params)] if params.mixup or params.cutmix else []
-    learn = Learner(loaders, net, loss_function(params, loaders.train.labels, place.device), default_cbs=False,
+    classes = len(loaders.train.classes)
+    mix = [Mix(params, classes)] if params.mixup or params.cutmix else []
+    loss = loss_function(params, loaders.train.labels, place.device, classes)
+    learn = Learner(loaders, net, loss, default_cbs=False,
                     cbs=[TrainEvalCallback(), Precision(place.dtype), *mix, *cbs])
     learn.opt = OptimWrapper(opt=opt or make_optimizer(net, params))
     return learn

@@ -13,7 +13,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from ..labels import CLASSES
+from ..labels import LADOS
 from .backbones import autocast
 from .batches import Batches
 from .params import TrainParams
@@ -44,14 +44,15 @@ def regression_head(
     l2: float = 10.0, # strength of the penalty, on standardised features
     weights: np.ndarray | None = None, # how much each row counts; none: 1
     adjust: float = 0.0, # logit adjustment by the class shares, 0..1
+    classes: int = len(LADOS), # how many there are, with those that no row shows
 ) -> tuple[np.ndarray, np.ndarray]: # weight [classes, features], bias [classes], for raw features
     "Multinomial logistic regression; standardisation and adjustment are folded into weight and bias."
     mean, std = x.mean(0), x.std(0) + 1e-3
     fit = LogisticRegression(C=1 / l2, max_iter=1000).fit((x - mean) / std, y, weights)
     coef, intercept = _rows(fit)
-    weight = np.zeros((len(CLASSES), x.shape[1]))
-    bias = np.full(len(CLASSES), intercept.min() - 10.0) # a class without an image stays improbable
-    share = np.bincount(y, minlength=len(CLASSES))[fit.classes_] / len(y)
+    weight = np.zeros((classes, x.shape[1]))
+    bias = np.full(classes, intercept.min() - 10.0) # a class without an image stays improbable
+    share = np.bincount(y, minlength=classes)[fit.classes_] / len(y)
     weight[fit.classes_] = coef / std
     bias[fit.classes_] = intercept - (coef / std) @ mean - adjust * np.log(share)
     return weight, bias
@@ -77,7 +78,7 @@ def fit_head(
     views = [(x, y)] + [features(net, replace(augmented, epoch=e), dtype) for e in epochs]
     counts = np.repeat([2.0] + [1.0] * params.probe_views, [len(y) for _, y in views]) / (params.probe_views + 2)
     x, y = (np.concatenate(parts) for parts in zip(*views, strict=True))
-    weight, bias = regression_head(x, y, params.probe_l2, counts, params.adjust)
+    weight, bias = regression_head(x, y, params.probe_l2, counts, params.adjust, len(plain.classes))
     head = net.get_classifier()
     with torch.no_grad():
         head.weight.copy_(torch.as_tensor(weight))

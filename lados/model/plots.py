@@ -200,13 +200,14 @@ def confusion(
 # %% ../../nbs/model/05_plots.ipynb #c995d0c0
 def class_scores(
     scores: Mapping, # what `lados.model.metrics.scores` returns
+    colours: Mapping[str, str] = COLOURS, # class -> #RRGGBB
 ) -> Figure:
     "F1 of each class with its interval, precision and recall beside it, and the support written out."
     rows = scores["per_class"]
     fig, axes = chart(7.6, 1.4 + 0.42 * len(rows), f"F1 by class; macro-F1 {scores['macro_f1']:.3f}")
     ax = style(axes[0, 0], f"F1 by class, macro-F1 {scores['macro_f1']:.3f}", grid="x")
     for i, (name, row) in enumerate(rows.items()):
-        _class_row(ax, i, row, COLOURS.get(name, ACCENT))
+        _class_row(ax, i, row, colours.get(name, ACCENT))
     ax.axvline(scores["macro_f1"], color=MUTED, linewidth=1, linestyle="--", zorder=1)
     ax.set_yticks(range(len(rows)), [words(c) for c in rows])
     ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6))
@@ -283,7 +284,8 @@ def class_balance(
     for y, (name, total) in enumerate(zip(counts.index, left, strict=True)):
         ax.annotate(f"{total:.0f}" if total else "none", (total, y), (5, 0), textcoords="offset points", va="center",
                     fontsize=8.5, fontweight="bold", color=INK)
-        ax.plot(-0.012, y, "s", color=COLOURS[name], transform=ax.get_yaxis_transform(), clip_on=False, markersize=6)
+        ax.plot(-0.012, y, "s", color=manifest.label_set.colours[name], transform=ax.get_yaxis_transform(),
+                clip_on=False, markersize=6)
     ax.set_yticks(range(len(counts)), [words(c) for c in counts.index])
     ax.tick_params(axis="y", length=0, pad=14)
     ax.set(ylim=(len(counts) - 0.4, -0.6), xlim=(0, max(1, left.max() * 1.09)))
@@ -336,11 +338,12 @@ def worst_mistakes(
     predicted: Sequence[str], # classes, one an image
     confidence: Sequence[float], # of the predicted class, 0..1
     columns: int = 6, # images side by side
+    colours: Mapping[str, str] = COLOURS, # class -> #RRGGBB
 ) -> Figure:
     "Wrong answers, surest first; the bar has the colour of the truth."
     order = np.argsort(-np.asarray(confidence, dtype=float), kind="stable")
     titles = [f"says {words(predicted[i])} {confidence[i]:.0%}\nis {words(truth[i])}" for i in order]
-    return contact_sheet([images[i] for i in order], titles, columns, [COLOURS.get(truth[i], ACCENT) for i in order],
+    return contact_sheet([images[i] for i in order], titles, columns, [colours.get(truth[i], ACCENT) for i in order],
                          "The surest mistakes")
 
 # %% ../../nbs/model/05_plots.ipynb #a2c5efa3

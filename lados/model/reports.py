@@ -22,11 +22,10 @@ from ..core import DataError, TrainingError, markdown_table
 from ..data.formats import write_table
 from ..data.manifest import Manifest, load_manifest
 from ..files import write_json
-from ..labels import CLASSES, COLOURS
 from ..metrics import METRICS, PRIMARY, headline_metrics
 from . import plots
 from .batches import Dataset, prepare
-from .bundle import find_bundle, read_card
+from .bundle import bundle_label_set, find_bundle, read_card
 from .datamodule import OpenedDataset, difference, open_dataset, open_manifest
 from lados.model.evaluate import (
     Evaluation, both_answers, compare_answers, comparison_markdown, cross_validate, evaluate_trained, probe_baseline,
@@ -113,6 +112,7 @@ def _facts(job: TrainingReport) -> list[str]:
     origin, policy = meta.get("origin") or {}, meta.get("policy") or {}
     kind = origin.get("kind", "manifest")
     lines = [f"**{len(job.data.labels)} images** of `{origin.get('path', job.params.data)}` ({kind})",
+             f"classes: {', '.join(words(c) for c in job.data.label_set.names)}",
              f"label policy: {policy.get('name', 'as given')}, version {policy.get('version', '-')}",
              f"split used: **{report.name}**, version {report.version}, seed {report.seed}: {shares}",
              *report.notes, *left[:10], *([f"{len(left) - 10} more images left out"] if len(left) > 10 else [])]
@@ -134,10 +134,11 @@ def contact_sheet(
     each: int = 3, # images a class
 ) -> Figure:
     "A few training images of each class."
-    rng, rows = np.random.default_rng(job.params.seed), job.data.rows("train")
-    chosen = [int(i) for k in range(len(CLASSES)) for i in rng.permutation(rows[job.data.labels[rows] == k])[:each]]
-    names = [CLASSES[job.data.labels[i]] for i in chosen]
-    drawn = plots.contact_sheet([job.data.plain[i] for i in chosen], names, colours=[COLOURS[n] for n in names])
+    rng, rows, classes = np.random.default_rng(job.params.seed), job.data.rows("train"), job.data.label_set.classes
+    chosen = [int(i) for k in range(len(classes)) for i in rng.permutation(rows[job.data.labels[rows] == k])[:each]]
+    shown = [classes[job.data.labels[i]] for i in chosen]
+    drawn = plots.contact_sheet([job.data.plain[i] for i in chosen], [c.name for c in shown],
+                                colours=[c.colour for c in shown])
     return job.figure("contact_sheet", drawn)
 
 # %% ../../nbs/model/17_reports.ipynb #7fc32a2b
@@ -212,13 +213,15 @@ def per_class(job: TrainingReport) -> Markdown:
 
 def classes_figure(job: TrainingReport) -> Figure | None:
     "F1 of each class, with intervals."
-    return job.figure("class_scores", plots.class_scores(job.result.headline[1])) if job.result.headline else None
+    found = job.result.headline
+    return job.figure("class_scores", plots.class_scores(found[1], job.data.label_set.colours)) if found else None
 
 
 def confusion_figure(job: TrainingReport) -> Figure | None:
     "What was taken for what."
     found = job.result.headline
-    return job.figure("confusion", plots.confusion(np.array(found[1]["confusion"]), CLASSES)) if found else None
+    names = job.data.label_set.names
+    return job.figure("confusion", plots.confusion(np.array(found[1]["confusion"]), names)) if found else None
 
 
 def calibration_figure(job: TrainingReport) -> Figure | None:
@@ -237,7 +240,8 @@ def worst_mistakes(
     if t.empty:
         return Markdown("No mistakes on the images that were held out.")
     told = (t[c].tolist() for c in ("truth", "predicted", "confidence"))
-    return job.figure("mistakes", plots.worst_mistakes([job.data.plain[int(i)] for i in t["row"]], *told))
+    images = [job.data.plain[int(i)] for i in t["row"]]
+    return job.figure("mistakes", plots.worst_mistakes(images, *told, colours=job.data.label_set.colours))
 
 # %% ../../nbs/model/17_reports.ipynb #b48733df
 FOLD_NAMES = {"this training": "trained as asked", "probe": "plain logistic regression on frozen features"}
@@ -309,7 +313,7 @@ def begin_comparison(
 
 def choose_images(job: ComparisonReport) -> Markdown:
     "Find the images that neither model has learned from. DataError where there are none."
-    given = open_manifest(job.data) if job.data else None
+    given = open_manifest(job.data, bundle_label_set(job.candidate)) if job.data else None
     job.manifest = unknown_to_both(job.candidate, job.served, given)
     counted = [f"{n} {words(c)}" for c, n in job.manifest.frame["label"].value_counts().items()]
     sources, origin = job.manifest.frame["source_group"].nunique(), job.data or find_bundle(job.candidate).parent.name
@@ -388,7 +392,7 @@ def differences(
     images = prepare(Manifest(frame, job.manifest.root, job.manifest.meta), size).plain
     titles = [f"is {words(t)}\nserved: {words(b)}\nnew: {words(a)}"
               for t, a, b in zip(mine["truth"], mine["predicted"], other["predicted"], strict=True)]
-    colours = [COLOURS.get(t, ACCENT) for t in mine["truth"]]
+    colours = [job.manifest.label_set.colours.get(t, ACCENT) for t in mine["truth"]]
     fig = plots.contact_sheet(images, titles, 6, colours, "Where they differ")
     save(fig, job.run / "figures" / "differences.png")
     return fig

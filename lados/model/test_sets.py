@@ -18,7 +18,7 @@ from rich.table import Table
 from ..core import DataError
 from ..data.manifest import Manifest
 from ..data.audit import lookup_baseline
-from ..labels import CLASSES, POLICIES
+from ..labels import LADOS, POLICIES
 from ..core import markdown_table, rich_table
 from ..metrics import METRICS, PRIMARY, answer_scores, headline_metrics
 from .metrics import figure_text, multilabel_scores, overall_text, scores, with_interval
@@ -27,12 +27,13 @@ from .metrics import figure_text, multilabel_scores, overall_text, scores, with_
 def majority_baseline(
     train_labels: Sequence[str], # one an image
     test_labels: Sequence[str], # one an image
+    classes: Sequence[str] = LADOS.names, # decides ties
 ) -> dict[str, Any]: # label, and the headline metrics
-    "What always answering the commonest training class scores; ties go to the first in `CLASSES`."
+    "What always answering the commonest training class scores; ties go to the first of `classes`."
     if not len(train_labels) or not len(test_labels):
         raise DataError("the majority baseline needs training and test labels", "split the data: `lados data split`")
     counts = Counter(train_labels)
-    label = min(counts, key=lambda c: (-counts[c], CLASSES.index(c) if c in CLASSES else len(CLASSES)))
+    label = min(counts, key=lambda c: (-counts[c], classes.index(c) if c in classes else len(classes)))
     return {"label": label, **answer_scores(test_labels, [label] * len(test_labels))}
 
 # %% ../../nbs/model/04_test_sets.ipynb #558c21d6

@@ -13,7 +13,7 @@ import re
 import resource
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from torch import nn
 
 from ..core import RunError, TrainingError
 from ..files import OLD_KEYS, atomic_write, current_keys, read_json, to_json, write_json
+from ..labels import LADOS
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
 from lados.model.callbacks import (
@@ -150,6 +151,7 @@ class Checkpoints:
     params: TrainParams
     events: Events
     writes: bool = True # false: another process of the same training does
+    classes: Sequence[str] = LADOS.names # of the data
     memory: dict[str, torch.Tensor] | None = None
 
     @property
@@ -195,7 +197,8 @@ class Checkpoints:
             save_state(folder / "best.safetensors", self.kept.state_dict(), {"epoch": row["epoch"]})
         parts = with_prefix("net", self.net.state_dict()) | with_prefix("opt", optimizer_tensors(self.opt))
         parts |= with_prefix("ema", self.ema.module.state_dict()) if self.ema else {}
-        state = {"keeper": keeper, "params": self.params.model_dump(mode="json"), "scaler": self.scaler.state_dict()}
+        state = {"keeper": keeper, "params": self.params.model_dump(mode="json"), "scaler": self.scaler.state_dict(),
+                 "classes": list(self.classes)}
         save_state(folder / "last.safetensors", parts, state)
         write_history(self.run / "history.csv", keeper["history"])
         left = self.params.epochs - keeper["epochs_done"]
@@ -213,6 +216,7 @@ class Checkpoints:
 def last_state(
     run: Path | None,
     params: TrainParams, # as asked for now
+    classes: Sequence[str] = LADOS.names, # of the data
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: # tensors and state; none: nothing to resume
     "The last checkpoint of a run folder; RunError where it is of another network."
     path = run / "checkpoint" / "last.safetensors" if run else None
@@ -224,6 +228,9 @@ def last_state(
     for name, value in was.items():
         if value != now[name]:
             raise RunError(f"{path}: made with {name}={value}, not {now[name]}", "start a new run")
+    known = state.get("classes", list(LADOS.names)) # those from before label sets do not say
+    if known != list(classes):
+        raise RunError(f"{path}: made for the classes {', '.join(known)}, not {', '.join(classes)}", "start a new run")
     return tensors, state
 
 # %% ../../nbs/model/13_train.ipynb #c0ba5cf9
@@ -245,10 +252,11 @@ class Trained:
 def start_network(
     params: TrainParams,
     fresh: bool = True, # false: a checkpoint will fill it; no pretrained weights are fetched
+    classes: int = len(LADOS), # outputs
 ) -> nn.Module:
     "The network a run starts from; the seed decides the random parts."
     torch.manual_seed(params.seed)
-    return make_backbone(params.backbone, params.pretrained if fresh else False, params.size,
+    return make_backbone(params.backbone, params.pretrained if fresh else False, params.size, classes,
                          drop_rate=params.drop_rate, drop_path=params.drop_path)
 
 
@@ -276,11 +284,11 @@ def train(
     device: torch.device | None = None, # none: the first GPU, or the CPU
 ) -> Trained:
     "Train, or go on training. Raises TrainingError where the data cannot teach, or the loss is no number."
-    problems, last = check_trainable(data), last_state(run, params)
+    problems, last = check_trainable(data), last_state(run, params, data.label_set.names)
     params = _settled(params, last)
     if params.devices > 1 and shard[1] == 1 and params.epochs:
         return _train_spread(params, data, run, split)
-    net = start_network(params, fresh=last is None)
+    net = start_network(params, last is None, len(data.label_set))
     place, prep = choose_placement(params, net, device), preprocessing(net, params.size)
     params = params.model_copy(update={"precision": PRECISIONS[place.dtype]})
     params, problems = fit_batch(params, data, split, problems, net, place, shard[1])
@@ -314,7 +322,8 @@ def _fit(params: TrainParams, net: nn.Module, loaders: Loaders, place: Placement
     events = Events(run / "events.jsonl" if run and first else None)
     ema = ModelEmaV3(net, decay=params.ema, use_warmup=True) if params.ema else None
     scaler = torch.amp.GradScaler("cuda", enabled=place.dtype == torch.float16)
-    saver = Checkpoints(run, net, make_optimizer(net, params), ema, scaler, params, events, writes=first)
+    opt, classes = make_optimizer(net, params), loaders.train.classes
+    saver = Checkpoints(run, net, opt, ema, scaler, params, events, first, classes)
     state = saver.restore(*last) if last else None
     done = state["epochs_done"] if state else 0
     events("start", epochs=params.epochs, epochs_done=done, images=len(loaders.train.rows), problems=problems,
@@ -343,7 +352,7 @@ def _train_spread(params: TrainParams, data: Dataset, run: Path | None, split: s
         found = launch(task, params.devices, folder / "parallel.log")
         best, _ = load_state(folder / "checkpoint" / "best.safetensors")
         keeper = load_state(folder / "checkpoint" / "last.safetensors")[1]["keeper"]
-    net = start_network(params, fresh=False)
+    net = start_network(params, False, len(data.label_set))
     net.load_state_dict(best)
     place = choose_placement(params, net)
     return Trained(place.put(net).eval(), preprocessing(net, params.size), place, pd.DataFrame(keeper["history"]),
@@ -384,7 +393,7 @@ def lr_find(
     from fastai.learner import Recorder
 
     params = params.model_copy(update={"batch_size": 16 if params.batch_size == "auto" else params.batch_size})
-    net = start_network(params)
+    net = start_network(params, classes=len(data.label_set))
     place, prep = choose_placement(params, net, device), preprocessing(net, params.size)
     batches = training_batches(data, params, prep, place.device)
     learn = make_learner(place.put(net), Loaders(batches, batches), params, place, [Recorder()])

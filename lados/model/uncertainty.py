@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..core import DataError
-from ..labels import CLASSES
+
 
 # %% ../../nbs/model/02_uncertainty.ipynb #440721f0
 def softmax(
@@ -123,41 +123,44 @@ def fit_conformal(
     probs: np.ndarray, # [n, classes] calibrated probabilities of held-out images
     y: np.ndarray, # [n] true class indices
     sources: int, # from how many source groups they come
+    classes: Sequence[str], # their names, in the order of the columns
     level: float = 0.9, # share of images whose set shall hold the truth, 0..1
 ) -> dict[str, Any]: # for the card: method, level, images, sources, marginal, per_class{}
     "Thresholds of prediction sets, for each class where its support allows and for all together."
     scores = 1 - probs[np.arange(len(y)), y]
     marginal = conformal_quantile(scores, level)
-    own = {c: conformal_quantile(scores[y == i], level) for i, c in enumerate(CLASSES) if (y == i).sum() >= SUPPORT}
+    own = {c: conformal_quantile(scores[y == i], level) for i, c in enumerate(classes) if (y == i).sum() >= SUPPORT}
     return {"method": "split conformal, score 1 - p (Sadinle et al. 2019)", "level": level, "images": len(y),
             "sources": sources, "marginal": marginal, "per_class": own,
-            "support": {c: int((y == i).sum()) for i, c in enumerate(CLASSES)}}
+            "support": {c: int((y == i).sum()) for i, c in enumerate(classes)}}
 
 
 def prediction_set(
     probs: np.ndarray, # [classes] calibrated probabilities of one image
     conformal: dict[str, Any] | None, # from `fit_conformal`
+    classes: Sequence[str], # their names, in the order of `probs`
 ) -> list[str] | None: # likeliest first, never empty; none where no thresholds are known
     "The classes that the image may well show. The likeliest is always in it: an empty set would help nobody."
     if not conformal or conformal["marginal"] is None:
         return None
     order = np.argsort(-probs, kind="stable")
-    return [CLASSES[i] for n, i in enumerate(order) if n == 0 or 1 - probs[i] <= _threshold(conformal, i)]
+    return [classes[i] for n, i in enumerate(order) if n == 0 or 1 - probs[i] <= _threshold(conformal, classes[i])]
 
 
-def _threshold(conformal: dict[str, Any], i: int) -> float:
-    return conformal["per_class"].get(CLASSES[i], conformal["marginal"])
+def _threshold(conformal: dict[str, Any], name: str) -> float:
+    return conformal["per_class"].get(name, conformal["marginal"])
 
 
 def is_unsure(
     probs: np.ndarray, # [classes] calibrated probabilities of one image
     conformal: dict[str, Any] | None, # from `fit_conformal`
+    classes: Sequence[str], # their names, in the order of `probs`
 ) -> bool:
     "Whether even the likeliest class fits worse than it does for most images, and is less probable than the level."
     if not conformal or conformal["marginal"] is None:
         return False
     best = int(probs.argmax())
-    return bool(1 - probs[best] > _threshold(conformal, best) and probs[best] < conformal["level"])
+    return bool(1 - probs[best] > _threshold(conformal, classes[best]) and probs[best] < conformal["level"])
 
 # %% ../../nbs/model/02_uncertainty.ipynb #9caf716b
 DIRECTIONS = 32 # at most; of the space of features

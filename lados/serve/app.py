@@ -39,7 +39,7 @@ from lados.serve.http import (
 from .predictor import Answer
 from ..processes import note_termination, release_freed_memory, terminate_with_parent
 from lados.serve.schemas import (
-    Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Promotion, Ready,
+    Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Promotion, Ready, with_classes,
 )
 from .service import LoadedModel, RequestGroup, Service
 from .uploads import Sink, discarding
@@ -318,16 +318,18 @@ def _problem(request: Request, kind: ProblemKind, detail: str, remedy: str, head
 
 # %% ../../nbs/serve/11_app.ipynb #b7c0d644
 def _document(
+    app: FastAPI,
     make: Callable[[], dict[str, Any]], # FastAPI's own
 ) -> dict[str, Any]:
-    "The OpenAPI document, valid as the version that it names."
+    "The OpenAPI document, valid as the version that it names, with the classes of the served model where there is one."
     document = make()
     for operation in (o for path in document["paths"].values() for o in path.values()):
         for response in operation["responses"].values():
             for content in response.get("content", {}).values():
                 if content.pop("itemSchema", None):
                     content["schema"] = {"type": "string", "description": "events, as browsers read them"}
-    return document
+    loaded = app.state.service.current if hasattr(app.state, "service") else None
+    return with_classes(document, loaded.predictor.label_set) if loaded else document
 
 # %% ../../nbs/serve/11_app.ipynb #1221621c
 def _cors(settings: Settings) -> dict[str, Any] | None: # options; none: no page may ask
@@ -405,8 +407,8 @@ def create_app(
     app = FastAPIOffline(
         title="lados", version=__version__, lifespan=_lifespan, static_url="/static",
         generate_unique_id_function=lambda route: route.name,
-        description="What is on the water in an aerial photograph: oil, emulsion, sheen, a ship, a platform, or "
-                    "nothing; how sure, whether a human should look, and where in the image.",
+        description="What an aerial photograph shows, of the classes that the model knows; how sure, whether a human "
+                    "should look, and where in the image.",
         responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
             "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
     app.router.routes.insert(0, Route("/static/redoc.standalone.js", _script))
@@ -414,7 +416,7 @@ def create_app(
     for kind, handler in ((LadosError, _expected), (RequestValidationError, _invalid), (StarletteHTTPException, _http)):
         app.add_exception_handler(kind, handler)
     _layers(app, settings)
-    app.openapi = partial(_document, app.openapi)
+    app.openapi = partial(_document, app, app.openapi)
     return app
 
 # %% ../../nbs/serve/11_app.ipynb #ff7bc90f

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..core import ConfigError, did_you_mean
-from ..labels import CLASSES
+from ..labels import LADOS, LabelSet
 from .predictor import Predictor
 
 # %% ../../nbs/serve/04_explain.ipynb #1485ba61
@@ -76,18 +75,17 @@ def weighed(
     probs: np.ndarray, # [2 + g, classes] for the images of `masked`
     masks: np.ndarray, # [g, size, size]
     label: str | None = None, # the class to explain; none: the likeliest
+    label_set: LabelSet = LADOS, # of the model
 ) -> Explanation:
     "Heat for a class: the masks, weighted by how much of it is seen through each. Raises ConfigError: no such class."
-    if label is not None and label not in CLASSES:
-        raise ConfigError(f"unknown class '{label}'", did_you_mean(label, CLASSES))
-    k = CLASSES.index(label) if label else int(probs[0].argmax())
+    k = label_set.index(label) if label is not None else int(probs[0].argmax())
     gains, shares = probs[2:, k] - probs[1, k], masks.mean((1, 2))
     # a mask that hides nothing lets all of it through, and says nothing
     gains = (gains - shares * (probs[0, k] - probs[1, k])).clip(0)
     heat = np.tensordot(gains, masks, 1).astype(np.float32)
     heat = heat - heat.min()
     heat = heat / heat.max() if heat.max() > 1e-9 else np.full_like(heat, 0.5) # no place stands out
-    return Explanation(CLASSES[k], heat, thirds(heat))
+    return Explanation(label_set.names[k], heat, thirds(heat))
 
 
 def explain(
@@ -97,7 +95,8 @@ def explain(
 ) -> Explanation:
     "Where the answer for an image comes from. Raises ConfigError: no such class."
     seen, masks = masked(image, predictor.engine.grid(image[None])[0])
-    return weighed(np.concatenate([predictor.predict(seen[i:i + 8])[0] for i in range(0, len(seen), 8)]), masks, label)
+    probs = np.concatenate([predictor.predict(seen[i:i + 8])[0] for i in range(0, len(seen), 8)])
+    return weighed(probs, masks, label, predictor.label_set)
 
 
 def _through(mask: np.ndarray, image: np.ndarray, blurred: np.ndarray) -> np.ndarray:

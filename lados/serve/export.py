@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
@@ -27,7 +27,7 @@ from rich.table import Table
 from ..core import ConfigError, DataError, LadosError, rich_table
 from ..data.manifest import load_manifest
 from ..files import utc_now, write_json
-from ..labels import CLASSES
+from ..labels import LADOS
 from ..metrics import METRICS, confusion_matrix
 from ..model.batches import Dataset, prepare
 from ..model.bundle import find_bundle, seal
@@ -175,7 +175,7 @@ def write_int8(
 ) -> None:
     "Write `int8.xml` and `int8.bin`. Raises DataError where the calibration images are none or of one class."
     if len(set(source.labels.tolist())) < 2:
-        there = f"all {CLASSES[source.labels[0]]}" if len(source.labels) else "none"
+        there = f"all {source.model.label_set.names[source.labels[0]]}" if len(source.labels) else "none"
         raise DataError(f"the {len(source.labels)} calibration images are {there}, so ranges measured on them would "
                         "not hold for other classes", "quantise with training images of two classes or more")
     import nncf
@@ -199,16 +199,17 @@ class ReferenceAnswers:
     groups: np.ndarray # [n] source groups
     known: np.ndarray # [m, d] embeddings of training images in the bundle; empty: it has none
     known_groups: np.ndarray # [m] their source groups
+    classes: Sequence[str] = LADOS.names # in the order of `probs`
 
     @property
     def scores(self) -> dict[str, Any]:
         "Macro-F1 and recalls of 32-bit torch."
-        return _brief(self.labels, self.probs)
+        return _brief(self.labels, self.probs, self.classes)
 
 
-def _brief(labels: np.ndarray, probs: np.ndarray) -> dict[str, Any]:
+def _brief(labels: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
     said = probs.argmax(1)
-    recall = {c: float((said[labels == i] == i).mean()) for i, c in enumerate(CLASSES) if (labels == i).any()}
+    recall = {c: float((said[labels == i] == i).mean()) for i, c in enumerate(classes) if (labels == i).any()}
     counts = confusion_matrix(labels, said, probs.shape[1])
     return {"macro_f1": METRICS["macro_f1"].of_answers(counts), "recall": recall}
 
@@ -220,7 +221,7 @@ def compare_engine(
 ) -> dict[str, Any]: # max_difference, mean_difference, agreement, macro_f1_change, recall_change{}, passed, failed[]
     "One engine's entry in the certificate, but for speed and size."
     probs = apply_temperature(logits, truth.temperature)
-    off, was, now = np.abs(probs - truth.probs), truth.scores, _brief(truth.labels, probs)
+    off, was, now = np.abs(probs - truth.probs), truth.scores, _brief(truth.labels, probs, truth.classes)
     same = float((probs.argmax(1) == truth.probs.argmax(1)).mean())
     f1 = now["macro_f1"] - was["macro_f1"]
     recall = {c: now["recall"][c] - r for c, r in was["recall"].items()}
@@ -281,14 +282,15 @@ def reference_answers(
     comparable = len(embeddings) == len(known) # else the bundle has none, or the run's images have changed since
     return ReferenceAnswers(images, data.labels[rows], apply_temperature(logits, model.temperature), model.temperature,
                  groups[rows], np.asarray(embeddings if comparable else np.zeros((0, 1)), np.float32),
-                 groups[known if comparable else known[:0]])
+                 groups[known if comparable else known[:0]], data.label_set.names)
 
 
 def _thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
     "The thresholds for asking a human, by this engine's own numbers."
     probs = apply_temperature(logits, truth.temperature)
     away = held_out_distances(embeddings, truth.groups, truth.known, truth.known_groups)
-    return {"conformal": fit_conformal(probs, truth.labels, len(set(truth.groups))), "outlier": fit_outliers(away)}
+    conformal = fit_conformal(probs, truth.labels, len(set(truth.groups)), truth.classes)
+    return {"conformal": conformal, "outlier": fit_outliers(away)}
 
 
 def export_run(

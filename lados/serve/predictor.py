@@ -20,9 +20,8 @@ from pydantic import Field
 
 from ..core import ImageError, ImageTooLarge, load_plugins, settings
 from ..data.images import load_square
-from ..labels import CLASSES
 from ..model.uncertainty import apply_temperature
-from ..model.bundle import bundle_name, find_bundle, read_card
+from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
 from ..model.uncertainty import FeatureSpace, is_unsure, prediction_set
 from .engines import certificate, check_engine, choose_engine, read_reference
 from .engines import Engine, Run, open_engine
@@ -54,19 +53,15 @@ class AnswerField:
 
 
 _SHARE = Annotated[float, Field(ge=0, le=1)]
-_EXAMPLE = dict(zip(CLASSES, (0.86, 0.06, 0.01, 0.05, 0.01, 0.01), strict=True))
 ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON and tables
-    AnswerField("label", str, "the likeliest class", "predicted",
-                schema={"examples": ["oil"], "json_schema_extra": {"enum": list(CLASSES)}}),
+    AnswerField("label", str, "the likeliest class", "predicted"),
     AnswerField("confidence", _SHARE, "its calibrated probability", "confidence", schema={"examples": [0.86]}),
-    AnswerField("probabilities", dict[str, _SHARE], "calibrated, of every class; sum 1", "p_*",
-                schema={"examples": [_EXAMPLE]}),
+    AnswerField("probabilities", dict[str, _SHARE], "calibrated, of every class; sum 1", "p_*"),
     AnswerField("prediction_set", list[str] | None,
                 "classes that it may well be; holds the truth 9 times in 10 on images like the validation images. "
-                "null: the bundle has no thresholds", "prediction_set", cell="|".join, schema={"examples": [["oil"]]}),
+                "null: the bundle has no thresholds", "prediction_set", cell="|".join),
     AnswerField("abstain", bool, "a human should look", "abstain", "ask_a_human", schema={"examples": [False]}),
-    AnswerField("reason", str | None, "why a human should look", "reason",
-                schema={"examples": [None, "oil or sheen: ask a human"]}),
+    AnswerField("reason", str | None, "why a human should look", "reason"),
     AnswerField("distance", Annotated[float, Field(ge=0)] | None,
                 "distance to the training images, about 1 for the like of them", "distance",
                 schema={"examples": [1.08]}),
@@ -99,7 +94,7 @@ def answer_cells(
 class Answer:
     "What is said of one image."
 
-    label: str # the likeliest of `CLASSES`
+    label: str # the likeliest of the model's classes
     confidence: float # its calibrated probability, 0..1
     probabilities: dict[str, float] # of every class; sum 1
     prediction_set: list[str] | None # holds the truth 9 times in 10; none: the bundle knows no thresholds
@@ -116,9 +111,8 @@ class Answer:
         return {**{name: getattr(self, name) for name in self.__slots__[:-1]}, **self.more}
 
 
-def _doubts(options: list[str] | None, strange: bool, unsure: bool, most: int) -> str | None:
+def _doubts(words: list[str], strange: bool, unsure: bool, most: int) -> str | None:
     "Why a human should look; none where none needs to."
-    words = [o.replace("_", " ") for o in options or []]
     if strange:
         return "unlike the training images: ask a human"
     if len(words) > most:
@@ -136,7 +130,7 @@ class Predictor:
         reference: dict[str, np.ndarray], # from `read_reference`
         folder: Path, # the bundle
     ):
-        self.card, self.engine, self.folder = card, engine, folder
+        self.card, self.engine, self.folder, self.label_set = card, engine, folder, card_label_set(card)
         self.name, self.size = bundle_name(folder), card["preprocessing"]["size"]
         known = reference.get("embeddings", ())
         self.space = FeatureSpace.of(known) if len(known) > 1 else None
@@ -201,11 +195,12 @@ class Predictor:
         distance: float = float("nan"), # to the training images; NaN: not known
     ) -> Answer:
         "The answer for one image."
-        options, values = prediction_set(probs, self.card.get("conformal")), probs.tolist()
+        classes, conformal, values = self.label_set.names, self.card.get("conformal"), probs.tolist()
+        options = prediction_set(probs, conformal, classes)
         strange = bool(self.outlier and distance > self.outlier["threshold"])
-        unsure, best = is_unsure(probs, self.card.get("conformal")), int(probs.argmax())
-        reason = _doubts(options, strange, unsure, self.most)
-        return Answer(CLASSES[best], values[best], dict(zip(CLASSES, values, strict=True)), options, reason is not None,
+        unsure, best = is_unsure(probs, conformal, classes), int(probs.argmax())
+        reason = _doubts([self.label_set[o].title for o in options or []], strange, unsure, self.most)
+        return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, reason is not None,
                       reason, None if np.isnan(distance) else float(distance), strange, self.name, self.engine.name,
                       {f.name: f.read(self, probs, distance) for f in self.more})
 

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['Share', 'Prediction', 'Problem', 'Timing', 'Answered', 'Failed', 'BatchAnswers', 'HeatMap', 'Health', 'Ready',
-           'ModelEntry', 'Models', 'Promotion', 'Promoted', 'Metrics']
+           'ModelEntry', 'Models', 'Promotion', 'Promoted', 'Metrics', 'example_answer', 'with_classes']
 
 # %% ../../nbs/serve/09_schemas.ipynb #257ffa98
+from copy import deepcopy
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from .predictor import AnswerField, answer_fields
+from ..labels import LabelSet
 
 # %% ../../nbs/serve/09_schemas.ipynb #8304f537
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -78,7 +80,7 @@ class BatchAnswers(_Model):
 class HeatMap(_Model):
     "Where in the image the answer comes from."
 
-    label: str = Field(description="the class that is explained", examples=["oil"])
+    label: str = Field(description="the class that is explained")
     heatmap_png: str = Field(description="RGBA PNG, base64, transparent where cold, to be stretched over the image",
                              examples=["iVBORw0KGgo="])
     thirds: dict[str, Share] = Field(
@@ -150,3 +152,33 @@ class Metrics(_Model):
     training: dict[str, Any] = Field(description="scores that the run reported, from its card")
     inference: dict[str, Any] = Field(
         description="outcomes, classes, abstentions, latency by stage in seconds, and what the latest answers say")
+
+# %% ../../nbs/serve/09_schemas.ipynb #17f13499
+_LIKELY = 0.86 # of the first class of an example
+
+
+def example_answer(
+    label_set: LabelSet,
+) -> dict[str, Any]: # label, confidence, probabilities, prediction_set, reason
+    "What an answer of a model with these classes may look like."
+    first, *others = label_set.names
+    rest = {c: round((1 - _LIKELY) / len(others), 4) for c in others}
+    top = _LIKELY if others else 1.0
+    titles = " or ".join(c.title for c in label_set.classes[:2])
+    return {"label": first, "confidence": top, "probabilities": {first: top, **rest}, "prediction_set": [first],
+            "reason": f"{titles}: ask a human"}
+
+
+def with_classes(
+    document: dict[str, Any], # OpenAPI; stays as it is
+    label_set: LabelSet, # of the served model
+) -> dict[str, Any]:
+    "The document with the classes that answers can name."
+    document, example = deepcopy(document), example_answer(label_set)
+    for schema in document["components"]["schemas"].values():
+        fields = schema.get("properties", {})
+        if "label" in fields and ("probabilities" in fields or "heatmap_png" in fields):
+            fields["label"]["enum"] = list(label_set.names)
+            for name in example.keys() & fields.keys():
+                fields[name]["examples"] = [example[name]]
+    return document

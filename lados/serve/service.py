@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LARGE', 'RETRY_S', 'list_models', 'promotion_path', 'configured_model', 'served_model', 'record_promotion',
-           'NotReady', 'LoadedModel', 'RequestGroup', 'load_served', 'Service', 'in_one_scan', 'NoSuchModel']
+           'NotReady', 'LoadedModel', 'RequestGroup', 'load_served', 'Service', 'in_one_scan', 'refuse_other_classes',
+           'NoSuchModel']
 
 # %% ../../nbs/serve/08_service.ipynb #6c1cb8bf
 import asyncio
@@ -22,8 +23,9 @@ import numpy as np
 from ..core import LadosError, RunError, ServeError, Settings
 from ..data.images import probe
 from ..files import read_json, write_json
-from ..model.bundle import bundle_name, find_bundle, read_card
+from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
 from .batcher import Batcher, Item, Overloaded
+from ..labels import LabelSet
 from .engines import certificate
 from .explain import Explanation, masked, weighed
 from .predictor import Answer, Predictor
@@ -198,7 +200,8 @@ class Service:
         async with self._swap:
             predictor = await asyncio.get_running_loop().run_in_executor(self._load, load_served, path, engine)
             batcher = Batcher(predictor.predict, limit=self.settings.queue_size, lanes=predictor.lanes)
-            new = LoadedModel(predictor, batcher, Recent(predictor.outlier, predictor.name))
+            recent = Recent(predictor.outlier, predictor.name, classes=predictor.label_set.names)
+            new = LoadedModel(predictor, batcher, recent)
             old, self.current = self.current, new
         LOG.info("serving %s with %s", predictor.name, predictor.engine.name)
         if old:
@@ -329,7 +332,7 @@ class Service:
                 return await loaded.batcher(image, deadline, owner)
 
         found = await asyncio.gather(*(ask(p) for p in seen))
-        return weighed(np.stack([probs for (probs, _), *_ in found]), masks, label)
+        return weighed(np.stack([probs for (probs, _), *_ in found]), masks, label, loaded.predictor.label_set)
 
     async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, card
         "Every bundle that is found: the configured one and those of the runs."
@@ -347,6 +350,8 @@ class Service:
         chosen = next((m for m in await self.models() if m["name"] == name), None)
         if chosen is None:
             raise NoSuchModel(f"no model is called '{name}'", "GET /models lists them")
+        if self.current and chosen["card"]:
+            refuse_other_classes(self.current.predictor.label_set, card_label_set(chosen["card"]), name)
         try:
             new = await self.serve(chosen["bundle"], engine)
         except LadosError:
@@ -379,6 +384,17 @@ def in_one_scan(
     return False
 
 # %% ../../nbs/serve/08_service.ipynb #696560ec
+def refuse_other_classes(
+    served: LabelSet, # of the model in service
+    other: LabelSet, # of the one to be served
+    name: str, # of that one
+) -> None:
+    "Raise ServeError where clients, tables and corrections of the service would meet classes that they do not know."
+    if difference := other.differs(served):
+        raise ServeError(f"'{name}' has another label set: {difference}",
+                         "serve it by itself: MODEL_PATH=RUN lados serve --port PORT")
+
+
 class NoSuchModel(RunError):
     "A model that is not among those found."
 

@@ -15,6 +15,7 @@ import sys
 from collections import Counter as Tally
 from collections import deque
 from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCol
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-from ..labels import CLASSES
+from ..labels import LADOS
 from ..model.uncertainty import drift
 from .predictor import Answer
 
@@ -57,7 +58,9 @@ class Recent:
         outlier: dict[str, Any] | None, # of the bundle's card
         model: str, # its name
         size: int = 500, # answers
+        classes: Sequence[str] = LADOS.names, # that the model knows
     ):
+        self.classes = classes
         self.outlier, self.model, self.answers, self.seen = outlier, model, deque(maxlen=size), 0
 
     def add(self, answer: Answer) -> None:
@@ -72,7 +75,7 @@ class Recent:
         n, labels = len(self.answers), Tally(a[0] for a in self.answers)
         away = [a[2] for a in self.answers if a[2] is not None]
         return {"images": n, "pictures": n, # the latter is what it was called before
-                "class_share": {c: labels[c] / n if n else 0.0 for c in CLASSES},
+                "class_share": {c: labels[c] / n if n else 0.0 for c in self.classes},
                 "confidence_mean": sum(a[1] for a in self.answers) / n if n else None,
                 "drift_score": drift(away, self.outlier)}
 

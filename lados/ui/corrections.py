@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..core import ConfigError, DataError, did_you_mean, settings
-from ..files import ascii_name, atomic_write, locked, sha256_file, utc_now
+from ..core import ConfigError, DataError, settings
+from ..files import ascii_name, atomic_write, locked, sha256_file, utc_now, write_json
 from ..data.manifest import source_stem
 from ..data.formats import read_rows
-from ..labels import CLASSES
+from ..labels import LABEL_SET_FILES, LADOS, LabelSet, label_set_beside
 
 # %% ../../nbs/ui/02_corrections.ipynb #62a61f36
 COLUMNS = ("file", "label", "predicted", "confidence", "model", "engine", "corrected_at", "name", "source_group",
@@ -73,20 +73,30 @@ class Corrections:
         self,
         image: str | Path, # a file with the original bytes
         name: str, # as the user knows it
-        label: str, # one of `CLASSES`
+        label: str, # a class of the label set
+        label_set: LabelSet = LADOS, # of the model that answered
         **answer: Any, # what was said: predicted, confidence, model, engine
     ) -> dict[str, Any]: # its row
         "Keep an image and its right label, in place of an earlier one."
-        if label not in CLASSES:
-            raise ConfigError(f"unknown class '{label}'", did_you_mean(label, CLASSES))
+        label_set.index(label) # raises where it is unknown
         digest = sha256_file(image)
         file = f"images/{digest[:12]}-{_safe(name)}"
         row = {"file": file, "label": label, **answer, "corrected_at": utc_now(), "name": name,
                "source_group": source_stem(name), "sha256": digest}
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / ".lock"):
+            self._keep_label_set(label_set)
             self._replace(digest, row, image)
         return row
+
+    def _keep_label_set(self, label_set: LabelSet) -> None:
+        "A table holds corrections of one label set; one that is not LADOS is written beside it, for the import."
+        known = label_set_beside(self.folder) or (LADOS if self.table.exists() else None)
+        if known is None and label_set.differs(LADOS):
+            write_json(self.folder / LABEL_SET_FILES[-1], label_set.to_dict())
+        elif known and (difference := label_set.differs(known)):
+            raise ConfigError(f"{self.folder} keeps corrections of another label set: {difference}",
+                              "set LADOS_DATA to another folder, or move that one")
 
     def undo(
         self,

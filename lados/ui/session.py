@@ -20,6 +20,7 @@ import traitlets
 from ..core import DataError, LadosError, settings
 from ..data.archives import unpack_images
 from ..files import sha256_file
+from ..labels import LADOS, label_set_from
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from .corrections import Corrections
 from lados.ui.uploads import (
@@ -61,6 +62,7 @@ class ClassifierHandle:
     ):
         self.tell, self.open, self.lock = tell, open_, threading.Lock()
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="open")
+        self.label_set = LADOS # until the classifier is open
         self.opened: Future[Classifier] = self.thread.submit(self._open)
 
     def _open(self) -> Classifier:
@@ -70,7 +72,9 @@ class ClassifierHandle:
         except Exception as e:
             self.tell({"state": "failed", **error_text(e)})
             raise
-        self.tell({"state": "ready", **found.about})
+        about = dict(found.about)
+        self.label_set = label_set_from(about.pop("label_set", None))
+        self.tell({"state": "ready", **about, "classes": class_list(self.label_set)})
         return found
 
     def refresh(self) -> None:
@@ -287,7 +291,7 @@ class Session(AnswerQueue):
         if label:
             said = {"predicted": answer.get("label"), "confidence": f"{answer.get('confidence', 0):.4f}",
                     "model": answer.get("model"), "engine": answer.get("engine")}
-            self.corrections.save(card.path, card.name, label, **said)
+            self.corrections.save(card.path, card.name, label, self.door.label_set, **said)
         else:
             self.corrections.undo(card.digest)
         card.label = self.known[card.digest] = label
@@ -308,12 +312,19 @@ class ClassifierPage(anywidget.AnyWidget):
     about = traitlets.Dict().tag(sync=True) # state: loading, ready, failed; model, engine, place, or problem, remedy
 
     def __init__(self, **options: Any):
-        super().__init__(classes=class_list(), limits=upload_limits(), about={"state": "loading"})
-        self.desk = Session(self._tell, lambda about: setattr(self, "about", about), **options)
+        super().__init__(limits=upload_limits(), about={"state": "loading"})
+        self.desk = Session(self._tell, self._about, **options)
         self.on_msg(self._take)
 
     def _tell(self, message: dict[str, Any], *images: bytes) -> None:
         self.send(message, list(images))
+
+    def _about(self, about: dict[str, Any]) -> None:
+        "The classifier has opened, or failed to; its classes come first, so that the page can show its answers."
+        classes = about.pop("classes", None)
+        if classes:
+            self.classes = classes
+        self.about = about
 
     def _take(self, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
         "Every message from the browser comes here."
@@ -366,6 +377,6 @@ class ProblemPage(anywidget.AnyWidget):
 
     _esm = apps_folder() / "static" / "classifier.js"
     _css = apps_folder() / "static" / "classifier.css"
-    classes = traitlets.List(class_list()).tag(sync=True)
+    classes = traitlets.List().tag(sync=True)
     limits = traitlets.Dict().tag(sync=True)
     about = traitlets.Dict().tag(sync=True)

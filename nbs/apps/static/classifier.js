@@ -133,8 +133,7 @@ class Sender {
 class Page {
   constructor(model, el) {
     this.model = model
-    this.classes = model.get("classes")
-    this.byName = new Map(this.classes.map((c) => [c.name, c]))
+    this.takeClasses()
     this.cards = new Map() // id -> what the kernel told, plus `url` of the thumbnail, `node`, `sent`
     this.filter = "all"
     this.stamp = Date.now().toString(36)
@@ -144,6 +143,12 @@ class Page {
     this.build(el)
     this.listen()
     this.update()
+  }
+
+  // known once the model is loaded
+  takeClasses() {
+    this.classes = this.model.get("classes")
+    this.byName = new Map(this.classes.map((c) => [c.name, c]))
   }
 
   build(el) {
@@ -184,7 +189,7 @@ class Page {
       ["Put wrong labels right", "One click keeps the image and its right label for the next training."]]
     return h("section", { class: "guide", "aria-label": "How it works" },
       h("ol", { class: "steps" }, steps.map(([title, text]) => h("li", {}, h("b", {}, title), h("span", {}, text)))),
-      h("h2", {}, "The six classes"), h("ul", { class: "legend" }, legend))
+      legend.length ? h("h2", {}, "The classes") : null, h("ul", { class: "legend" }, legend))
   }
 
   dot(name) {
@@ -204,8 +209,19 @@ class Page {
       this[`got_${message.kind}`]?.(message, buffers)
     }
     this.onAbout = () => this.update()
+    this.onClasses = () => {
+      this.takeClasses()
+      const guide = this.buildGuide()
+      guide.hidden = this.guide.hidden
+      this.guide.replaceWith(guide)
+      this.guide = guide
+      this.filterKey = ""
+      for (const card of this.cards.values()) if (card.node) card.node.dataset.key = ""
+      this.update()
+    }
     model.on("msg:custom", this.onMessage)
     model.on("change:about", this.onAbout)
+    model.on("change:classes", this.onClasses)
     model.send({ kind: "hello" })
     this.beat = setInterval(() => this.listenForSilence(), 5_000)
     let inside = 0
@@ -235,6 +251,7 @@ class Page {
     clearInterval(this.beat)
     this.model.off("msg:custom", this.onMessage)
     this.model.off("change:about", this.onAbout)
+    this.model.off("change:classes", this.onClasses)
     for (const card of this.cards.values()) URL.revokeObjectURL(card.url)
   }
 
