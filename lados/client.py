@@ -137,19 +137,19 @@ _LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|\[::1\]", re.I)
 
 def _address(url: str) -> tuple[str, str, tuple[str, str] | None]: # without userinfo; host; user and password
     "Take an address apart."
-    found = _ADDRESS.fullmatch(url.strip())
+    match = _ADDRESS.fullmatch(url.strip())
     try:
-        if not found or int(found[5] or 0) > 65535:
+        if not match or int(match[5] or 0) > 65535:
             raise ValueError
-        httpx.URL(found[1] + found[3])
+        httpx.URL(match[1] + match[3])
     except (ValueError, httpx.InvalidURL):
         bad = Unavailable(f"{url.strip().rpartition('@')[2]!r} is not the address of a service", "write it as "
                           "http://host:8000, or http://USER:PASSWORD@host/prefix; in a password / is %2F, # is %23, "
                           "? is %3F, @ is %40")
         bad.sent = False
         raise bad from None
-    user, _, password = (found[2] or "").partition(":")
-    return (found[1] + found[3]).rstrip("/"), found[4], (unquote(user), unquote(password)) if found[2] else None
+    user, _, password = (match[2] or "").partition(":")
+    return (match[1] + match[3]).rstrip("/"), match[4], (unquote(user), unquote(password)) if match[2] else None
 
 # %% ../nbs/04_client.ipynb #1fe7cc75
 Image = str | os.PathLike[str] | bytes | BinaryIO
@@ -197,8 +197,8 @@ def _part(image: Image | tuple[str, Image], name: str | None = None) -> _Part:
             return _Part(name or path.name, path, os.fstat(file.fileno()).st_size)
     if isinstance(image, io.TextIOBase) or not hasattr(image, "read"):
         raise TypeError("an image is a path, bytes, or a file that is open for reading bytes")
-    told = getattr(image, "name", None) # a number where the file was opened by its descriptor
-    name = name or (Path(told).name if isinstance(told, str) else "image")
+    filename = getattr(image, "name", None) # a number where the file was opened by its descriptor
+    name = name or (Path(filename).name if isinstance(filename, str) else "image")
     if not image.seekable():
         return _Part(name, image, None, None)
     start = image.tell()
@@ -305,13 +305,13 @@ class _Call:
     def options(self, stream: Callable[[_Form], Any]) -> dict[str, Any]: # for httpx's `build_request`
         "What to send; `stream` makes a form's pieces iterable in the client's way."
         query = {k: v for k, v in self.query.items() if v is not None}
-        found: dict[str, Any] = {"params": query} if query else {}
+        values: dict[str, Any] = {"params": query} if query else {}
         if isinstance(self.body, _Form):
-            return {**found, "content": stream(self.body), "headers": self.body.headers}
+            return {**values, "content": stream(self.body), "headers": self.body.headers}
         if self.body is None:
-            return found
+            return values
         content = json.dumps(self.body, ensure_ascii=False, allow_nan=False, default=os.fspath)
-        return {**found, "content": content.encode(), "headers": {"Content-Type": "application/json"}}
+        return {**values, "content": content.encode(), "headers": {"Content-Type": "application/json"}}
 
 # %% ../nbs/04_client.ipynb #71a87469
 SLOW = 600.0 # seconds to wait for what takes long: writing a batch to disk, loading and measuring a model

@@ -43,7 +43,7 @@ def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
     import torch
 
     from lados.model.backbones import make_backbone, preprocessing
-    from lados.model.batches import prepare
+    from lados.model.batches import prepare_dataset
     from lados.model.bundle import make_card
     from lados.model.evaluate import evaluate_trained
     from lados.model.inference import Model, add_reference, save_bundle
@@ -53,7 +53,7 @@ def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
     manifest = toy_manifest(folder, train=48, held=24, seed=seed)
     card = {"run": folder.name, **card}
     if epochs:
-        params, data = tiny(epochs=epochs, seed=seed), prepare(manifest, size, size)
+        params, data = tiny(epochs=epochs, seed=seed), prepare_dataset(manifest, size, size)
         model = evaluate_trained(fit(params, data), params, data).model
         add_reference(model, data)
     else:

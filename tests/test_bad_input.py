@@ -15,7 +15,7 @@ from toy import small_disk, tiny, toy, toy_manifest
 from lados.core import ConfigError, DataError, LadosError, TrainingError, WeightsError
 from lados.data.manifest import Manifest, load_manifest
 from lados.model.backbones import make_backbone
-from lados.model.batches import prepare
+from lados.model.batches import prepare_dataset
 from lados.model.datamodule import open_dataset
 from lados.model.params import load_params, make_params
 from lados.model.train import load_state, read_history, train
@@ -39,7 +39,7 @@ def test_a_class_without_training_images_is_told(tmp_path):
     manifest = toy_manifest(tmp_path)
     frame = manifest.frame
     without = Manifest(frame[(frame["label"] != "ship") | (frame["split"] != "train")], tmp_path, manifest.meta)
-    trained = train(tiny(epochs=2), prepare(without, 32, 32))
+    trained = train(tiny(epochs=2), prepare_dataset(without, 32, 32))
     assert len(trained.history) == 2
     told = "\n".join(trained.problems)
     assert "class ship has no training image" in told and "no images of emulsion, oil_platform, sheen" in told
@@ -56,7 +56,7 @@ def test_several_labels_a_image_are_refused(tmp_path):
     frame = load_manifest(tmp_path).frame
     both = changed(tmp_path, label=frame["label"].where(frame["label"] != "oil", "oil|ship"))
     with pytest.raises(TrainingError, match="several labels") as e:
-        train(tiny(), prepare(both, 32, 32))
+        train(tiny(), prepare_dataset(both, 32, 32))
     assert "--policy dominant-area" in e.value.remedy
 
 
@@ -91,7 +91,7 @@ def test_images_that_cannot_be_read_are_left_out_and_named(tmp_path):
     manifest = toy_manifest(tmp_path)
     (tmp_path / "train3.png").write_bytes(b"")
     (tmp_path / "valid2.png").write_bytes((tmp_path / "valid2.png").read_bytes()[:60])
-    data = prepare(manifest, 32, 32)
+    data = prepare_dataset(manifest, 32, 32)
     assert len(data.labels) == 34 and len(train(tiny(epochs=1), data).history) == 1
     assert any("train3.png" in p for p in data.problems) and any("valid2.png" in p for p in data.problems)
 

@@ -571,7 +571,7 @@ app.state.overflow = Overflow()
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    with serving(tmp_path_factory.mktemp("batches"), runs() / "first", code=WITH_OVERFLOW, BATCH_JOB_THRESHOLD=4, MAX_BATCH_MB=30,
+    with serving(tmp_path_factory.mktemp("batches"), runs() / "first", code=WITH_OVERFLOW, app="lados.jobs.routes:app", BATCH_JOB_THRESHOLD=4, MAX_BATCH_MB=30,
                  MAX_UPLOAD_SIZE_MB=1) as server:
         yield server.ready()
 

@@ -18,7 +18,7 @@ from serving import Server, wait_for
 
 from lados.core import settings
 from lados.jobs import healthcheck
-from lados.jobs.broker import redis_server, shown
+from lados.jobs.broker import redacted, redis_server
 
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 ASKED = ("LADOS_API_URL", "CELERY_BROKER_URL", "LADOS_JOBS_URL", "LADOS_BATCHES", "PROMETHEUS_URL", "ALERTMANAGER_URL",
@@ -184,8 +184,8 @@ def test_the_same_of_a_service(look, url):
 
 def test_passwords_are_hidden_wherever_they_stand():
     for url in ("redis://:p@h", "redis://u:p/@h:1", "postgresql://u:p@p@h/d", "redis://h?password=p"):
-        assert "***" in shown(url) and "p" not in shown(url).replace("postgresql", "").replace("password", "")
-    assert shown("http://h:80/a") == "http://h:80/a" and shown("redis+socket:///a/b.sock") == "redis+socket:///a/b.sock"
+        assert "***" in redacted(url) and "p" not in redacted(url).replace("postgresql", "").replace("password", "")
+    assert redacted("http://h:80/a") == "http://h:80/a" and redacted("redis+socket:///a/b.sock") == "redis+socket:///a/b.sock"
 
 
 # --- services
@@ -325,8 +325,8 @@ def test_folders_that_cannot_be_written(look):
 def test_a_folder_without_rights(look):
     closed = look.home / "closed"
     closed.mkdir(mode=0o555)
-    code = ("import os; from lados.jobs.healthcheck import folders\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
-            "print(*folders().to_dict().values())")
+    code = ("import os; from lados.jobs.healthcheck import check_folders\nif os.getuid() == 0: os.setgid(65534); os.setuid(65534)\n"
+            "print(*check_folders().to_dict().values())")
     for folder in [look.home, *look.home.parents][:3]: # pytest keeps them to itself
         folder.chmod(folder.stat().st_mode | 0o111)
     env = {**os.environ, "LADOS_RUNS": str(closed / "runs"), "LADOS_HOME": "/tmp", "LADOS_DATA": "/tmp", "HOME": "/tmp"}

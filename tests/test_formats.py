@@ -12,7 +12,16 @@ from lados.core import ImageError
 from lados.data.annotations import images_in, inspect_image
 from lados.data.archives import unpack_images
 from lados.data.cache import build_cache
-from lados.data.images import FORMATS, ImageFormat, decode, image_suffixes, open_image, probe, reader, register_format
+from lados.data.images import (
+    FORMATS,
+    ImageFormat,
+    decode,
+    image_suffixes,
+    open_image,
+    probe,
+    reader,
+    register_format,
+)
 from lados.data.importers import import_dataset
 from lados.data.manifest import source_stem
 from lados.data.phash import hash_images, image_hash

@@ -200,19 +200,19 @@ def test_scoring_on_other_classes_is_refused(run, tmp_path):
 
 
 def test_a_training_does_not_go_on_with_other_classes(tmp_path):
-    from lados.model.batches import prepare
-    from lados.model.datamodule import difference
+    from lados.model.batches import prepare_dataset
+    from lados.model.datamodule import dataset_changes
     from lados.model.train import train
 
     manifest = import_dataset(squares(tmp_path / "sea", 4))
     frame = manifest.frame.assign(split=["train", "train", "valid", "test"] * 3)
     before = Manifest(frame, manifest.root, manifest.meta)
-    train(tiny(epochs=1), prepare(before, 32, 32), tmp_path / "run")
+    train(tiny(epochs=1), prepare_dataset(before, 32, 32), tmp_path / "run")
     turned = LabelSet(manifest.label_set.classes[::-1])
     after = Manifest(frame, manifest.root, {"label_set": turned.to_dict()})
-    assert "the order" in difference(before, after) and before.hash != after.hash
+    assert "the order" in dataset_changes(before, after) and before.hash != after.hash
     with pytest.raises(RunError, match="made for the classes algae, kelp, clean, not clean, kelp, algae"):
-        train(tiny(epochs=2), prepare(after, 32, 32), tmp_path / "run")
+        train(tiny(epochs=2), prepare_dataset(after, 32, 32), tmp_path / "run")
 
 
 def test_promotion_without_a_service_refuses_other_classes(run, tmp_path, home, monkeypatch):

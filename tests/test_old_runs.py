@@ -25,7 +25,7 @@ from lados.labels import CLASSES
 from lados.model.bundle import read_card
 from lados.model.train import load_state, read_history, save_state
 from lados.runs.events import read_events
-from lados.runs.folders import compare_runs, find_run, list_runs
+from lados.runs.folders import find_run, list_runs, run_differences
 from lados.serve.engines import ENGINES, candidates, certificate, check_engine, open_engine, read_reference
 from lados.serve.predictor import Predictor, classify_files
 
@@ -78,7 +78,7 @@ def test_it_is_compared_under_the_names_of_today(old):
     for name in ("run", "params"):
         write_json(newer / f"{name}.json", getattr(old, {"run": "info"}.get(name, name)))
     write_json(newer / "metrics.json", {**old.metrics, "views": {"official": {"images": 13}}})
-    changed = compare_runs([old, find_run(newer)])["metrics"]
+    changed = run_differences([old, find_run(newer)])["metrics"]
     assert changed["views.official.images"] == [12, 13] and not any("picture" in name for name in changed)
     assert "views.official.images" in lados(old, "runs", "compare", "old", "new", "--all")
 

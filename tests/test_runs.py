@@ -26,7 +26,7 @@ from lados.model.inference import load_bundle, save_bundle
 from lados.model.train import read_history, save_state
 from lados.runs.events import FORMAT, read_events
 from lados.runs.execution import run_notebook
-from lados.runs.folders import Run, compare_runs, find_run, list_runs, new_run
+from lados.runs.folders import Run, find_run, list_runs, new_run, run_differences
 
 CALLER = """
     import sys
@@ -148,7 +148,7 @@ def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
         check_folder(run)
     assert find_run("latest").path in [r.path for r in both]
     assert {r.path for r in list_runs()} == {r.path for r in both}
-    found = compare_runs(both)
+    found = run_differences(both)
     assert found["params"]["ema"] == [0.5, None] and "epochs" not in found["params"] and found["metrics"]
 
 
@@ -188,11 +188,11 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
     assert gapless(run) == 90 and told <= set(range(90)) and len(told) >= 90 - 3
     assert find_run("latest").path == run.path
     from lados.data.manifest import load_manifest
-    from lados.model.batches import prepare
+    from lados.model.batches import prepare_dataset
     from lados.model.train import train
     p = tiny(data=toy_data, epochs=90, mixup=0.2)
     curve = ["train_loss", "valid_loss", "macro_f1"]
-    whole = train(p, prepare(load_manifest(run.path), p.size, p.cached)).history
+    whole = train(p, prepare_dataset(load_manifest(run.path), p.size, p.cached)).history
     pd.testing.assert_frame_equal(read_history(run.path / "history.csv")[curve], whole[curve], check_exact=True)
 
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_or_bundle_from_a_newer_version_is_refused(home, toy_data, 
     from lados.data.manifest import load_manifest
     from lados.model import train as training
     from lados.model.backbones import make_backbone, preprocessing
-    from lados.model.batches import prepare
+    from lados.model.batches import prepare_dataset
     from lados.model.bundle import make_card
     from lados.model.inference import Model
     from lados.model.train import train
@@ -248,7 +248,7 @@ def test_a_checkpoint_or_bundle_from_a_newer_version_is_refused(home, toy_data, 
     save_state(home / "run" / "checkpoint" / "last.safetensors", {}, {})
     monkeypatch.undo()
     with pytest.raises(RunError, match=f"format {FORMAT + 1}"):
-        train(tiny(), prepare(load_manifest(toy_data), 32, 32), home / "run")
+        train(tiny(), prepare_dataset(load_manifest(toy_data), 32, 32), home / "run")
     net = make_backbone("test_resnet", size=32)
     folder = save_bundle(home / "bundle", Model(net, {**make_card("test_resnet", preprocessing(net, 32)), "format": FORMAT + 1}))
     with pytest.raises(RunError, match="another version"):

@@ -20,7 +20,7 @@ from lados.core import TrainingError
 from lados.files import to_json
 from lados.model import callbacks, learner
 from lados.model.backbones import batch_norms, preprocessing
-from lados.model.batches import prepare, training_batches
+from lados.model.batches import prepare_dataset, training_batches
 from lados.model.train import Checkpoints, load_state, lr_find, read_history, refit, start_network, train
 from lados.runs.events import read_events
 
@@ -105,12 +105,12 @@ KILLED = """
     import sys
     from pathlib import Path
     from lados.data.manifest import load_manifest
-    from lados.model.batches import prepare
+    from lados.model.batches import prepare_dataset
     from lados.model.params import make_params
     from lados.model.train import train
     import json
     params = make_params(json.loads(sys.argv[2]))
-    train(params, prepare(load_manifest(Path(sys.argv[1])), 32, 32), Path(sys.argv[3]))
+    train(params, prepare_dataset(load_manifest(Path(sys.argv[1])), 32, 32), Path(sys.argv[3]))
 """
 
 
@@ -407,7 +407,7 @@ def test_workers_do_not_outlive_who_started_them(data, tmp_path, environment, ho
 
 def test_a_worker_that_fails_says_why(data, tmp_path, monkeypatch):
     gone = toy_manifest(tmp_path / "toy")
-    some = prepare(gone, 32, 32)
+    some = prepare_dataset(gone, 32, 32)
     Path(gone.root, "train0.png").unlink()
     with pytest.raises(Exception, match=r"train0\.png"):
         train(tiny(devices=2, batch_size=4), some, tmp_path / "run")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lados.data.manifest import Manifest, load_manifest
 from lados.files import sha256_file
-from lados.model.batches import Dataset, prepare
+from lados.model.batches import Dataset, prepare_dataset
 from lados.model.params import make_params
 
 COLOURS = {"oil": (30, 30, 30), "ship": (200, 60, 60), "background": (40, 90, 170)}
@@ -40,7 +40,7 @@ def toy_manifest(folder, train=24, held=6, noise=40, classes=tuple(COLOURS), see
 
 def toy(folder, **options) -> Dataset:
     "The toy, decoded."
-    return prepare(toy_manifest(folder, **options), 32, 32)
+    return prepare_dataset(toy_manifest(folder, **options), 32, 32)
 
 
 def tiny(**changes):

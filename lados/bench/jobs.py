@@ -24,15 +24,14 @@ from typing import Any
 import pandas as pd
 import psutil
 
-from .serve import sample_jpegs
 from ..core import ServeError, settings
 from ..jobs.batches import Batch
-from ..jobs.store import Job, get_job
-from ..jobs.workers import maintenance
 from ..jobs.queue import live_workers, submit_batch, submit_job
-from ..jobs.store import ENDED, open_store
 from ..jobs.routes import training_history
+from ..jobs.store import ENDED, Job, get_job, open_store
 from ..jobs.tasks import QUEUES, TRAIN, job_folder
+from ..jobs.workers import maintenance
+from .serve import sample_jpegs
 
 # %% ../../nbs/bench/03_jobs.ipynb #3760c4b0
 WORKER = "import os, sys; os.sched_setaffinity(0, map(int, sys.argv.pop(3).split(','))); import runpy; " \
@@ -92,10 +91,10 @@ def wait_until_ended(
     look: Callable[[], Any] = lambda: None, # called again and again meanwhile
 ) -> Job:
     "The job once it has ended."
-    while (found := get_job(open_store(), job.id)).state not in ENDED:
+    while (current := get_job(open_store(), job.id)).state not in ENDED:
         look()
         time.sleep(0.02)
-    return found
+    return current
 
 
 def write_images(
@@ -182,9 +181,9 @@ def bench_wait(
         jobs = []
         for i in range(count + 1):
             (images / "000000.jpg").touch() # other work than before
-            asked = time.time()
+            submitted = time.time()
             job = wait_until_ended(submit_folder(images, bundle, engine))
-            jobs += [job.started - asked] if i else []
+            jobs += [job.started - submitted] if i else []
         return jobs
 
 # %% ../../nbs/bench/03_jobs.ipynb #e2d305a7
@@ -209,14 +208,14 @@ TINY = {"preset": "demo", "backbone": "test_resnet", "size": 32, "cache_size": 3
 
 def _victims(folder: Path) -> dict[str, list[psutil.Process]]:
     "Processes of an installation by what they are."
-    found: dict[str, list[psutil.Process]] = {}
+    victims: dict[str, list[psutil.Process]] = {}
     for p in psutil.process_iter(["cmdline"]):
         with contextlib.suppress(psutil.Error):
-            told = " ".join(p.info["cmdline"] or ())
-            kind = next((k for k, word in VICTIMS.items() if word in told), None)
+            command = " ".join(p.info["cmdline"] or ())
+            kind = next((k for k, word in VICTIMS.items() if word in command), None)
             if kind and p.pid != os.getpid() and p.environ().get("LADOS_HOME") == str(folder / "home"):
-                found.setdefault(kind, []).append(p)
-    return found
+                victims.setdefault(kind, []).append(p)
+    return victims
 
 
 def _supervised(folder: Path) -> subprocess.Popen:
@@ -238,8 +237,8 @@ def bench_survival(
     with installation(JOB_LEASE_S="4", JOB_ATTEMPTS="40", JOB_CHUNK="32") as folder:
         many = write_images(folder / "images", images)
         supervisor = _supervised(folder)
-        asked = [{**TINY, "epochs": 12, "seed": s, "name": f"training-{s}"} for s in range(trainings)]
-        trainings = [submit_job(TRAIN, a)[0] for a in asked]
+        requests = [{**TINY, "epochs": 12, "seed": s, "name": f"training-{s}"} for s in range(trainings)]
+        trainings = [submit_job(TRAIN, a)[0] for a in requests]
         batch = submit_folder(many, bundle, engine)
         jobs = [*trainings, batch]
         try:
@@ -247,10 +246,10 @@ def bench_survival(
                 time.sleep(rng.uniform(1, 6))
                 if supervisor.poll() is not None: # as systemd or Docker would
                     supervisor = _supervised(folder)
-                found = _victims(folder)
-                if found and sum(dead.values()) < kills:
-                    kind = rng.choice(sorted(found))
-                    rng.choice(found[kind]).kill()
+                victims = _victims(folder)
+                if victims and sum(dead.values()) < kills:
+                    kind = rng.choice(sorted(victims))
+                    rng.choice(victims[kind]).kill()
                     dead[kind] += 1
                     say(f"killed: {kind}")
                 if time.perf_counter() - start > 1800:

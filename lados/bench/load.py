@@ -91,31 +91,31 @@ class _Connection:
 # %% ../../nbs/bench/01_load.ipynb #6aa369df
 async def _closed_loop(port: int, images: list[bytes], connections: int, seconds: float) -> LoadResult:
     "Each connection sends when it has its answer; the first second is not counted."
-    requests, found, start = [_request(p) for p in images], LoadResult(seconds), time.perf_counter() + min(1.0, seconds)
+    requests, seen, start = [_request(p) for p in images], LoadResult(seconds), time.perf_counter() + min(1.0, seconds)
 
     async def keep_busy(k: int) -> None:
         line, n = _Connection(port), k
         while (sent := time.perf_counter()) < start + seconds:
             status = await line.ask(requests[n % len(requests)])
             n += connections
-            found.answers += 1
+            seen.answers += 1
             if sent >= start:
-                found.latency.setdefault(status, []).append(time.perf_counter() - sent)
+                seen.latency.setdefault(status, []).append(time.perf_counter() - sent)
         line.close()
 
     await asyncio.gather(*(keep_busy(k) for k in range(connections)))
-    return found
+    return seen
 
 
 async def _open_loop(port: int, images: list[bytes], rate: float, seconds: float) -> LoadResult:
     "Images at a fixed rate, each on a connection that is free, or a new one."
-    requests, found, free, tasks = [_request(p) for p in images], LoadResult(seconds), [], []
+    requests, result, free, tasks = [_request(p) for p in images], LoadResult(seconds), [], []
 
     async def send(n: int) -> None:
         line = free.pop() if free else _Connection(port)
         sent = time.perf_counter()
         status = await line.ask(requests[n % len(requests)])
-        found.latency.setdefault(status, []).append(time.perf_counter() - sent)
+        result.latency.setdefault(status, []).append(time.perf_counter() - sent)
         free.append(line)
 
     start = time.perf_counter()
@@ -123,7 +123,7 @@ async def _open_loop(port: int, images: list[bytes], rate: float, seconds: float
         await asyncio.sleep(max(0.0, start + n / rate - time.perf_counter()))
         tasks.append(asyncio.ensure_future(send(n)))
     await asyncio.gather(*tasks)
-    return found
+    return result
 
 
 def run_load(
@@ -217,10 +217,10 @@ def server(
     with tempfile.TemporaryFile() as log, tempfile.NamedTemporaryFile("w", suffix=".py") as script:
         script.write(_LITSERVE if engine == LITSERVE else "") # its processes read it again
         script.flush()
-        asked = {"MODEL_PATH": str(bundle), "LADOS_ENGINE": engine, "LADOS_THREADS": str(settings().threads)}
+        environment = {"MODEL_PATH": str(bundle), "LADOS_ENGINE": engine, "LADOS_THREADS": str(settings().threads)}
         program = [script.name] if engine == LITSERVE else ["-c", _START.get(engine, _OURS)]
         command = [sys.executable, *program, str(port)]
-        process = psutil.Popen(command, env={**os.environ, **asked}, stdout=log, stderr=log)
+        process = psutil.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
         try:
             _await_ready(port, process, log)
             yield port, process

@@ -26,7 +26,7 @@ from ..core import settings
 from ..data.importers import import_dataset
 from ..synthetic.sample import synthetic
 from ..model.backbones import autocast
-from ..model.batches import Dataset, prepare
+from ..model.batches import Dataset, prepare_dataset
 from ..model.learner import Placement, choose_placement, make_optimizer
 from ..model.params import TrainParams
 from ..model.train import peak_memory, start_network, train
@@ -163,7 +163,7 @@ def bench_data(
 ) -> Dataset:
     "Images of the synthetic sample, all in training but a few, repeated where they are too few."
     manifest = import_dataset(synthetic(settings().lados_home / "bench", sources=60))
-    data = prepare(manifest, params.size, params.cached)
+    data = prepare_dataset(manifest, params.size, params.cached)
     rows = np.resize(np.arange(len(data.labels)), images + 6)
     return data.subset(rows).with_splits(np.where(np.arange(len(rows)) < images, "train", "valid"))
 
@@ -184,12 +184,12 @@ def bench_train(
 ) -> list[TrainSpeed]:
     "Measure the contestants in turns."
     opened = _contestants(params, steps)
-    found: dict[str, list[float]] = {name: [] for name in names}
+    speeds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         for name in names:
-            found[name].append(CONTESTANTS[name](*opened, steps if turn else 1))
-            tell(f"{f'round {turn}' if turn else 'warm-up'}: {name} {found[name][-1]:.1f} images/s")
-    return [TrainSpeed(name, values[1:]) for name, values in found.items()]
+            speeds[name].append(CONTESTANTS[name](*opened, steps if turn else 1))
+            tell(f"{f'round {turn}' if turn else 'warm-up'}: {name} {speeds[name][-1]:.1f} images/s")
+    return [TrainSpeed(name, values[1:]) for name, values in speeds.items()]
 
 
 def bench_memory(
@@ -197,11 +197,11 @@ def bench_memory(
     names: tuple[str, ...] = tuple(CONTESTANTS), # whom to measure
 ) -> dict[str, float]: # GB by contestant, loader processes not counted
     "The most memory that two steps of each hold, in a fresh process."
-    found = {}
+    memory = {}
     for name in names:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            found[name] = pool.submit(_memory_of, name, params).result()
-    return found
+            memory[name] = pool.submit(_memory_of, name, params).result()
+    return memory
 
 
 def _memory_of(name: str, params: TrainParams) -> float:

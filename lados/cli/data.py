@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .console import out, say
 from ..core import ConfigError, settings
 from ..files import read_json
+from .console import out, say
 
 if TYPE_CHECKING:
     from lados.data.manifest import Manifest
@@ -120,9 +120,9 @@ def audit(
     "Find which held-out images training knows, and by what."
     from lados.data.audit import audit as look
 
-    found = look(_to_audit(data, names_only), hashes=not names_only)
-    folder = found.save(out_ or settings().lados_data / "audit" / _called(data))
-    out.print(found.table())
+    result = look(_to_audit(data, names_only), hashes=not names_only)
+    folder = result.save(out_ or settings().lados_data / "audit" / _called(data))
+    out.print(result.table())
     out.print(f"written to {folder}")
 
 

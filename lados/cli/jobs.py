@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import err, out, say
-from .models import assignments, bundle_of, progress_bar
 from ..core import ConfigError, RunError
 from ..files import to_json
+from .console import err, out, say
+from .models import assignments, bundle_of, progress_bar
 
 # %% ../../nbs/cli/05_jobs.ipynb #58c3ce24
 if TYPE_CHECKING:
@@ -144,13 +144,13 @@ def list_jobs(
     from lados.jobs.store import open_store
     from lados.core import rich_table
 
-    found = list_jobs(open_store(), state, kind, limit)
+    listed = list_jobs(open_store(), state, kind, limit)
     if as_json:
-        print(to_json([j.to_dict() for j in found]))
-    elif not found:
+        print(to_json([j.to_dict() for j in listed]))
+    elif not listed:
         out.print("no jobs: `lados job submit` or `lados train --queue` hands one in")
     else:
-        out.print(rich_table(["job", "kind", "name", "state", "progress", "since", "error"], [_row(j) for j in found]))
+        out.print(rich_table(["job", "kind", "name", "state", "progress", "since", "error"], [_row(j) for j in listed]))
 
 
 def _row(job: "Job") -> list[str]:
@@ -171,11 +171,11 @@ def show(
     from lados.jobs.store import get_job
     from lados.jobs.store import open_store
 
-    found = get_job(open_store(), job)
+    details = get_job(open_store(), job)
     if as_json:
-        print(to_json(found.to_dict()))
+        print(to_json(details.to_dict()))
         return
-    for name, value in found.to_dict().items():
+    for name, value in details.to_dict().items():
         if value not in (None, {}, "", False):
             out.print(f"{name:10}  {_readable(name, value)}", highlight=False, markup=False, soft_wrap=True)
 
@@ -204,27 +204,27 @@ def logs(
     from lados.jobs.tasks import job_kind
     from lados.runs.events import read_events
 
-    found = get_job(open_store(), job)
-    if found.error and not as_json:
-        say(found.state, found.error, "red")
-    if not found.run:
+    current = get_job(open_store(), job)
+    if current.error and not as_json:
+        say(current.state, current.error, "red")
+    if not current.run:
         if not as_json:
-            unit = job_kind(found.kind).unit
-            out.print(f"{found.done} of {found.total} {unit} done; it keeps no log, or has not begun")
+            unit = job_kind(current.kind).unit
+            out.print(f"{current.done} of {current.total} {unit} done; it keeps no log, or has not begun")
         return
-    log = Path(found.run) / "log.txt" # what processes said; most often nothing of interest
+    log = Path(current.run) / "log.txt" # what processes said; most often nothing of interest
     if log.exists() and not as_json:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         sys.stdout.writelines(line for line in lines if not line.startswith("[IPKernelApp]"))
-    for event in read_events(Path(found.run) / "events.jsonl"):
+    for event in read_events(Path(current.run) / "events.jsonl"):
         print(to_json(event, None) if as_json else _line(event))
 
 
 def _line(event: dict[str, Any]) -> str:
     "An event for people: `14:03:12 epoch  epoch=3 train_loss=0.41`."
     when = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S") if "time" in event else ""
-    told = " ".join(f"{k}={_short(v)}" for k, v in event.items() if k not in ("time", "event") and v is not None)
-    return f"{when} {event['event']:<10} {told}".rstrip()
+    values = " ".join(f"{k}={_short(v)}" for k, v in event.items() if k not in ("time", "event") and v is not None)
+    return f"{when} {event['event']:<10} {values}".rstrip()
 
 
 @job_app.command()
@@ -235,8 +235,8 @@ def cancel(
     from lados.jobs.leases import cancel_job as stop
     from lados.jobs.store import open_store
 
-    found = stop(open_store(), job)
-    out.print(f"job {found.id[:8]} is {'stopping' if found.cancelling else found.state}")
+    current = stop(open_store(), job)
+    out.print(f"job {current.id[:8]} is {'stopping' if current.cancelling else current.state}")
 
 
 @job_app.command()
@@ -312,13 +312,13 @@ def list_schedules(
     from lados.jobs.schedule import list_schedules
     from lados.jobs.store import open_store
 
-    found = list_schedules(open_store())
+    listed = list_schedules(open_store())
     if as_json:
-        print(to_json([vars(s) for s in found]))
-    elif not found:
+        print(to_json([vars(s) for s in listed]))
+    elif not listed:
         out.print("no schedules: `lados schedule add '0 3 * * 1' --preset resnet50` adds one")
     else:
-        _show(found)
+        _show(listed)
 
 
 def _show(found: "list[Schedule]") -> None:
@@ -377,10 +377,10 @@ def proposals() -> None:
     from lados.jobs.promotion import read_proposal
     from lados.runs.folders import list_runs
 
-    found = [(run, p) for run in list_runs() if (p := read_proposal(run))]
-    if not found:
+    proposed = [(run, p) for run in list_runs() if (p := read_proposal(run))]
+    if not proposed:
         out.print("nothing is proposed")
-    for run, p in found:
+    for run, p in proposed:
         state = "promoted" if p["promoted"] else p["reason"]
         out.print(f"{run.path.name}  [{state}]\n  {p['verdict']}\n  report  {p['report'] or '-'}", highlight=False,
                   markup=False)

@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .data import data_app
+from ..core import LadosError
+from ..processes import follow_parent
 from .console import err, say
+from .data import data_app
 from .jobs import job_app, schedule_app, up, worker
 from .models import demo, evaluate, predict, train
 from .runs import bench_app, runs_app
 from .serve import app_app, check, engines, export, serve
-from ..core import LadosError
-from ..processes import follow_parent
 
 # %% ../../nbs/cli/06_main.ipynb #773441f9
 app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",
@@ -35,8 +35,8 @@ for name, group in groups.items():
     app.add_typer(group, name=name)
 
 
-def _say_version(wanted: bool) -> None:
-    if wanted:
+def _say_version(show_version: bool) -> None:
+    if show_version:
         print(f"lados {__version__}")
         raise typer.Exit
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import err, out, say
 from ..core import ConfigError, DataError
 from ..files import read_json, write_json
+from .console import err, out, say
 
 # %% ../../nbs/cli/02_models.ipynb #a5b3c787
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
     model = load_model(folder)
     manifest = open_manifest(data, model.label_set)
     manifest = manifest.only(split) if split else manifest
-    known = trained_on(folder, manifest)
-    if known:
-        say("warning", f"the run was trained on {len(known)} of these images, such as {known[0]}: the scores flatter",
+    seen = trained_on(folder, manifest)
+    if seen:
+        say("warning", f"the run was trained on {len(seen)} of these images, such as {seen[0]}: the scores flatter",
             to=err)
     result, table, problems = evaluate_on(model, manifest)
     out.print(scores_table(result))
@@ -142,8 +142,8 @@ def images(
     if path.suffix.lower() in (".csv", ".tsv"):
         return _listed(path)
     pattern = glob.has_magic(name) and not path.exists() # an image may well be called img[1].jpg
-    found = glob.glob(name, recursive=True) if pattern else []  # noqa: PTH207 (absolute patterns)
-    return sorted(p for p in map(Path, found) if p.is_file()) or [path]
+    matches = glob.glob(name, recursive=True) if pattern else []  # noqa: PTH207 (absolute patterns)
+    return sorted(p for p in map(Path, matches) if p.is_file()) or [path]
 
 
 def _listed(path: Path) -> list[Path]:
@@ -167,9 +167,9 @@ def show_answers(
 
     rows = [[r.image, r.error or r.predicted, "" if r.error else f"{r.confidence:.2f}", r.reason or ""]
             for r in table.head(most).itertuples()]
-    asked = int(table["abstain"].eq(True).sum())
+    abstained = int(table["abstain"].eq(True).sum())
     notes = [f"{len(table) - most} more"] * (len(table) > most)
-    notes += [f"{asked} of {len(table)} are left to a human"] if asked else []
+    notes += [f"{abstained} of {len(table)} are left to a human"] if abstained else []
     notes += [f"{len(table) / seconds:.1f} images a second"] if seconds else []
     out.print(rich_table(["image", "class", "confidence", ""], rows, caption="; ".join(notes)))
 
@@ -184,17 +184,17 @@ def assignments(
     "`key=value` pairs as typed values; ConfigError where one is none."
     import yaml
 
-    found = {}
+    values = {}
     for a in texts:
         key, equals, value = a.partition("=")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             equals = ""
         if not equals or key.strip() == "preset":
             raise ConfigError(f"--set {a}: not a parameter as key=value", "write for example --set lr=0.001; "
                               "a preset is named by --preset")
-    return found
+    return values
 
 
 def _print_parameters() -> None:
@@ -222,9 +222,9 @@ def train(
         return _print_parameters()
     if resume and (preset or dry_run or queue):
         raise ConfigError("a run goes on with its own preset, here, and not as a dry run", "leave the option out")
-    asked = {"data": data, "name": name, "backbone": backbone, "epochs": epochs, "dry_run": dry_run or None,
+    params = {"data": data, "name": name, "backbone": backbone, "epochs": epochs, "dry_run": dry_run or None,
              **({} if pretrained is None else assignments([f"pretrained={pretrained}"])), **assignments(set_ or [])}
-    given = {k: v for k, v in asked.items() if v is not None or k in assignments(set_ or [])}
+    given = {k: v for k, v in params.items() if v is not None or k in assignments(set_ or [])}
     if queue:
         return _queued(preset, given)
     run = _resumed(resume, given) if resume else _started(preset, given)
@@ -290,8 +290,8 @@ def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
         bar.update(task, completed=done, told=f"loss {event['loss']:.3f}{left}")
     elif kind == "epoch":
         names = {"train_loss": "train loss", "valid_loss": "valid loss", PRIMARY: METRICS[PRIMARY].title}
-        told = "  ".join(f"{words} {event[n]:.3f}" for n, words in names.items() if event[n] is not None)
-        out.print(f"epoch {event['epoch']:3}  {told}  {event['images_per_s']:.1f} images/s{'  *' * event['best']}")
+        summary = "  ".join(f"{words} {event[n]:.3f}" for n, words in names.items() if event[n] is not None)
+        out.print(f"epoch {event['epoch']:3}  {summary}  {event['images_per_s']:.1f} images/s{'  *' * event['best']}")
     elif kind in ("data", "trained", "evaluate", "end"):
         doing = "writing the report" if kind == "end" else "evaluating"
         bar.update(task, description=event.get("doing", doing))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core import ConfigError, LadosError, did_you_mean, settings
 from .console import err, out, say
 from .models import bundle_of
-from ..core import ConfigError, LadosError, did_you_mean, settings
 
 if TYPE_CHECKING:
     from lados.runs.folders import Run
@@ -79,17 +79,17 @@ def compare(
     everything: Annotated[bool, typer.Option("--all", help="Every metric, not only the main ones")] = False,
 ) -> None:
     "Show parameters and metrics that differ."
-    from lados.runs.folders import compare_runs as differences
+    from lados.runs.folders import run_differences as differences
     from lados.runs.folders import find_run
     from lados.core import rich_table
 
-    found = [find_run(n) for n in names]
-    if len(found) < 2:
+    chosen = [find_run(n) for n in names]
+    if len(chosen) < 2:
         raise ConfigError("one run alone cannot be compared", "name two or more; `lados runs` lists them")
-    for what, rows in differences(found).items():
+    for what, rows in differences(chosen).items():
         shown = [n for n in rows if everything or what == "params" or is_main(n)]
         lines = [[name, *map(_short, rows[name])] for name in shown]
-        out.print(rich_table([what, *(r.path.name for r in found)], lines))
+        out.print(rich_table([what, *(r.path.name for r in chosen)], lines))
 
 
 def _short(value: Any) -> str:
@@ -147,7 +147,7 @@ def bench_serve(
     from lados.model.bundle import find_bundle
 
     bundle = find_bundle(bundle_of(run)).resolve() if run else bench.bench_bundle(backbone, size).resolve()
-    could = bench.usable(bundle)
+    could = bench.usable_engines(bundle)
     if unknown := set(engine or ()) - set(could):
         raise ConfigError(f"engine '{min(unknown)}' cannot be used here", did_you_mean(min(unknown), could))
     names = engine or could
@@ -172,21 +172,21 @@ def bench_jobs(
     import numpy as np
 
     from lados.bench import jobs as bench
-    from lados.bench.serve import bench_bundle, usable
+    from lados.bench.serve import bench_bundle, usable_engines
     from lados.core import rich_table
 
     bundle = bench_bundle(backbone, size).resolve()
-    engine = engine or usable(bundle)[-1]
+    engine = engine or usable_engines(bundle)[-1]
     waits = bench.bench_wait(bundle, engine)
     say("waiting", f"from handing in to the start: median {np.median(waits) * 1e3:.0f} ms, "
         f"95 % within {np.quantile(waits, 0.95) * 1e3:.0f} ms ({len(waits)} jobs)", "bold")
     if images:
-        found = bench.bench_speed(bundle, engine, images)
-        rows = [["`lados predict`", f"{found.predict:.1f}", "1.00"],
-                ["queue, one worker", f"{found.queue:.1f}", f"{found.queue / found.predict:.2f}"]]
-        if found.one and found.two:
-            rows += [["one worker, one core", f"{found.one:.1f}", "1.00"],
-                     ["two workers, one core each", f"{found.two:.1f}", f"{found.two / found.one:.2f}"]]
+        speed = bench.bench_speed(bundle, engine, images)
+        rows = [["`lados predict`", f"{speed.predict:.1f}", "1.00"],
+                ["queue, one worker", f"{speed.queue:.1f}", f"{speed.queue / speed.predict:.2f}"]]
+        if speed.one and speed.two:
+            rows += [["one worker, one core", f"{speed.one:.1f}", "1.00"],
+                     ["two workers, one core each", f"{speed.two:.1f}", f"{speed.two / speed.one:.2f}"]]
         out.print(rich_table([f"{images} files, {backbone}, {engine}", "images/s", "ratio"], rows))
     if kills:
         left = bench.bench_survival(bundle, engine, kills, seed=seed, say=lambda line: err.print(line))
@@ -203,18 +203,18 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
     from lados.core import rich_table
 
     alone, rows, rates = {}, [], {}
-    beside = [PLAIN, LITSERVE] if plain and "openvino-int8" in bench.usable(bundle) else [PLAIN] * plain
+    beside = [PLAIN, LITSERVE] if plain and "openvino-int8" in bench.usable_engines(bundle) else [PLAIN] * plain
     if LITSERVE in beside and find_spec("litserve") is None:
         beside.remove(LITSERVE)
         rows.append([LITSERVE, "-", "not installed: pip install litserve", *["-"] * 8])
     for name in [*names, *beside]:
         # the bare engine before and after, since a machine that others share changes its speed
-        around = [] if name in beside else [bench.bare(bundle, name, seconds / 2)]
-        found, memory = bench.bench_http(bundle, name, connections, seconds)
+        around = [] if name in beside else [bench.bench_engine(bundle, name, seconds / 2)]
+        results, memory = bench.bench_http(bundle, name, connections, seconds)
         if around:
-            alone[name] = bench.mean_of([*around, bench.bare(bundle, name, seconds / 2)])
-        rates[name] = max(seen.rate() for seen in found.values())
-        rows += bench.http_rows(name, alone.get(name), found, memory)
+            alone[name] = bench.mean_of([*around, bench.bench_engine(bundle, name, seconds / 2)])
+        rates[name] = max(seen.rate() for seen in results.values())
+        rows += bench.http_rows(name, alone.get(name), results, memory)
         err.print(f"{name}: done")
     out.print(rich_table(["bare engine", "images/s, 1", "of 8", "decode, ms"], [
         [n, *(f"{b.images_per_s[k]:.1f}" for k in (1, 8)), f"{b.decode_ms:.2f}"] for n, b in alone.items()]))
@@ -228,11 +228,11 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
 def _bench_overload(bundle: Path, name: str, sustainable: float, seconds: float) -> None:
     from lados.bench import serve as bench
 
-    found = bench.bench_overload(bundle, name, sustainable, 2 * seconds)
-    counts = ", ".join(f"{len(v)} x {k or 'no answer'}" for k, v in sorted(found.load.latency.items()))
-    say("overload", f"{name}, {found.asked:.0f} images/s asked: {counts}; {found.load.rate():.0f} answered/s, p50 "
-        f"{found.load.quantile(0.5) * 1e3:.0f} ms, p99 {found.load.quantile(0.99) * 1e3:.0f} ms (deadline "
-        f"{settings().deadline_s:g} s); memory {found.before_mb:.0f} MB before, {found.peak_mb:.0f} at most", "bold")
+    result = bench.bench_overload(bundle, name, sustainable, 2 * seconds)
+    counts = ", ".join(f"{len(v)} x {k or 'no answer'}" for k, v in sorted(result.load.latency.items()))
+    say("overload", f"{name}, {result.asked:.0f} images/s asked: {counts}; {result.load.rate():.0f} answered/s, p50 "
+        f"{result.load.quantile(0.5) * 1e3:.0f} ms, p99 {result.load.quantile(0.99) * 1e3:.0f} ms (deadline "
+        f"{settings().deadline_s:g} s); memory {result.before_mb:.0f} MB before, {result.peak_mb:.0f} at most", "bold")
 
 
 def _bench_folder(bundle: Path, names: list[str], images: int) -> None:

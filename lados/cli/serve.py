@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import err, out, say
-from .models import bundle_of
 from ..core import LadosError, settings
 from ..files import to_json
+from .console import err, out, say
+from .models import bundle_of
 
 # %% ../../nbs/cli/04_serve.ipynb #5ca81356
 def export(
@@ -31,13 +31,13 @@ def export(
     from lados.serve.engines import check_formats, usual_formats
     from lados.serve.export import export_run, parity_table
 
-    wanted = check_formats([*(formats or []), *(more or [])] or usual_formats())
+    chosen = check_formats([*(formats or []), *(more or [])] or usual_formats())
     folder = bundle_of(run)
     if as_job:
-        return _queued(run, wanted)
-    found = export_run(folder, wanted, lambda line: err.print(line))
-    out.print(parity_table(found))
-    for name, e in found["engines"].items():
+        return _queued(run, chosen)
+    certificate = export_run(folder, chosen, lambda line: err.print(line))
+    out.print(parity_table(certificate))
+    for name, e in certificate["engines"].items():
         if not e["passed"]:
             say("failed", f"{name}: {'; '.join(e['failed'])}. It is kept, marked, and never chosen by itself", "red")
     return None
@@ -57,12 +57,12 @@ def engines(
     "List the engines: which could serve this run here, how fast each is, and which one `auto` takes."
     from lados.model.bundle import find_bundle
     from lados.core import rich_table
-    from lados.serve.engines import candidates, certificate, choose_engine, measured
+    from lados.serve.engines import cached_measurements, candidates, certificate, choose_engine
     from lados.serve.engines import engine_specs, missing
 
     folder = find_bundle(bundle_of(run))
     passed, could = certificate(folder), candidates(folder)
-    speeds = measured(folder) if len(could) > 1 else {}
+    speeds = cached_measurements(folder) if len(could) > 1 else {}
     try:
         best = choose_engine(folder)
     except LadosError:
@@ -73,18 +73,18 @@ def engines(
     out.print(rich_table(["engine", "", "here", "images/s, 1", "of 8", ""], rows))
 
 
-def _state(entry: dict[str, Any] | None, lacking: str, found: dict[str, Any]) -> str:
+def _state(entry: dict[str, Any] | None, lacking: str, measured: dict[str, Any]) -> str:
     if lacking:
         return lacking
-    if "left_out" in found:
-        return found["left_out"]
+    if "left_out" in measured:
+        return measured["left_out"]
     if entry is None:
         return "not certified"
     return "passed" if entry["passed"] else f"failed: {'; '.join(entry['failed'])}"
 
 
-def _speed(found: dict[str, Any]) -> list[str]:
-    speed = found.get("images_per_s")
+def _speed(measured: dict[str, Any]) -> list[str]:
+    speed = measured.get("images_per_s")
     return [f"{speed[b]:.0f}" for b in ("1", "8")] if speed else ["-", "-"]
 
 # %% ../../nbs/cli/04_serve.ipynb #003d9d00
@@ -112,11 +112,11 @@ def serve(
     run_server(sock, workers)
 
 
-def _known_engine(name: str, known: list[str]) -> str:
+def _known_engine(name: str, names: list[str]) -> str:
     from lados.core import ConfigError, did_you_mean
 
-    if name not in known:
-        raise ConfigError(f"unknown engine '{name}'", did_you_mean(name, known))
+    if name not in names:
+        raise ConfigError(f"unknown engine '{name}'", did_you_mean(name, names))
     return name
 
 # %% ../../nbs/cli/04_serve.ipynb #f4385f49
@@ -192,27 +192,27 @@ def check(
     from lados.jobs.healthcheck import is_healthy, is_running, run_checks
 
     until = time.monotonic() + wait
-    while not is_healthy(found := run_checks()) and time.monotonic() < until:
+    while not is_healthy(results := run_checks()) and time.monotonic() < until:
         time.sleep(0.5)
     if as_json:
-        print(to_json({"well": is_healthy(found), "checks": [f.to_dict() for f in found]}))
+        print(to_json({"well": is_healthy(results), "checks": [f.to_dict() for f in results]}))
     else:
-        _show(found)
-        if not is_running(found):
+        _show(results)
+        if not is_running(results):
             say("check", "nothing of lados runs here; `lados up` starts all of it on this machine", "yellow", err)
-    if not is_healthy(found):
+    if not is_healthy(results):
         raise typer.Exit(1)
 
 
 _COLOURS = {"up": "green", "down": "bold red", "off": "dim"}
 
 
-def _show(found: "list[CheckResult]") -> None:
+def _show(rows: "list[CheckResult]") -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "state", "since", "")
-    for f in found:
+    for f in rows:
         detail = f"{f.detail}\n-> {f.remedy}" if f.remedy else f.detail
         since = ago(f.since, datetime.now(UTC))
         table.add_row(f.name, Text(f.state, _COLOURS[f.state]), since, Text(detail)) # a detail may hold brackets

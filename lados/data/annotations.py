@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLIT_NAMES', 'MIN_OUTSIDE', 'Warn', 'AnnotatedImage', 'Notes', 'split_of', 'split_folders', 'images_in',
-           'InspectedImage', 'inspect_image', 'in_parallel', 'clip_polygon', 'polygon_rle', 'run_lengths',
+           'InspectedImage', 'inspect_image', 'map_threads', 'clip_polygon', 'polygon_rle', 'run_lengths',
            'checked_rle', 'outline_rles', 'class_areas']
 
 # %% ../../nbs/data/04_annotations.ipynb #c56b9bfa
@@ -74,9 +74,9 @@ def split_folders(
     path: Path,
 ) -> list[tuple[Path, str]]: # folder and split, in the order train, valid, test
     "The folders below `path` that are named as splits."
-    found = [(p, split_of(p.name)) for p in sorted(path.iterdir()) if p.is_dir()] if path.is_dir() else []
+    folders = [(p, split_of(p.name)) for p in sorted(path.iterdir()) if p.is_dir()] if path.is_dir() else []
     order = list(SPLIT_NAMES.values())
-    return sorted(((p, s) for p, s in found if s), key=lambda ps: order.index(ps[1]))
+    return sorted(((p, s) for p, s in folders if s), key=lambda ps: order.index(ps[1]))
 
 
 def images_in(
@@ -112,7 +112,7 @@ def inspect_image(
         return InspectedImage(*opened.image.size, opened.orientation > 4, digest)
 
 # %% ../../nbs/data/04_annotations.ipynb #e5639c78
-def in_parallel(
+def map_threads(
     fn: Callable[[Any], Any], # what is slow and waits for the disk or runs in C
     items: Iterable[Any], # taken a few hundred at a time, so a generator is never held whole
     workers: int | None = None, # threads; None: `settings().threads`
@@ -258,8 +258,8 @@ def class_areas(
     "The union of each class's outlines as a fraction of the image, and how many annotations it has."
     codes, counts = defaultdict(list), defaultdict(int)
     for name, annotation in annotations:
-        if found := outline_rles(annotation, width, height, tell):
-            codes[name] += found
+        if rles := outline_rles(annotation, width, height, tell):
+            codes[name] += rles
             counts[name] += 1
     areas = {c: float(mask_utils.area(mask_utils.merge(r))) / (width * height) for c, r in codes.items()}
     return areas, dict(counts)

@@ -25,10 +25,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from ..core import DataError
-from .manifest import SPLITS, Manifest, source_stem, video_frame
-from .phash import MAX_DISTANCE, RECIPE, Hashes, hash_images, near_duplicates
 from ..files import atomic_write, to_json, write_json
 from ..labels import infer_label_set
+from .manifest import SPLITS, Manifest, source_stem, video_frame
+from .phash import MAX_DISTANCE, RECIPE, Hashes, hash_images, near_duplicates
 from ..metrics import METRICS, answer_scores
 
 # %% ../../nbs/data/09_audit.ipynb #6c3b47de
@@ -71,8 +71,8 @@ def stems(
 
 
 def _sources(manifest: Manifest) -> np.ndarray:
-    known = manifest.frame["source_group"] != manifest.frame["image"]
-    return pd.factorize(manifest.frame["source_group"].where(known, stems(manifest)))[0]
+    named = manifest.frame["source_group"] != manifest.frame["image"]
+    return pd.factorize(manifest.frame["source_group"].where(named, stems(manifest)))[0]
 
 
 def _first_twin(group: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -86,12 +86,12 @@ def _first_twin(group: np.ndarray, train: np.ndarray) -> np.ndarray:
 def _frame_table(manifest: Manifest) -> pd.DataFrame:
     "Rows that are video frames: `row`, `video`, `frame`, in the order of the film."
     names = stems(manifest)
-    found = [(row, *f) for row, f in enumerate(map(video_frame, names)) if f]
+    frames = [(row, *f) for row, f in enumerate(map(video_frame, names)) if f]
     # of images that were simply numbered, one in 24 looks like a frame; of frames of a film, nearly all
     numbered = {n for n in names if n.isascii() and n.isdigit() and len(n) > 2}
     if sum(video_frame(n) is not None for n in numbered) < len(numbered) / 2:
-        found = [f for f in found if f[1]]
-    return pd.DataFrame(found, columns=["row", "video", "frame"]).sort_values(["video", "frame", "row"])
+        frames = [f for f in frames if f[1]]
+    return pd.DataFrame(frames, columns=["row", "video", "frame"]).sort_values(["video", "frame", "row"])
 
 
 def _frame_runs(frames: pd.DataFrame, n: int, max_gap: int) -> np.ndarray:
@@ -257,10 +257,10 @@ def audit_figure(
     figure = _NotebookFigure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     leaks, base = values["leaks"], values["baselines"]
-    known = {words: ([v[c] / v["images"] for v in leaks.values()], _CAUSE_COLOURS[c])
+    shares = {words: ([v[c] / v["images"] for v in leaks.values()], _CAUSE_COLOURS[c])
              for c, words in {**CAUSES, "any": "any"}.items()}
     alone = {words: ([v[who][what] for v in base.values()], colour) for (who, what), (words, colour) in _SCORES.items()}
-    _panel(left, "Held-out images that training knows", list(leaks), known)
+    _panel(left, "Held-out images that training knows", list(leaks), shares)
     _panel(right, "What file names alone score", list(base), alone)
     return figure
 
@@ -390,9 +390,9 @@ def linked_groups(
     causes: Sequence[str] = tuple(CAUSES), # which links join groups
 ) -> pd.Series: # of str, one a row, named `source_group`
     "Source groups after merging those that links join; a merged group takes the first name of its members."
-    found = of if isinstance(of, Audit) else audit(of)
-    joined = merge_partitions(*(found.links.together[c] for c in dict.fromkeys(["same_source", *causes])))
-    names = found.manifest.frame["source_group"]
+    result = of if isinstance(of, Audit) else audit(of)
+    joined = merge_partitions(*(result.links.together[c] for c in dict.fromkeys(["same_source", *causes])))
+    names = result.manifest.frame["source_group"]
     return names.groupby(joined).transform("min").rename("source_group")
 
 # %% ../../nbs/data/09_audit.ipynb #2d076ff7
@@ -407,11 +407,11 @@ def _leaks(manifest: Manifest, links: SourceLinks) -> pd.DataFrame:
     return table[(twin >= 0) & (frame["split"] != "")].reset_index(drop=True)
 
 
-def _leak_counts(found: Audit) -> dict[str, dict[str, Any]]:
+def _leak_counts(audit: Audit) -> dict[str, dict[str, Any]]:
     "For each held-out split: images, leaks by cause, leaks in all, and those that names alone would have missed."
-    sizes, out = found.manifest.frame["split"].value_counts(), {}
+    sizes, out = audit.manifest.frame["split"].value_counts(), {}
     for split in (s for s in SPLITS[1:] if sizes.get(s, 0)):
-        rows = found.leaks[found.leaks["split"] == split]
+        rows = audit.leaks[audit.leaks["split"] == split]
         out[split] = {"images": int(sizes[split]), **{c: int(rows[c].sum()) for c in CAUSES}, "any": len(rows),
                       "share": len(rows) / int(sizes[split]), "not_by_name": int((~rows["same_source"]).sum())}
     return out
@@ -426,12 +426,12 @@ def _conflicts(manifest: Manifest) -> dict[str, Any]:
     return {"groups": len(mixed), "images": int(images.sum()), "largest": first.to_dict()}
 
 
-def _generic(found: Audit) -> dict[str, Any]:
+def _generic(audit: Audit) -> dict[str, Any]:
     "Generic stems that several images share; with hashes, those of which no two images look alike."
-    stem, alike = stems(found.manifest), found.links.together["near_duplicate"]
+    stem, alike = stems(audit.manifest), audit.links.together["near_duplicate"]
     rows = pd.DataFrame({"stem": stem, "alike": alike})[stem.map(is_generic)]
     shared = rows.groupby("stem").filter(lambda g: len(g) > 1).groupby("stem")["alike"]
-    unlike = [s for s, g in shared if g.nunique() == len(g)] if found.links.hashes else []
+    unlike = [s for s, g in shared if g.nunique() == len(g)] if audit.links.hashes else []
     return {"stems": shared.ngroups, "images": int(shared.size().sum()),
             "examples": sorted(shared.groups)[:10], "unlike": unlike}
 
@@ -439,52 +439,52 @@ def _generic(found: Audit) -> dict[str, Any]:
 FEW_IMAGES = 10 # a class with fewer images in a split gets no reliable score there
 
 
-def _group_summary(found: Audit) -> dict[str, Any]:
-    before, after = found.manifest.frame["source_group"], found.groups
+def _group_summary(audit: Audit) -> dict[str, Any]:
+    before, after = audit.manifest.frame["source_group"], audit.groups
     name, size = max(after.value_counts().items(), key=lambda kv: (kv[1], kv[0]))
     return {"source_groups": before.nunique(), "linked_groups": after.nunique(),
             "largest": {"name": name, "images": int(size), "source_groups": int(before[after == name].nunique())}}
 
 # %% ../../nbs/data/09_audit.ipynb #4a42ffc2
-def _summary(found: Audit) -> dict[str, Any]:
-    manifest, links, leaks = found.manifest, found.links, _leak_counts(found)
+def _summary(audit: Audit) -> dict[str, Any]:
+    manifest, links, leaks = audit.manifest, audit.links, _leak_counts(audit)
     counts = {s or "no split": c for s, c in manifest.counts().items()}
     splits = {s or "no split": int(n) for s, n in manifest.frame["split"].value_counts().items()}
     errors = links.hashes.errors if links.hashes else {}
     out = {
-        "images": len(manifest), "splits": splits, **_group_summary(found), "leaks": leaks,
+        "images": len(manifest), "splits": splits, **_group_summary(audit), "leaks": leaks,
         "baselines": {s: lookup_baseline(manifest, s) for s in leaks if "train" in counts},
-        "conflicts": _conflicts(manifest), "generic": _generic(found), "support": counts, "few": FEW_IMAGES,
-        "near_duplicate_pairs": links.pairs, "settings": found.settings,
+        "conflicts": _conflicts(manifest), "generic": _generic(audit), "support": counts, "few": FEW_IMAGES,
+        "near_duplicate_pairs": links.pairs, "settings": audit.settings,
         "unreadable": {manifest.frame["image"][row]: why for row, why in errors.items()},
     }
-    return {**out, "notes": [*_data_notes(found, out), *_link_notes(found, out)]}
+    return {**out, "notes": [*_data_notes(audit, out), *_link_notes(audit, out)]}
 
 
-def _through_valid(found: Audit) -> int:
+def _through_valid(audit: Audit) -> int:
     "Test images that share a linked group with validation images, and with none of training."
-    split, group = found.manifest.frame["split"], found.groups
+    split, group = audit.manifest.frame["split"], audit.groups
     return int(((split == "test") & group.isin(group[split == "valid"]) & ~group.isin(group[split == "train"])).sum())
 
 # %% ../../nbs/data/09_audit.ipynb #68935722
-def _data_notes(found: Audit, out: dict[str, Any]) -> list[str]:
-    trained, hashes = out["support"].get("train", {}), found.links.hashes
-    absent = [c for c in found.manifest.classes if trained and not trained[c]]
+def _data_notes(audit: Audit, out: dict[str, Any]) -> list[str]:
+    trained, hashes = out["support"].get("train", {}), audit.links.hashes
+    absent = [c for c in audit.manifest.classes if trained and not trained[c]]
     plain = out["images"] - len(hashes.usable) - len(out["unreadable"]) if hashes else 0
-    said = {
+    notes = {
         "images were not looked at: near duplicates under other names are not found": not hashes,
         "the data has no training split, so nothing can leak into it yet": not trained,
         f"no training image for: {', '.join(absent)}": absent,
         f"{plain} images are too plain to compare": plain,
         f"{len(out['unreadable'])} images could not be read: see `unreadable`": out["unreadable"],
     }
-    return [sentence for sentence, holds in said.items() if holds]
+    return [sentence for sentence, holds in notes.items() if holds]
 
 
-def _link_notes(found: Audit, out: dict[str, Any]) -> list[str]:
-    largest, generic, beside, mixed = out["largest"], out["generic"], _through_valid(found), out["conflicts"]["groups"]
+def _link_notes(audit: Audit, out: dict[str, Any]) -> list[str]:
+    largest, generic, beside, mixed = out["largest"], out["generic"], _through_valid(audit), out["conflicts"]["groups"]
     chained = largest["source_groups"] > 1 and largest["images"] > 0.1 * out["images"]
-    said = {
+    notes = {
         f"{beside} test images share a source with validation images only: early stopping has seen them": beside,
         f"source groups whose images carry different labels: {mixed}": mixed,
         f"{generic['stems']} generic names (such as {', '.join(generic['examples'][:3])}) are shared by "
@@ -493,4 +493,4 @@ def _link_notes(found: Audit, out: dict[str, Any]) -> list[str]:
         f"linked group '{largest['name']}' holds {largest['images']} images of {largest['source_groups']} sources: "
         "look at it before splitting by linked groups": chained,
     }
-    return [sentence for sentence, holds in said.items() if holds]
+    return [sentence for sentence, holds in notes.items() if holds]

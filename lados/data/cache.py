@@ -134,11 +134,11 @@ def _keys(
     "Each image's SHA-256, computed where it is not given."
     keys = np.zeros(len(paths), "S64") if sha256s is None else np.array(list(sha256s), "S64")
     errors = {}
-    for i, found in _pooled(lambda i: _hash(Path(paths[i])), np.flatnonzero(keys == b"").tolist(), workers):
-        if isinstance(found, ImageError):
-            errors[i] = found
+    for i, digest in _pooled(lambda i: _hash(Path(paths[i])), np.flatnonzero(keys == b"").tolist(), workers):
+        if isinstance(digest, ImageError):
+            errors[i] = digest
         else:
-            keys[i] = found
+            keys[i] = digest
     return keys, errors
 
 

@@ -14,8 +14,10 @@ from typing import Any
 
 from ..core import DataError, ImageError, settings
 from ..files import read_json
-from .annotations import AnnotatedImage, Notes, inspect_image, images_in, class_areas, split_folders, split_of
 from ..labels import LADOS, LabelSet
+from lados.data.annotations import (
+    AnnotatedImage, Notes, class_areas, images_in, inspect_image, split_folders, split_of,
+)
 
 # %% ../../nbs/data/05_coco.ipynb #e81b56cc
 _JSON_NAMES = ("_annotations.coco.json", "annotations.json", "*.coco.json", "instances*.json")
@@ -44,7 +46,7 @@ def coco_files(
 
 def _jsons(folder: Path) -> list[Path]:
     "The annotation files directly in a folder; the first pattern that matches wins."
-    return next((found for name in _JSON_NAMES if (found := sorted(folder.glob(name)))), [])
+    return next((files for name in _JSON_NAMES if (files := sorted(folder.glob(name)))), [])
 
 
 def _described(json: Path, split: str | None = None) -> CocoFile:
@@ -80,11 +82,11 @@ def category_classes(
 ) -> dict[str, str]: # category id -> class
     "The class of every category in use; an unknown one raises DataError that names it."
     classes = {i: label_set.canonical(names[i]) if i in names else "" for i in used}
-    for i, found in classes.items():
-        if found == "":
+    for i, name in classes.items():
+        if name == "":
             raise DataError(f"{path}: annotations have the category id {i}, which the file does not define",
                             f"it defines {', '.join(f'{k} {v}' for k, v in sorted(names.items())) or 'none'}")
-        if found is None:
+        if name is None:
             raise DataError(f"{path}: annotations have the unknown category '{names[i]}'",
                             f"{label_set.remedy(names[i])}; or remove its annotations, or name it with --label-set")
     return classes

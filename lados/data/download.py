@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import requests
 
 from ..core import DataError, SourceError, did_you_mean, settings
+from ..files import disk_trouble, exclusive, read_json, read_record, sha256_file, utc_now, write_json
+from ..labels import LADOS
 from .archives import unzip
 from lados.data.transfer import (
     RETRY_LATER, DownloadProgress, RemoteFile, RetryPolicy, TransferError, fetch_file, get_json,
 )
-from ..files import disk_trouble, exclusive, read_json, read_record, sha256_file, utc_now, write_json
-from ..labels import LADOS
 
 # %% ../../nbs/data/13_download.ipynb #76c4d1ed
 K = TypeVar("K", bound=Hashable)
@@ -60,11 +60,11 @@ def _stratum(annotations: Iterable[Mapping[str, Any]], names: Mapping[int, str])
 
 def _exports(folder: Path) -> list[Path]:
     "The annotation files of an export, one a split."
-    found = sorted(p for p in folder.glob("*/_annotations.coco.json")) or sorted(folder.glob("_annotations.coco.json"))
-    if not found:
+    files = sorted(p for p in folder.glob("*/_annotations.coco.json")) or sorted(folder.glob("_annotations.coco.json"))
+    if not files:
         raise DataError(f"{folder}: no _annotations.coco.json in it or in its split folders",
                         "a small sample is cut from a COCO export; import the folder whole with `lados data import`")
-    return found
+    return files
 
 
 def _find_image(folder: Path, image: Mapping[str, Any]) -> Path:
@@ -72,11 +72,11 @@ def _find_image(folder: Path, image: Mapping[str, Any]) -> Path:
     name = image["file_name"]
     if ".." in Path(name).parts or Path(name).is_absolute():
         raise DataError(f"{folder}: the annotations name an image outside of it: {name!r}", "do not use this export")
-    found = next((p for p in (folder / name, folder / "images" / name) if p.is_file()), None)
-    if found is None:
+    path = next((p for p in (folder / name, folder / "images" / name) if p.is_file()), None)
+    if path is None:
         raise DataError(f"{folder / name}: the annotations name this image, but it is not there",
                         "unpack or copy the export again")
-    return found
+    return path
 
 # %% ../../nbs/data/13_download.ipynb #1fbcfb08
 def small_sample(
@@ -251,20 +251,20 @@ def _inventory(folder: Path) -> dict[str, list[int]]:
     return {name: [len(s), sum(s)] for name, s in sizes.items()}
 
 
-def _in_words(wanted: dict[str, Any]) -> str:
-    seed = "" if wanted["seed"] is None else f" with seed {wanted['seed']}"
-    return f"{wanted['images']} images from {wanted['source']}{seed}"
+def _in_words(request: dict[str, Any]) -> str:
+    seed = "" if request["seed"] is None else f" with seed {request['seed']}"
+    return f"{request['images']} images from {request['source']}{seed}"
 
 # %% ../../nbs/data/13_download.ipynb #40ddf58f
-def _is_there(out: Path, wanted: dict[str, Any]) -> bool:
+def _is_there(out: Path, request: dict[str, Any]) -> bool:
     "Whether `out` holds what is wanted, whole; raises SourceError where it holds something else."
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MARK).is_file():
         raise SourceError(f"{out} is there already and was not made by this command", _ELSEWHERE)
     mark = read_record(out / MARK, "note of the download", SourceError)
-    if mark.get("wanted") != wanted:
-        raise SourceError(f"{out} already holds {_in_words(mark['wanted'])}, not {_in_words(wanted)}", _ELSEWHERE)
+    if mark.get("wanted") != request:
+        raise SourceError(f"{out} already holds {_in_words(mark['wanted'])}, not {_in_words(request)}", _ELSEWHERE)
     now = _inventory(out)
     short = [name for name, (files, size) in mark["inventory"].items()
              if now.get(name, [0, 0])[0] < files or now[name][1] < size]
@@ -290,18 +290,18 @@ def download(
     out = Path(out).resolve()
     work = out.with_name(f".{out.name}.download")
     images, seed_used = (SAMPLE_SIZE, seed) if small_sample else ("all", None)
-    wanted = {"source": source, "images": images, "seed": seed_used}
-    if _is_there(out, wanted) and not work.exists():
+    request = {"source": source, "images": images, "seed": seed_used}
+    if _is_there(out, request) and not work.exists():
         return out
     with disk_trouble(out), exclusive(work), DownloadProgress(progress) as bar:
-        if not _is_there(out, wanted):
-            _bring(SOURCES[source], out, work, wanted, patience or RetryPolicy(), bar)
+        if not _is_there(out, request):
+            _bring(SOURCES[source], out, work, request, patience or RetryPolicy(), bar)
         shutil.rmtree(work)
     return out
 
 # %% ../../nbs/data/13_download.ipynb #e46ca0c8
 def _bring(
-    source: DatasetSource, out: Path, work: Path, wanted: dict[str, Any], patience: RetryPolicy, bar: DownloadProgress,
+    source: DatasetSource, out: Path, work: Path, request: dict[str, Any], patience: RetryPolicy, bar: DownloadProgress,
 ) -> None:
     "Fetch, unpack, sample, and put in place."
     with requests.Session() as session:
@@ -313,11 +313,11 @@ def _bring(
     bar.say("unpacking and checking")
     unzip(archive, unpacked)
     folder = _dataset_root(unpacked)
-    if wanted["seed"] is not None:
-        folder = small_sample(folder, sample, wanted["images"], wanted["seed"])
+    if request["seed"] is not None:
+        folder = small_sample(folder, sample, request["images"], request["seed"])
     origin = {"is": remote.identity, "bytes": archive.stat().st_size, "checksum": remote.checksum, "page": source.page,
               "sha256": sha256_file(archive)} # Roboflow gives no checksum: two downloads can at least be compared
-    write_json(folder / MARK, {"wanted": wanted, "archive": origin, "downloaded": utc_now(), "licence": LICENCE,
+    write_json(folder / MARK, {"wanted": request, "archive": origin, "downloaded": utc_now(), "licence": LICENCE,
                                "citation": CITATION, "inventory": _inventory(folder)})
     folder.replace(out)
 

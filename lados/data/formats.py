@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 
 from ..core import ConfigError, DataError, ImageError, did_you_mean
-from .annotations import AnnotatedImage, Notes, in_parallel, images_in, split_folders, split_of
-from .images import open_image
-from .manifest import COLUMNS
 from ..files import atomic_write
 from ..labels import LADOS, LabelSet, infer_label_set
+from .annotations import AnnotatedImage, Notes, images_in, map_threads, split_folders, split_of
+from .images import open_image
+from .manifest import COLUMNS
 
 # %% ../../nbs/data/06_formats.ipynb #f6dc99b1
 _TABLE, _MASK = "_classes.csv", "_mask.png"
@@ -36,8 +36,8 @@ def mask_folders(
     "The folders of a mask export that hold masks; empty where it is no such export."
     path = Path(path)
     places = [*split_folders(path), (path, "")] if path.is_dir() else []
-    found = [(p, s) for p, s in places if next(p.glob(f"*{_MASK}"), None)]
-    return [(p, s) for p, s in found if (p / _TABLE).is_file() or (path / _TABLE).is_file()]
+    folders = [(p, s) for p, s in places if next(p.glob(f"*{_MASK}"), None)]
+    return [(p, s) for p, s in folders if (p / _TABLE).is_file() or (path / _TABLE).is_file()]
 
 # %% ../../nbs/data/06_formats.ipynb #9650a4f0
 def pixel_names(
@@ -73,8 +73,8 @@ def mask_areas(
     "Areas and region counts of one mask; several values of one class are united."
     values = np.flatnonzero(np.bincount(mask.ravel()))
     names = dict.fromkeys(c for c in classes.values() if c != background)
-    wanted = {c: [v for v in values if classes.get(int(v)) == c] for c in names}
-    painted = {c: np.isin(mask, v) for c, v in wanted.items() if v}
+    class_values = {c: [v for v in values if classes.get(int(v)) == c] for c in names}
+    painted = {c: np.isin(mask, v) for c, v in class_values.items() if v}
     counts = {c: cv2.connectedComponents(p.astype(np.uint8), connectivity=8)[0] - 1 for c, p in painted.items()}
     return {c: float(p.mean()) for c, p in painted.items()}, counts, [int(v) for v in values if v and v not in classes]
 
@@ -104,16 +104,16 @@ def read_masks(
         images = [p for p in images_in(folder) if not p.name.endswith(_MASK)]
         pairs = list(_paired(images, masks, notes))
         measure = partial(_measured, classes=classes, background=label_set.background)
-        measured = in_parallel(measure, (mask for _, mask in pairs))
-        for (image, mask), found in zip(pairs, measured, strict=True):
-            if isinstance(found, str):
-                notes.add("unreadable-mask", mask, f"{found}; its image is left out")
+        measured = map_threads(measure, (mask for _, mask in pairs))
+        for (image, mask), measurement in zip(pairs, measured, strict=True):
+            if isinstance(measurement, str):
+                notes.add("unreadable-mask", mask, f"{measurement}; its image is left out")
                 continue
-            *known, unknown = found
+            *rest, unknown = measurement
             if unknown:
                 notes.add("unknown-pixel-value", mask, f"has the values {unknown[:5]}, which {_TABLE} does not "
                           "name; counted as background")
-            yield AnnotatedImage(image, split, *known)
+            yield AnnotatedImage(image, split, *rest)
 
 # %% ../../nbs/data/06_formats.ipynb #5df29678
 def _paired(images: list[Path], masks: dict[str, Path], notes: Notes) -> Iterator[tuple[Path, Path]]:
@@ -145,11 +145,11 @@ def class_folders(
     "The folders of an ImageFolder tree; empty where no name is known and there are not two folders of images."
     path = Path(path)
     places = split_folders(path) or ([(path, "")] if path.is_dir() else [])
-    found = [(p, split) for place, split in places for p in sorted(place.iterdir())
+    folders = [(p, split) for place, split in places for p in sorted(place.iterdir())
              if p.is_dir() and not p.name.startswith(".")]
-    if any(LADOS.canonical(p.name) for p, _ in found):
-        return [(p, split) for p, split in found if LADOS.canonical(p.name) or images_in(p, deep=True)]
-    filled = [(p, split) for p, split in found if images_in(p)]
+    if any(LADOS.canonical(p.name) for p, _ in folders):
+        return [(p, split) for p, split in folders if LADOS.canonical(p.name) or images_in(p, deep=True)]
+    filled = [(p, split) for p, split in folders if images_in(p)]
     return filled if len({p.name for p, _ in filled}) > 1 else []
 
 
@@ -222,7 +222,7 @@ def _table_columns(table: Path) -> tuple[str, str] | None:
             names, _ = _heading(f.readline())
     except (OSError, csv.Error):
         return None
-    file, label = (next((n for n in known if n in names), None) for known in (FILE_COLUMNS, LABEL_COLUMNS))
+    file, label = (next((n for n in options if n in names), None) for options in (FILE_COLUMNS, LABEL_COLUMNS))
     return (file, label) if file and label else None
 
 # %% ../../nbs/data/06_formats.ipynb #5aa38c30
@@ -279,13 +279,13 @@ def read_tables(
         yield record
 
 
-def _group_columns(rows: list[dict], wanted: Sequence[str] | None, path: str | Path) -> list[str]:
+def _group_columns(rows: list[dict], columns: Sequence[str] | None, path: str | Path) -> list[str]:
     "The columns that tie rows; one that was asked for and is not there raises ConfigError."
     there = dict.fromkeys(c for row in rows for c in row)
-    for name in wanted or ():
+    for name in columns or ():
         if rows and name.lower() not in there:
             raise ConfigError(f"{path}: no group column '{name}'", did_you_mean(name, [c for c in there if c]))
-    return [c for c in GROUP_COLUMNS if c in there] if wanted is None else [c.lower() for c in wanted]
+    return [c for c in GROUP_COLUMNS if c in there] if columns is None else [c.lower() for c in columns]
 
 # %% ../../nbs/data/06_formats.ipynb #e65f1ad1
 def _usable(
@@ -318,11 +318,11 @@ def _image_path(table: Path, name: str) -> Path:
 
 def _row_classes(table: Path, line: int, given: str, label_set: LabelSet) -> str:
     "The class, or classes, that a cell means."
-    found = {name: label_set.canonical(name) for name in given.split("|")}
-    for name, c in found.items():
+    classes = {name: label_set.canonical(name) for name in given.split("|")}
+    for name, c in classes.items():
         if c is None:
             raise DataError(f"{table}: line {line}: unknown label '{name}'", label_set.remedy(name))
-    return "|".join(c for c in label_set.names if c in found.values())
+    return "|".join(c for c in label_set.names if c in classes.values())
 
 
 def _row_split(cell: str | None, table: Path, where: str, notes: Notes) -> str:
@@ -338,18 +338,18 @@ def listed_names(
     path: str | Path, # a table, or a folder with tables in it
 ) -> list[tuple[str, str, str]]: # file name, class, split (empty where none is named)
     "What labelled tables list, whether or not the images are there; raises DataError on an unknown label."
-    notes, found, label_set = Notes(), [], infer_label_set(table_names(path), path)
+    notes, names, label_set = Notes(), [], infer_label_set(table_names(path), path)
     for table in labelled_tables(path):
         columns = _table_columns(table)
         for line, row in read_rows(table) if columns else ():
             file, label = columns
             if row[file].strip() and row[label].strip():
-                found.append((row[file].strip(), _row_classes(table, line, row[label].strip(), label_set),
+                names.append((row[file].strip(), _row_classes(table, line, row[label].strip(), label_set),
                               _row_split(row.get("split"), table, "", notes)))
-    if not found:
+    if not names:
         raise DataError(f"{path}: no table that lists images and labels",
                         "give a CSV with columns file, label, split")
-    return found
+    return names
 
 # %% ../../nbs/data/06_formats.ipynb #35f42de3
 WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {

@@ -24,7 +24,7 @@ from PIL import (
     PngImagePlugin, TiffImagePlugin, WebPImagePlugin,
 )
 
-from ..core import ConfigError, NotAnImage, ImageError, ImageTooLarge, did_you_mean, settings
+from ..core import ConfigError, ImageError, ImageTooLarge, NotAnImage, did_you_mean, settings
 
 # %% ../../nbs/data/00_images.ipynb #b1759ad8
 @dataclass(frozen=True)

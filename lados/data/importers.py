@@ -16,14 +16,14 @@ from typing import Any
 import pandas as pd
 
 from ..core import ConfigError, DataError, ImageError
-from lados.data.annotations import (
-    AnnotatedImage, InspectedImage, Notes, in_parallel, inspect_image,
-)
+from ..labels import LADOS, POLICIES, LabelPolicy, LabelSet, infer_label_set, label_policy, label_set_beside
+from .annotations import AnnotatedImage, InspectedImage, Notes, inspect_image, map_threads
 from .coco import coco_files, coco_names, read_coco
-from .formats import class_folders, folder_names, mask_folders, mask_names, read_folders, read_masks
+from lados.data.formats import (
+    class_folders, folder_names, labelled_tables, mask_folders, mask_names, read_folders, read_masks, read_tables,
+    table_names,
+)
 from .manifest import Manifest, source_stem
-from .formats import labelled_tables, read_tables, table_names
-from ..labels import LADOS, LabelPolicy, LabelSet, POLICIES, infer_label_set, label_policy, label_set_beside
 
 # %% ../../nbs/data/07_importers.ipynb #46acc6fe
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def recognise(
     path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such file or folder", "check the path")
-    if found := _kind(path):
-        return found
+    if kind := _kind(path):
+        return kind
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{path}: the folder is empty", "unpack or copy the dataset into it, or give another path")
     below = next((p for p in sorted(path.iterdir()) if p.is_dir() and _kind(p)), None) if path.is_dir() else None
@@ -97,8 +97,8 @@ class Disagreement:
                   for name, policy in POLICIES.items()}
         self.images += 1
         self.several += len(labels["presence"]) > 1
-        for name, found in labels.items():
-            self.differ[name] += found[:1] != labels["dominant-area"][:1]
+        for name, classes in labels.items():
+            self.differ[name] += classes[:1] != labels["dominant-area"][:1]
 
     def rates(self) -> dict[str, float]: # 0..1
         "Fractions of the images: with several classes, and labelled otherwise by the other policies."
@@ -135,10 +135,10 @@ def _manifest_row(
 
 def _note_size(record: AnnotatedImage, image: InspectedImage, notes: Notes) -> None:
     "Note an image that is not as large as its annotation says, unless EXIF merely turns it."
-    said, real = (record.width, record.height), image[:2]
-    if record.width and said != (real[::-1] if image.turned else real) and said != real:
-        notes.add("size-differs", record.path, f"{real[0]} x {real[1]} pixels, but annotated as {said[0]} x {said[1]}; "
-                  "the outlines were scaled")
+    given, real = (record.width, record.height), image[:2]
+    if record.width and given != (real[::-1] if image.turned else real) and given != real:
+        notes.add("size-differs", record.path, f"{real[0]} x {real[1]} pixels, but annotated as {given[0]} x "
+                  f"{given[1]}; the outlines were scaled")
 
 # %% ../../nbs/data/07_importers.ipynb #fc61d3c6
 def _manifest_rows(
@@ -146,7 +146,7 @@ def _manifest_rows(
     notes: Notes, disagreement: Disagreement,
 ) -> Iterator[dict[str, Any]]:
     "Rows of all images that can be read; a note for each of the others."
-    for record, image in in_parallel(_inspected, records, workers):
+    for record, image in map_threads(_inspected, records, workers):
         if isinstance(image, ImageError):
             notes.add("unreadable-image", record.path, f"{image.problem}; left out")
             continue

@@ -18,9 +18,9 @@ from typing import Any
 import pandas as pd
 
 from ..core import DataError
-from .images import named_as_image
 from ..files import atomic_write, read_record, sha256_text, utc_now, write_json
 from ..labels import LADOS, LabelSet, label_set_from
+from .images import named_as_image
 
 # %% ../../nbs/data/01_manifest.ipynb #3a393845
 _COPY_HASH = re.compile(r"(_[A-Za-z0-9]{2,5})?\.rf\.[0-9A-Za-z]{20,}$")
@@ -120,9 +120,9 @@ class Manifest:
         "Write the manifest; `image` paths are made relative to `folder`."
         folder = Path(folder).resolve()
         frame = self.frame.assign(image=[_relative(p, folder) for p in self.paths])
-        known = {"label_set": self.label_set.to_dict(), "counts": self.counts(),
+        facts = {"label_set": self.label_set.to_dict(), "counts": self.counts(),
                  "images": len(self), "manifest_hash": self.hash, "written": utc_now()}
-        meta = {**self.meta, **known}
+        meta = {**self.meta, **facts}
         write_json(folder / "manifest.json", meta)
         return atomic_write(folder / "manifest.csv", frame.to_csv(index=False))
 

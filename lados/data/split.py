@@ -300,8 +300,8 @@ def _assign_groups(manifest: Manifest, share: dict[str, float], seed: int) -> np
     per_class = (grouped.counts > 0).sum(0)
     only_train = ((grouped.counts > 0) & (per_class == 1)).any(1)
     order = [splits.index(s) for s in _PRECEDENCE if s in splits]
-    wished, wanted = _wishes(per_class, splits), np.array(list(share.values()))
-    dealt = deal_groups(grouped.counts, grouped.sizes, wanted, wished, order, only_train, seed)
+    wished, shares = _wishes(per_class, splits), np.array(list(share.values()))
+    dealt = deal_groups(grouped.counts, grouped.sizes, shares, wished, order, only_train, seed)
     return np.array(splits, dtype=object)[dealt][grouped.of]
 
 # %% ../../nbs/data/10_split.ipynb #0f1c5908
@@ -318,9 +318,9 @@ def _class_note(c: str, grouped: _Grouped, got: dict[str, int], share: dict[str,
     worst = max(off, key=lambda s: abs(off[s]))
     far = abs(off[worst]) > max(1.5, 0.1 * share[worst] * total)
     few = ", ".join(f"{s} {got[s]}" for s in share if got[s] < FEW)
-    said = {f"{got[worst]} images in {worst} instead of {share[worst] * total:.1f} ({groups} source groups, "
+    reasons = {f"{got[worst]} images in {worst} instead of {share[worst] * total:.1f} ({groups} source groups, "
             f"the largest with {largest} images)": far, f"too few images for a reliable score ({few})": few}
-    return f"class {c}: {'; '.join(s for s, holds in said.items() if holds)}" if far or few else None
+    return f"class {c}: {'; '.join(s for s, holds in reasons.items() if holds)}" if far or few else None
 
 
 def _giant_notes(grouped: _Grouped, placed: dict[int, str], share: dict[str, float]) -> list[str]:
@@ -412,9 +412,9 @@ def split_by(
         raise ConfigError(f"unknown way to split '{how}'", did_you_mean(how, SPLITTERS))
     share, splitter, manifest = _fractions(fractions), SPLITTERS[how], _with_groups(manifest, groups)
     new = Manifest(manifest.frame.assign(split=splitter.rule(manifest, share, seed)), manifest.root, manifest.meta)
-    known = {"name": how, "version": splitter.version, "seed": seed, "fractions": list(fractions), "hash": new.hash,
+    record = {"name": how, "version": splitter.version, "seed": seed, "fractions": list(fractions), "hash": new.hash,
              "groups": "source_group" if groups is None else "given"}
-    new.meta = {**manifest.meta, "split": known}
+    new.meta = {**manifest.meta, "split": record}
     return new, _report(new, splitter, seed, share)
 
 # %% ../../nbs/data/10_split.ipynb #d01ca8a2

@@ -23,8 +23,8 @@ from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError
 from urllib3.util import Retry
 
 from ..core import DataError, SourceError
-from .archives import SPOILT
 from ..files import disk_trouble, need_space, read_json, size_text, write_json
+from .archives import DAMAGED
 
 # %% ../../nbs/data/12_transfer.ipynb #bd6fbfed
 class TransferError(SourceError):
@@ -357,15 +357,15 @@ def verify_file(
     drop: Callable[[], None] = lambda: None, # called before raising
 ) -> None:
     "Raise SourceError where the file is not the announced one."
-    algorithm, _, wanted = (remote.checksum or "").rpartition(":")
+    algorithm, _, digest = (remote.checksum or "").rpartition(":")
     wrong = ""
     if remote.size is not None and path.stat().st_size != remote.size:
         wrong = f"{path.stat().st_size} bytes arrived, {remote.size} were announced"
-    elif wanted and (got := _digest(path, algorithm or "md5")) != wanted.lower():
-        wrong = f"its {algorithm or 'md5'} is {got}, the record says {wanted}"
+    elif digest and (got := _digest(path, algorithm or "md5")) != digest.lower():
+        wrong = f"its {algorithm or 'md5'} is {got}, the record says {digest}"
     if wrong:
         drop()
-        raise SourceError(f"{remote.name}: {wrong}", SPOILT)
+        raise SourceError(f"{remote.name}: {wrong}", DAMAGED)
 
 
 def _digest(path: Path, algorithm: str) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from ..core import LadosError, settings
 from ..files import current_keys, to_json
 from lados.jobs.store import (
-    ENDED, JOBS, JOB_STATES, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_end, get_job, job_in,
+    ENDED, JOB_STATES, JOBS, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_end, get_job, job_in,
     storable_text,
 )
 
@@ -63,14 +63,14 @@ def claim(
     worker: str, # its name
 ) -> Lease | None: # none: somebody else has it, or nobody needs it any more
     "Take a queued task."
-    mine = (TASKS.c.job == job_id) & (TASKS.c.number == number)
+    this_task = (TASKS.c.job == job_id) & (TASKS.c.number == number)
     with store.writing() as c:
         job = _lock_job(c, job_id)
         values = {"state": "running", "attempt": TASKS.c.attempt + 1, "worker": worker, "beat": TASKS.c.beat + 1}
-        taken = sa.update(TASKS).where(mine & (TASKS.c.state == "queued")).values(values)
+        taken = sa.update(TASKS).where(this_task & (TASKS.c.state == "queued")).values(values)
         if not job or job.state in ENDED or c.execute(taken).rowcount != 1:
             return None
-        attempt = c.execute(sa.select(TASKS.c.attempt).where(mine)).scalar()
+        attempt = c.execute(sa.select(TASKS.c.attempt).where(this_task)).scalar()
         count = c.execute(sa.select(sa.func.count()).where(TASKS.c.job == job_id)).scalar()
         c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(
             state="running", worker=worker, started=job.started or time.time(), attempts=max(job.attempts, attempt)))
@@ -195,16 +195,16 @@ def cancel_job(
     job_id: str, # whole, or its first characters
 ) -> Job:
     "Stop a job: at once if it waits, when its worker hears of it if it runs. JobError if it has ended otherwise."
-    found = get_job(store, job_id)
+    job = get_job(store, job_id)
     with store.writing() as c:
-        state = _job_state(c, found.id)
+        state = _job_state(c, job.id)
         if state == "cancelled": # a client that got no answer asks again
-            return job_in(c, found.id)
+            return job_in(c, job.id)
         if state in ENDED:
-            raise JobError(f"{found.id}: this job has ended already ({state})", "there is nothing left to cancel")
-        c.execute(sa.update(JOBS).where(JOBS.c.id == found.id).values(cancelling=True))
-        _moved(c, found.id)
-        return job_in(c, found.id)
+            raise JobError(f"{job.id}: this job has ended already ({state})", "there is nothing left to cancel")
+        c.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(cancelling=True))
+        _moved(c, job.id)
+        return job_in(c, job.id)
 
 
 def retry_job(
@@ -212,26 +212,26 @@ def retry_job(
     job_id: str, # whole, or its first characters
 ) -> tuple[Job, list[Task]]: # the job, and what is to be sent
     "Take up a job that failed or was cancelled where it stopped. JobError where it did not."
-    found = get_job(store, job_id)
+    job = get_job(store, job_id)
     try:
         with store.writing() as c:
-            state = _job_state(c, found.id)
+            state = _job_state(c, job.id)
             if state not in ("failed", "cancelled"):
-                raise JobError(f"{found.id}: this job is {state}", "only a failed or cancelled one can be retried")
-            return _taken_up(c, found.id)
+                raise JobError(f"{job.id}: this job is {state}", "only a failed or cancelled one can be retried")
+            return _taken_up(c, job.id)
     except IntegrityError:
-        raise JobError(f"{found.id}: the same work is queued or running as another job", "wait for that one") from None
+        raise JobError(f"{job.id}: the same work is queued or running as another job", "wait for that one") from None
 
 
 def _taken_up(c: sa.Connection, job_id: str) -> tuple[Job, list[Task]]:
     fresh = {"state": "queued", "cancelling": False, "error": None, "started": None, "ended": None}
     c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(fresh))
-    mine = TASKS.c.job == job_id
-    last = c.execute(sa.select(sa.func.max(TASKS.c.number)).where(mine)).scalar()
+    of_job = TASKS.c.job == job_id
+    last = c.execute(sa.select(sa.func.max(TASKS.c.number)).where(of_job)).scalar()
     waits = sa.case(((TASKS.c.number == last) & (TASKS.c.number > 0), "waiting"), else_="queued")
-    c.execute(sa.update(TASKS).where(mine & (TASKS.c.state != "done")).values(state=waits, deaths=0, did=0))
+    c.execute(sa.update(TASKS).where(of_job & (TASKS.c.state != "done")).values(state=waits, deaths=0, did=0))
     _moved(c, job_id)
-    queued = c.execute(sa.select(TASKS).where(mine & (TASKS.c.state == "queued")).order_by(TASKS.c.number))
+    queued = c.execute(sa.select(TASKS).where(of_job & (TASKS.c.state == "queued")).order_by(TASKS.c.number))
     return job_in(c, job_id), [_task(r) for r in queued]
 
 # %% ../../nbs/jobs/02_leases.ipynb #778b2175
@@ -240,11 +240,11 @@ def list_tasks(
     state: str, # queued or running
 ) -> list[Task]:
     "All tasks in a state, of jobs that have not ended."
-    asked = (sa.select(TASKS).join(JOBS, JOBS.c.id == TASKS.c.job)
+    query = (sa.select(TASKS).join(JOBS, JOBS.c.id == TASKS.c.job)
              .where((TASKS.c.state == state) & JOBS.c.state.in_(JOB_STATES[:2]))
               .order_by(JOBS.c.created, TASKS.c.number))
     with store.reading() as c:
-        return [Task(r.job, r.number, r.queue, r.attempt, r.beat, r.worker) for r in c.execute(asked)]
+        return [Task(r.job, r.number, r.queue, r.attempt, r.beat, r.worker) for r in c.execute(query)]
 
 # %% ../../nbs/jobs/02_leases.ipynb #3cd20c48
 SHUTTING_DOWN = threading.Event() # this process is about to end
@@ -305,9 +305,9 @@ class Heartbeat:
             over = self._over.wait(HEARTBEAT_S)
             with self._lock:
                 news, self._news = self._news, {}
-            asked = time.monotonic()
+            sent = time.monotonic()
             try:
-                word, self._heard = renew(self.store, self.claim, **news), asked
+                word, self._heard = renew(self.store, self.claim, **news), sent
                 self.word = "lost" if self.word == "lost" else word # what was taken for lost stays so
             except StoreError:
                 self.tell(**{**news, **self._news})

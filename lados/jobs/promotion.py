@@ -14,10 +14,9 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..client import ApiError, Client, Forbidden, Unavailable
-from ..core import DataError, LadosError, RunError, ServeError, TrainingError
-from ..core import settings
+from ..core import DataError, LadosError, RunError, ServeError, TrainingError, settings
 from ..files import read_record, utc_now, write_json
+from ..client import ApiError, Client, Forbidden, Unavailable
 from ..data.formats import read_rows
 from ..runs.execution import run_notebook
 from ..runs.folders import Run, new_run
@@ -45,17 +44,17 @@ def propose_run(
     candidate = find_bundle(run.path).resolve()
     served = served and find_bundle(served).resolve()
     if served is None:
-        found = _nothing("nothing is served, so there is nothing to compare with")
+        outcome = _nothing("nothing is served, so there is nothing to compare with")
     elif served == candidate:
-        found = _nothing("it is what is served already")
+        outcome = _nothing("it is what is served already")
     elif other := bundle_label_set(candidate).differs(bundle_label_set(served)):
-        found = _nothing(f"it has another label set: {other}")
+        outcome = _nothing(f"it has another label set: {other}")
     else:
-        found = _compared(run, candidate, served, data, stop)
-    told = {"candidate": str(candidate), "served": served and str(served), "made": utc_now(), **found,
+        outcome = _compared(run, candidate, served, data, stop)
+    proposal = {"candidate": str(candidate), "served": served and str(served), "made": utc_now(), **outcome,
             "promoted": False}
-    write_json(run.path / "proposal.json", told)
-    return told
+    write_json(run.path / "proposal.json", proposal)
+    return proposal
 
 
 def _nothing(reason: str, **more: Any) -> dict[str, Any]:
@@ -126,9 +125,9 @@ def promote_run(
             service.promote(bundle_name(bundle), "auto")
     else:
         _note(bundle)
-    told = {**proposal, "promoted": True, "promoted_at": utc_now()}
-    write_json(bundle.parent / "proposal.json", told)
-    return told
+    record = {**proposal, "promoted": True, "promoted_at": utc_now()}
+    write_json(bundle.parent / "proposal.json", record)
+    return record
 
 
 def _note(bundle: Path) -> None:
@@ -152,10 +151,10 @@ def _note(bundle: Path) -> None:
 def _when(text: str) -> datetime | None:
     "A time in ISO 8601; UTC where it names no zone, none where it is no time."
     try:
-        found = datetime.fromisoformat(text.strip())
+        moment = datetime.fromisoformat(text.strip())
     except ValueError: # a spreadsheet has written it its own way
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def new_labels(

@@ -24,19 +24,17 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..core import ConfigError, LadosError, settings
 from ..files import to_json
-from . import leases, queue, store as job_store
-from .batches import Batch
-from .broker import BrokerError
-from lados.jobs.store import (
-    DURATION_BUCKETS_S, ENDED, JOB_STATES, Job, JobError, NoSuchJob, StoreError, open_store,
-)
-from .tasks import TRAIN, check_format, job_kind, job_kinds, job_results
-from ..model.params import TrainParams, presets
 from ..processes import TERMINATING
 from ..runs.events import read_events
+from ..model.params import TrainParams, presets
 from ..serve.app import Routes, create_app, keyed, problems
 from ..serve.http import PROBLEMS, ProblemKind, check_key, respond
 from ..serve.service import LoadedModel
+from . import leases, queue, store as job_store
+from .batches import Batch
+from .broker import BrokerError
+from .store import DURATION_BUCKETS_S, ENDED, JOB_STATES, Job, JobError, NoSuchJob, StoreError, open_store
+from .tasks import TRAIN, check_format, job_kind, job_kinds, job_results
 
 # %% ../../nbs/jobs/10_routes.ipynb #52a0fac4
 class JobView(BaseModel):
@@ -83,9 +81,9 @@ def training_history(
     "How a training has gone, from its run folder; empty before it has begun."
     names = ("epoch", "train_loss", "valid_loss", "macro_f1")
     path = Path(job.run or "") / "events.jsonl"
-    found = {e["epoch"]: {n: e.get(n) for n in names} for e in (read_events(path) if job.run else ())
+    rows = {e["epoch"]: {n: e.get(n) for n in names} for e in (read_events(path) if job.run else ())
              if e["event"] == "epoch"}
-    return [found[n] for n in sorted(found)]
+    return [rows[n] for n in sorted(rows)]
 
 
 def eta(
@@ -113,9 +111,9 @@ def job_view(
         links["report"] = f"{here}/report"
     if job.state == "succeeded" and job_kind(job.kind).results:
         links["results"] = f"{here}/results"
-    known = {n: getattr(job, n) for n in JobView.model_fields if hasattr(job, n)}
+    values = {n: getattr(job, n) for n in JobView.model_fields if hasattr(job, n)}
     part = 1.0 if job.state == "succeeded" else job.done / max(job.total, 1)
-    return {**known, "unit": job_kind(job.kind).unit, "fraction": min(1.0, part), "eta_s": eta(job, time.time()),
+    return {**values, "unit": job_kind(job.kind).unit, "fraction": min(1.0, part), "eta_s": eta(job, time.time()),
             "run": run.name if run else None, "attached": attached, "links": links}
 
 # %% ../../nbs/jobs/10_routes.ipynb #8805647a
@@ -258,11 +256,11 @@ class Overflow:
         "Make a job of images that the service can read by itself, below LADOS_DATA or LADOS_SOURCES."
         check_key(request.headers.get("x-api-key"), request.app.state.service.settings.api_key)
         try:
-            asked = ImageLocation.model_validate_json(await request.body())
+            location = ImageLocation.model_validate_json(await request.body())
         except ValidationError as e:
             raise ConfigError(f"the body names no images ({e.errors()[0]['msg']})",
                               'send {"source": "/a/folder"} as JSON') from None
-        return await self._queued(request, _from_source, asked, loaded)
+        return await self._queued(request, _from_source, location, loaded)
 
     async def _queued(self, request: Request, work: Callable, *args: Any) -> Response:
         job, attached = await asyncio.to_thread(work, *args)
@@ -270,10 +268,10 @@ class Overflow:
         return accepted(job, attached)
 
 
-def _from_source(asked: ImageLocation, loaded: LoadedModel) -> tuple[Job, bool]:
+def _from_source(location: ImageLocation, loaded: LoadedModel) -> tuple[Job, bool]:
     with Batch.begin() as batch:
-        batch.source(asked.source)
-        return seal_and_submit(batch, loaded, "http", asked.name or asked.source)
+        batch.source(location.source)
+        return seal_and_submit(batch, loaded, "http", location.name or location.source)
 
 
 router.overflow = Overflow()
@@ -299,30 +297,30 @@ async def jobs(
     before: Annotated[float | None, Query(description="from `next` of the page before")] = None,
 ) -> Response:
     "Everybody's jobs, newest first."
-    found = await asyncio.to_thread(lambda: job_store.list_jobs(open_store(), state, kind, limit + 1, before))
-    more = len(found) > limit
-    asked = "".join(f"&{n}={v}" for n, v in (("state", state), ("kind", kind)) if v)
-    following = f"/jobs?limit={limit}&before={found[limit - 1].created!r}{asked}" if more else None
-    return respond(200, {"jobs": [job_view(j) for j in found[:limit]], "next": following})
+    listed = await asyncio.to_thread(lambda: job_store.list_jobs(open_store(), state, kind, limit + 1, before))
+    more = len(listed) > limit
+    filters = "".join(f"&{n}={v}" for n, v in (("state", state), ("kind", kind)) if v)
+    following = f"/jobs?limit={limit}&before={listed[limit - 1].created!r}{filters}" if more else None
+    return respond(200, {"jobs": [job_view(j) for j in listed[:limit]], "next": following})
 
 
 @router.get("/job/{job_id}/events", response_class=EventSourceResponse, responses=_problems(404))
-async def events(job_id: str, known: Annotated[Job, Depends(_find_job)]) -> AsyncIterator[ServerSentEvent]:
+async def events(job_id: str, job: Annotated[Job, Depends(_find_job)]) -> AsyncIterator[ServerSentEvent]:
     "A job as it goes on: an event `job` with each change, and `end` when it has ended."
-    said, silent = "", 0.0
+    last, silent = "", 0.0
     while not TERMINATING.is_set():
-        found = await asyncio.to_thread(lambda: job_view(_find_job(job_id)))
-        told = to_json({k: v for k, v in found.items() if k != "eta_s"}, None)
-        ended = found["state"] in ENDED
-        if told != said or ended:
-            yield ServerSentEvent(raw_data=to_json(found, None), event="end" if ended else "job")
+        current = await asyncio.to_thread(lambda: job_view(_find_job(job_id)))
+        state = to_json({k: v for k, v in current.items() if k != "eta_s"}, None)
+        ended = current["state"] in ENDED
+        if state != last or ended:
+            yield ServerSentEvent(raw_data=to_json(current, None), event="end" if ended else "job")
             silent = 0.0
         elif silent > 15:
             yield ServerSentEvent(comment="still here")
             silent = 0.0
         if ended:
             return
-        said, silent = told, silent + 0.5
+        last, silent = state, silent + 0.5
         await asyncio.sleep(0.5)
 
 
@@ -350,21 +348,21 @@ async def results(
     format: Annotated[str, Query(pattern="^[a-z0-9]{0,20}$", description="csv, json or parquet of a table")] = "",
 ) -> Response:
     "What came of a job; of a batch one row an image, in the order of handing in, with the error of those that are bad."
-    found = await asyncio.to_thread(_find_job, job_id)
-    result = await asyncio.to_thread(job_results, found, format)
+    current = await asyncio.to_thread(_find_job, job_id)
+    result = await asyncio.to_thread(job_results, current, format)
     if not isinstance(result, Path):
         return respond(200, result)
-    format = check_format(found.kind, format)
-    media_type = job_kind(found.kind).results[format]
+    format = check_format(current.kind, format)
+    media_type = job_kind(current.kind).results[format]
     return FileResponse(result, media_type=media_type, filename=f"lados-{job_id[:8]}.{format}")
 
 
 def _of_run(job_id: str, name: str) -> Path:
     "A file of a job's run folder."
-    found = _find_job(job_id)
-    path = Path(found.run or "") / name
-    if not found.run or not path.exists():
-        raise JobError(f"{job_id}: there is no {name} yet (the job is {found.state})", "ask again later")
+    current = _find_job(job_id)
+    path = Path(current.run or "") / name
+    if not current.run or not path.exists():
+        raise JobError(f"{job_id}: there is no {name} yet (the job is {current.state})", "ask again later")
     return path
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'Schedule', 'read_cron', 'next_time', 'list_schedules', 'find_schedule', 'add_schedule', 'pause_schedule',
-           'remove_schedule', 'due_reason', 'begin_training', 'Scheduler']
+           'remove_schedule', 'due_reason', 'start_training', 'Scheduler']
 
 # %% ../../nbs/jobs/07_schedule.ipynb #08677470
 import json
@@ -21,11 +21,11 @@ from sqlalchemy.exc import IntegrityError
 
 from ..core import ConfigError, LadosError, settings
 from ..files import to_json
+from ..model.params import plain_params, training_params
 from .promotion import drift_now, new_labels
 from .queue import submit_job
-from .tasks import TRAIN
 from .store import SCHEDULE_TABLE, Store
-from ..model.params import plain_params, training_params
+from .tasks import TRAIN
 
 # %% ../../nbs/jobs/07_schedule.ipynb #5e00c29a
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def find_schedule(
     name: str, # of a schedule
 ) -> Schedule:
     "One of them; ConfigError where there is none of that name."
-    found = next((s for s in list_schedules(store) if s.name == name), None)
-    if found is None:
+    schedule = next((s for s in list_schedules(store) if s.name == name), None)
+    if schedule is None:
         raise ConfigError(f"no schedule is called '{name}'", "`lados schedule list` shows them")
-    return found
+    return schedule
 
 
 def add_schedule(
@@ -167,20 +167,20 @@ def due_reason(
     return ""
 
 # %% ../../nbs/jobs/07_schedule.ipynb #6d380cc4
-def begin_training(
+def start_training(
     store: Store,
     schedule: Schedule,
     now: float, # seconds since 1970
     drifting: bool, # the present drift has been acted upon
 ) -> str | None: # the job's id; none where another was quicker
     "Begin a schedule's training. Raises what `submit_job` raises; then its turn is still to come."
-    asked = {**schedule.params, "proposed": True}
-    job, _ = submit_job(TRAIN, asked, f"schedule:{schedule.name}") # asked for twice, it is one job
+    request = {**schedule.params, "proposed": True}
+    job, _ = submit_job(TRAIN, request, f"schedule:{schedule.name}") # asked for twice, it is one job
     columns = SCHEDULE_TABLE.c
-    mine = (columns.name == schedule.name) & (columns.last == schedule.last) & ~columns.paused
+    unchanged = (columns.name == schedule.name) & (columns.last == schedule.last) & ~columns.paused
     values = {"last": now, "drifting": drifting, "job": job.id}
     with store.writing() as c:
-        first = c.execute(sa.update(SCHEDULE_TABLE).where(mine).values(values)).rowcount == 1
+        first = c.execute(sa.update(SCHEDULE_TABLE).where(unchanged).values(values)).rowcount == 1
     return job.id if first else None
 
 
@@ -216,7 +216,7 @@ class Scheduler:
         labels = new_labels(settings().lados_data / "corrections", _iso(s.last)) if s.labels is not None else 0
         if not due_reason(s, now, labels, drift):
             return []
-        return [job for job in [begin_training(store, s, now, over or s.drifting)] if job]
+        return [job for job in [start_training(store, s, now, over or s.drifting)] if job]
 
 
 def _iso(when: float) -> str:

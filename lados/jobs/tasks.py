@@ -21,21 +21,19 @@ import pandas as pd
 from lados.core import (
     ConfigError, DataError, ImageError, ImageTooLarge, LadosError, RunError, did_you_mean, load_plugins, settings,
 )
-from ..data.formats import write_table
 from ..files import read_record, sha256_text, to_json, write_json
-from .batches import Batch, BatchEntry, batch_entries, check_allowed, fetch_image
-from lados.jobs.leases import (
-    Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, renew,
-)
-from .promotion import promote_run, propose_run, read_proposal, served_bundle, should_promote
-from .store import ENDED, Job, JobError, Store, StoreError
+from ..data.formats import write_table
+from ..runs.execution import GRACE, run_notebook
+from ..runs.folders import Run, advance_progress, new_run, progress
 from ..model.bundle import find_bundle, locate_model
 from ..model.params import plain_params, presets, training_params
-from ..runs.execution import GRACE, run_notebook
-from ..runs.folders import Run, further, new_run, progress
 from ..serve.engines import check_formats, usual_formats
 from ..serve.predictor import Predictor, classify_files
 from ..serve.table import columns, row
+from .batches import Batch, BatchEntry, batch_entries, check_allowed, fetch_image
+from .leases import Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, renew
+from .promotion import promote_run, propose_run, read_proposal, served_bundle, should_promote
+from .store import ENDED, Job, JobError, Store, StoreError
 
 # %% ../../nbs/jobs/05_tasks.ipynb #ecaa5c72
 TRAIN, PREDICT = "train", "predict"
@@ -196,7 +194,7 @@ def _execute(run: Run, notebook: str, heart: Heartbeat) -> None:
 
     def tell(event: dict[str, Any]) -> None:
         nonlocal seen
-        seen = further(seen, event)
+        seen = advance_progress(seen, event)
         heart.tell(progress=seen, did=seen.get("epochs_done"))
 
     _await_free(run, heart)
@@ -330,8 +328,8 @@ def run_prediction(
     start = claim.number * claim.params["chunk"]
     todo = list(batch_entries(folder, start, start + claim.params["chunk"]))
     predictor, rows = predictor_for(claim.params), []
-    found = classify_files(predictor, todo, decode=lambda p, entry: _decode_entry(p, entry, folder))
-    for entry, answer in zip(todo, found, strict=True):
+    answers = classify_files(predictor, todo, decode=lambda p, entry: _decode_entry(p, entry, folder))
+    for entry, answer in zip(todo, answers, strict=True):
         rows.append(row(entry.name, answer))
         if len(rows) % 8 == 0:
             heart.check()
@@ -449,31 +447,31 @@ def run_task(
     worker: str, # this worker's name
 ) -> list[Task]: # tasks that can begin now
     "Do a task of a job, if it is still to be done and nobody else has it."
-    mine = _say(claim, store, job_id, number, worker)
-    if mine is None:
+    lease = _say(claim, store, job_id, number, worker)
+    if lease is None:
         return []
-    with Heartbeat(store, mine) as heart:
-        ending = _ended(mine, heart)
+    with Heartbeat(store, lease) as heart:
+        ending = _ended(lease, heart)
     return ending() or []
 
 
-def _ended(mine: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
+def _ended(lease: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
     "Do the work; return what tells the store how it ended."
     store = heart.store
     try:
-        job_kind(mine.kind).work(mine, heart)
-        return lambda: _say(finish, store, mine)
+        job_kind(lease.kind).work(lease, heart)
+        return lambda: _say(finish, store, lease)
     except WorkStopped:
         if heart.word == "cancel":
-            return lambda: _say(fail, store, mine)
-        return lambda: _say(give_back, store, mine) # shutting down; where the task is lost this changes nothing
+            return lambda: _say(fail, store, lease)
+        return lambda: _say(give_back, store, lease) # shutting down; where the task is lost this changes nothing
     except (WorkerDied, MemoryError) as e:
         why = e.problem if isinstance(e, WorkerDied) else "memory ran out"
-        return lambda: _say(give_back, store, mine, died=True, why=why)
+        return lambda: _say(give_back, store, lease, died=True, why=why)
     except StoreError: # which says nothing of the work
-        return lambda: _say(give_back, store, mine)
+        return lambda: _say(give_back, store, lease)
     except LadosError as e:
-        told = str(e)
+        reason = str(e)
     except Exception as e: # a defect, or a disk that is full; the job says which
-        told = f"{type(e).__name__}: {e}"
-    return lambda: _say(fail, store, mine, told)
+        reason = f"{type(e).__name__}: {e}"
+    return lambda: _say(fail, store, lease, reason)

@@ -199,26 +199,26 @@ def is_depthwise(model: nn.Module) -> bool:
 
 
 def choose_precision(
-    wanted: str, # auto, fp32, bf16 or fp16
+    precision: str, # auto, fp32, bf16 or fp16
     model: nn.Module,
     device: torch.device,
 ) -> torch.dtype: # float32: no autocast
     "The number format to train in. Raises ConfigError for fp16 on a CPU, which has no loss scaling."
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     if device.type == "cuda":
-        return known.get(wanted, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
-    if wanted == "fp16":
+        return dtypes.get(precision, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16)
+    if precision == "fp16":
         raise ConfigError("precision fp16 needs a GPU", "use precision: bf16 or auto on this machine")
     fast = torch.cpu._is_amx_tile_supported() and not is_depthwise(model)
-    return known.get(wanted, torch.bfloat16 if fast else torch.float32)
+    return dtypes.get(precision, torch.bfloat16 if fast else torch.float32)
 
 
 def uses_channels_last(
-    wanted: bool | None, # none: where it pays
+    setting: bool | None, # none: where it pays
     model: nn.Module,
 ) -> bool:
     "Whether weights lie channels last: it pays wherever there are convolutions of more than the patch embedding."
-    return sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1 if wanted is None else wanted
+    return sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1 if setting is None else setting
 
 
 @contextmanager

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'make_card', 'find_bundle', 'locate_model', 'bundle_name', 'read_card', 'card_label_set', 'bundle_label_set',
-           'seal', 'sealed', 'verify']
+           'seal', 'checksums', 'verify']
 
 # %% ../../nbs/model/07_bundle.ipynb #3fce9bee
 import importlib.metadata
@@ -115,7 +115,7 @@ def seal(
     return atomic_write(folder / SUMS, "".join(lines))
 
 
-def sealed(
+def checksums(
     folder: str | Path, # a bundle
 ) -> dict[str, str]: # file -> 64 hex digits; empty where the bundle was never sealed
     "What the list of checksums says."
@@ -129,13 +129,13 @@ def verify(
     names: Iterable[str], # files in it
 ) -> None:
     "Compare files with their checksums; RunError where one is damaged, or missing from the list."
-    folder, known = Path(folder), sealed(folder)
+    folder, sums = Path(folder), checksums(folder)
     for name in names:
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path}: this file of the bundle is missing", "copy the bundle again, or export the run")
-        if known and known.get(name) != sha256_file(path):
+        if sums and sums.get(name) != sha256_file(path):
             raise RunError(f"{path}: the file is not what was written (its SHA-256 differs from {SUMS})",
                            "copy the bundle again from where it was made, or `lados export RUN`")
-    if not known and read_json(folder / "card.json", "bundle card", RunError).get("sealed"):
+    if not sums and read_json(folder / "card.json", "bundle card", RunError).get("sealed"):
         raise RunError(f"{folder}: {SUMS} is missing, so the bundle is incomplete", "copy the bundle again")

@@ -25,11 +25,11 @@ from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 from ..core import TrainingError
-from ..metrics import METRICS, PRIMARY, confusion_matrix, headline_metrics
+from ..runs.events import Events
 from .backbones import autocast, freeze_statistics, set_trainable
 from .distributed import gather_rows, sum_over_all
 from .params import TrainParams
-from ..runs.events import Events
+from ..metrics import METRICS, PRIMARY, confusion_matrix, headline_metrics
 
 # %% ../../nbs/model/10_callbacks.ipynb #48ec21b9
 def is_interactive() -> bool:
@@ -188,8 +188,8 @@ class Mix(Callback):
         params: TrainParams,
         classes: int, # how many there are
     ):
-        wanted = [(v2.MixUp, params.mixup), (v2.CutMix, params.cutmix)]
-        self.mix = v2.RandomChoice([kind(alpha=a, num_classes=classes) for kind, a in wanted if a > 0])
+        mixes = [(v2.MixUp, params.mixup), (v2.CutMix, params.cutmix)]
+        self.mix = v2.RandomChoice([kind(alpha=a, num_classes=classes) for kind, a in mixes if a > 0])
 
     def before_batch(self) -> None:
         if self.training and len(self.xb[0]) > 1:

@@ -129,8 +129,8 @@ def _check_devices(devices: int) -> None:
 def _error(folder: Path, status: int, log: Path) -> LadosError:
     "What a worker wrote down before it ended, or that it ended."
     for path in sorted(folder.glob("error-*.json")):
-        said = read_json(path)
-        return getattr(core, said["kind"], TrainingError)(said["problem"], said["remedy"])
+        note = read_json(path)
+        return getattr(core, note["kind"], TrainingError)(note["problem"], note["remedy"])
     return TrainingError(f"a worker process ended with status {status}; see {log}",
                          "it may have run out of memory: lower batch_size, or devices")
 

@@ -17,14 +17,13 @@ import numpy as np
 import pandas as pd
 
 from ..core import DataError, markdown_table
+from ..files import read_json
+from ..labels import LADOS
 from ..data.audit import lookup_baseline
 from ..data.formats import connected_groups
 from ..data.manifest import Manifest, check_images, load_manifest
 from ..data.split import group_folds
-from ..files import read_json
-from ..labels import LADOS
-from ..metrics import METRICS, PRIMARY
-from .batches import Dataset, plain_batches, prepare
+from .batches import Dataset, plain_batches, prepare_dataset
 from .bundle import bundle_label_set, bundle_name, find_bundle, make_card
 from .inference import Model, load_model, predict_logits, running_on
 from .linear_probe import features, regression_head
@@ -33,6 +32,7 @@ from .params import TrainParams
 from .test_sets import evaluate_test_sets, is_multi_label, rows_to_score
 from .train import Trained, start_network, train
 from .uncertainty import fit_conformal, fit_temperature, reliability, softmax
+from ..metrics import METRICS, PRIMARY
 
 # %% ../../nbs/model/16_evaluate.ipynb #46a62aa3
 @dataclass
@@ -152,13 +152,13 @@ def evaluate_on(
     if is_multi_label(manifest):
         raise DataError("the images have several labels each (policy presence), and the model gives one",
                         "import them with --policy dominant-area to score it")
-    data = prepare(manifest, model.prep.size)
+    data = prepare_dataset(manifest, model.prep.size)
     device, dtype = running_on(model)
     batches = plain_batches(data, "all", model.prep, device)
     logits = predict_logits(model.net, batches, dtype, model.card["views"], progress)
     probs = model.probabilities(logits)
-    found = scores(data.labels, probs, model.label_set.names, _source_groups(data, np.arange(len(data.labels))))
-    return found, answers(data.manifest, np.arange(len(data.labels)), probs), data.problems
+    result = scores(data.labels, probs, model.label_set.names, _source_groups(data, np.arange(len(data.labels))))
+    return result, answers(data.manifest, np.arange(len(data.labels)), probs), data.problems
 
 
 def reevaluate(
@@ -167,7 +167,7 @@ def reevaluate(
 ) -> tuple[dict[str, dict], pd.DataFrame]: # test sets, table of answers
     "Score a run's network on every test set of its own held-out images."
     model.label_set.require(manifest.label_set, "the images of the run")
-    data = prepare(manifest, model.prep.size)
+    data = prepare_dataset(manifest, model.prep.size)
     rows = np.flatnonzero(rows_to_score(data.manifest))
     probs = model.probabilities(_logits(model, data, rows))
     return evaluate_test_sets(data.manifest, probs, model.label_set.names), answers(data.manifest, rows, probs)
@@ -181,10 +181,10 @@ def baselines_on(
     folder = find_bundle(run).parent
     if not (folder / "manifest.csv").exists():
         return None
-    known = load_manifest(folder, check=False).only("train").frame
-    both = pd.concat([known.assign(split="train"), manifest.frame.assign(split="test")])
-    found = lookup_baseline(Manifest(both, folder, manifest.meta), "test")
-    return {"majority": found["majority"], "lookup": found["lookup"]}
+    training = load_manifest(folder, check=False).only("train").frame
+    both = pd.concat([training.assign(split="train"), manifest.frame.assign(split="test")])
+    lookup = lookup_baseline(Manifest(both, folder, manifest.meta), "test")
+    return {"majority": lookup["majority"], "lookup": lookup["lookup"]}
 
 
 def trained_on(
@@ -192,10 +192,10 @@ def trained_on(
     manifest: Manifest,
 ) -> list[str]: # images of `manifest`
     "Which images, by content, the run was trained or selected on; empty where the run's manifest is not there."
-    known = run_images(run)
-    if known is None:
+    learned = run_images(run)
+    if learned is None:
         return []
-    used = set(known.loc[known["learned"], "sha256"]) - {""}
+    used = set(learned.loc[learned["learned"], "sha256"]) - {""}
     return manifest.frame.loc[manifest.frame["sha256"].isin(used), "image"].tolist()
 
 
@@ -272,7 +272,7 @@ LEVEL = 0.95 # of the intervals
 
 def paired_difference(
     truth: np.ndarray, # [n] class indices
-    said: np.ndarray, # [n] what the candidate says
+    candidate: np.ndarray, # [n] what the candidate says
     served: np.ndarray, # [n] what the served model says
     groups: np.ndarray, # [n] source group of each image
     n_boot: int = 2000, # resamples
@@ -281,7 +281,7 @@ def paired_difference(
 ) -> dict[str, dict]: # key of each metric that follows from the confusion matrix -> value, interval
     "Candidate less served, with intervals over source groups; without one where there are fewer than two."
     k, metrics = len(classes), [m for m in METRICS.values() if m.source == "confusion"]
-    cells = np.concatenate([np.eye(k * k)[truth * k + s] for s in (said, served)], 1)
+    cells = np.concatenate([np.eye(k * k)[truth * k + s] for s in (candidate, served)], 1)
 
     def differences(counts: np.ndarray) -> np.ndarray:
         one, two = (c.reshape(-1, k, k) for c in np.split(counts, 2, axis=1))
@@ -296,14 +296,14 @@ def paired_difference(
 
 def disagreement(
     truth: np.ndarray, # [n] class indices
-    said: np.ndarray, # [n] what the candidate says
+    candidate: np.ndarray, # [n] what the candidate says
     served: np.ndarray, # [n] what the served model says
 ) -> dict[str, Any]: # images, share; both_right, candidate_right, served_right, neither_right: of all images
     "On how many images the models differ, and who is right how often."
-    mine, other = said == truth, served == truth
-    return {"images": int((said != served).sum()), "share": float((said != served).mean()),
-            "both_right": int((mine & other).sum()), "candidate_right": int((mine & ~other).sum()),
-            "served_right": int((~mine & other).sum()), "neither_right": int((~mine & ~other).sum())}
+    right, other = candidate == truth, served == truth
+    return {"images": int((candidate != served).sum()), "share": float((candidate != served).mean()),
+            "both_right": int((right & other).sum()), "candidate_right": int((right & ~other).sum()),
+            "served_right": int((~right & other).sum()), "neither_right": int((~right & ~other).sum())}
 
 # %% ../../nbs/model/16_evaluate.ipynb #a0cdae5d
 def compare_models(
@@ -331,16 +331,16 @@ def compare_answers(
 ) -> dict[str, Any]: # as `compare_models`
     "The comparison of answers that are there already."
     classes = bundle_label_set(candidate).names
-    truth, said, served_said = (np.array([classes.index(c.split("|")[0]) for c in column]) for column in (
+    truth, candidate_labels, served_said = (np.array([classes.index(c.split("|")[0]) for c in column]) for column in (
         mine["truth"], mine["predicted"], other["predicted"]))
     groups = mine["source_group"].to_numpy()
-    difference = paired_difference(truth, said, served_said, groups, n_boot, seed, classes)
+    difference = paired_difference(truth, candidate_labels, served_said, groups, n_boot, seed, classes)
     low, high = difference[PRIMARY]["interval"] or (0.0, 0.0)
     result = {"candidate": _one_model(candidate, mine, truth, groups, n_boot, seed),
               "served": _one_model(served, other, truth, groups, n_boot, seed),
               "images": len(mine), "groups": len(set(groups)), "level": LEVEL, "n_boot": n_boot, "seed": seed,
               "difference": difference, "better": low > 0, "worse": high < 0,
-              "disagreement": disagreement(truth, said, served_said), "notes": _comparison_notes(served)}
+              "disagreement": disagreement(truth, candidate_labels, served_said), "notes": _comparison_notes(served)}
     return result | {"verdict": _comparison_verdict(result)}
 
 
@@ -367,17 +367,17 @@ def _signed(entry: dict[str, Any] | None) -> str:
 
 def _comparison_verdict(r: dict[str, Any]) -> str:
     "The outcome in words."
-    told = f"{METRICS[PRIMARY].title} {_signed(r['difference'][PRIMARY])}"
+    change = f"{METRICS[PRIMARY].title} {_signed(r['difference'][PRIMARY])}"
     on = f"on {r['images']} images of {r['groups']} sources that neither model has learned from"
     d = r["disagreement"]
     where = f"They differ on {d['images']} images ({d['share']:.0%}); there the candidate alone is right " \
             f"{d['candidate_right']} times, the served model alone {d['served_right']} times."
     if r["groups"] < 2:
-        first = f"Undecided: all images are of one source, so nobody can say how far chance goes ({told} {on})."
+        first = f"Undecided: all images are of one source, so nobody can say how far chance goes ({change} {on})."
     elif r["better"] or r["worse"]:
-        first = f"The candidate is {'better' if r['better'] else 'worse'}: {told} {on}."
+        first = f"The candidate is {'better' if r['better'] else 'worse'}: {change} {on}."
     else:
-        first = f"Undecided: chance can explain the difference, {told} {on}."
+        first = f"Undecided: chance can explain the difference, {change} {on}."
     return f"{first} {where}"
 
 
@@ -393,7 +393,7 @@ def comparison_markdown(
     d = result["disagreement"]
     right = [["candidate right", str(d["both_right"]), str(d["candidate_right"])],
              ["candidate wrong", str(d["served_right"]), str(d["neither_right"])]]
-    told = f"In brackets: {result['level']:.0%} intervals over {result['groups']} sources; the difference's is paired."
+    text = f"In brackets: {result['level']:.0%} intervals over {result['groups']} sources; the difference's is paired."
     head = ["", *(n for n, _ in sides), "difference"]
-    return "\n\n".join([f"**{result['verdict']}**", markdown_table(head, rows), told,
+    return "\n\n".join([f"**{result['verdict']}**", markdown_table(head, rows), text,
                         markdown_table(["images", "served right", "served wrong"], right), *result["notes"]])

@@ -27,7 +27,7 @@ from lados.model.backbones import (
     Preprocessing, autocast, choose_precision, make_backbone, pick_device, uses_channels_last,
 )
 from .batches import Batches, Dataset
-from .bundle import card_label_set, find_bundle, read_card, seal, sealed, verify
+from .bundle import card_label_set, checksums, find_bundle, read_card, seal, verify
 from .uncertainty import apply_temperature, fit_outliers, held_out_distances, normalised
 
 # %% ../../nbs/model/08_inference.ipynb #01741512
@@ -74,7 +74,7 @@ def save_bundle(
     folder = Path(folder)
     tensors = {k: v.detach().float().contiguous().cpu() for k, v in model.net.state_dict().items()}
     (folder / "card.json").unlink(missing_ok=True)
-    for old in {*EXPORTS, *(Path(f).parts[0] for f in sealed(folder) if "/" in f)}: # of other weights
+    for old in {*EXPORTS, *(Path(f).parts[0] for f in checksums(folder) if "/" in f)}: # of other weights
         shutil.rmtree(folder / old, ignore_errors=True)
     (folder / "parity.json").unlink(missing_ok=True)
     atomic_write(folder / "model.safetensors", lambda tmp: save_file(tensors, tmp))
@@ -190,8 +190,8 @@ def balanced_sample(
     order = rng.permutation(len(labels))
     turn = np.zeros(len(labels), int) # how many of its class come before it
     for k in np.unique(labels):
-        mine = order[labels[order] == k]
-        turn[mine] = np.arange(len(mine))
+        rows = order[labels[order] == k]
+        turn[rows] = np.arange(len(rows))
     return np.sort(order[np.argsort(turn[order], kind="stable")][:most])
 
 
@@ -223,8 +223,8 @@ def reference_rows(
 ) -> tuple[np.ndarray, np.ndarray]: # row numbers: of images to compare with, of held-out ones; either may be empty
     "Which images a bundle's thresholds come from. A model refitted on all images is compared with all of them."
     everything = model.card.get("refit")
-    known, held = (data.rows("all" if everything else s) for s in ("train", "valid"))
-    return known[balanced_sample(data.labels[known], EMBEDDINGS)], held[balanced_sample(data.labels[held], EMBEDDINGS)]
+    train, held = (data.rows("all" if everything else s) for s in ("train", "valid"))
+    return train[balanced_sample(data.labels[train], EMBEDDINGS)], held[balanced_sample(data.labels[held], EMBEDDINGS)]
 
 
 def add_reference(
@@ -232,14 +232,14 @@ def add_reference(
     data: Dataset, # the run's images
 ) -> None:
     "Fill in what serving compares with; nothing where there are no held-out images."
-    known, held = reference_rows(model, data)
-    if not len(known) or not len(held):
+    learned, held = reference_rows(model, data)
+    if not len(learned) or not len(held):
         return
     served = ServingModule(model).eval().to(next(model.net.parameters()).device)
-    _, embeddings = run_module(served, stack_images(data, known))
+    _, embeddings = run_module(served, stack_images(data, learned))
     logits, others = run_module(served, stack_images(data, held))
     groups = data.manifest.frame["source_group"].to_numpy()
-    away = held_out_distances(others, groups[held], normalised(embeddings), groups[known])
+    away = held_out_distances(others, groups[held], normalised(embeddings), groups[learned])
     model.card["outlier"] = fit_outliers(away)
     few = balanced_sample(data.labels[held], IMAGES)
     model.reference = {"embeddings": torch.from_numpy(normalised(embeddings)).half(),

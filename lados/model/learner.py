@@ -70,26 +70,26 @@ def measured_placement(
 ) -> Placement:
     "Whether bfloat16 is faster on this CPU: measured once a machine and backbone, so that curves repeat."
     notes = settings().lados_home / "precision.json"
-    known = {}
+    measured = {}
     with contextlib.suppress(LadosError): # missing or damaged: measured anew
-        known = read_json(notes)
+        measured = read_json(notes)
     key = f"{_processor()}/{torch.__version__}/{settings().threads}/{params.backbone}/{params.size}"
-    if key not in known:
+    if key not in measured:
         copied = copy.deepcopy(net)
         rounds = [[step_time(copied, params.size, 8, replace(place, dtype=d)) for d in (torch.float32, torch.bfloat16)]
                   for _ in range(3)] # in turns, so that what else the machine does hits both
         full, half = map(min, zip(*rounds, strict=True))
-        known[key] = "bf16" if half * margin < full else "fp32"
+        measured[key] = "bf16" if half * margin < full else "fp32"
         with contextlib.suppress(OSError): # a home that cannot be written costs another measurement, not the run
-            write_json(notes, known)
-    return replace(place, dtype=torch.bfloat16 if agree(known[key] == "bf16") else torch.float32)
+            write_json(notes, measured)
+    return replace(place, dtype=torch.bfloat16 if agree(measured[key] == "bf16") else torch.float32)
 
 
 def _processor() -> str:
     "The CPU's model, which `platform` does not know on Linux."
     info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1] if found else platform.processor()
+    match = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
+    return match[1] if match else platform.processor()
 
 
 def loss_function(
@@ -164,8 +164,8 @@ def fit_batch(
         return params.model_copy(update={"batch_size": min(found, n)}), problems
     if params.batch_size <= n:
         return params, problems
-    told = f"batch_size {params.batch_size} is larger than the {n} training images: {n} is used"
-    return params.model_copy(update={"batch_size": n}), [*problems, told]
+    note = f"batch_size {params.batch_size} is larger than the {n} training images: {n} is used"
+    return params.model_copy(update={"batch_size": n}), [*problems, note]
 
 
 def step_time(

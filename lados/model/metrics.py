@@ -17,10 +17,10 @@ from rich.table import Table
 from sklearn import metrics as sk
 
 from ..core import DataError, markdown_table, rich_table
+from .uncertainty import reliability
 from lados.metrics import (
     METRICS, PRIMARY, Metric, class_counts, confusion_matrix, headline_metrics, macro_f1, ratio, register_metric,
 )
-from .uncertainty import reliability
 
 # %% ../../nbs/model/03_metrics.ipynb #de367e89
 RELIABLE_FROM = 10 # with fewer images in truth a class's figures are marked as unreliable
@@ -78,9 +78,9 @@ def percentile_interval(
     return None if len(kept) < 2 else np.quantile(kept, [(1 - level) / 2, (1 + level) / 2]).tolist()
 
 # %% ../../nbs/model/03_metrics.ipynb #aa50a67b
-def _class_figures(hit: np.ndarray, truth: np.ndarray, said: np.ndarray) -> np.ndarray:
+def _class_figures(hit: np.ndarray, truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     "[b, 3k]: precision, recall and F1 of each class; NaN for a class that the truth lacks."
-    per_class = np.concatenate([ratio(hit, said), ratio(hit, truth), ratio(2 * hit, truth + said)], 1)
+    per_class = np.concatenate([ratio(hit, predicted), ratio(hit, truth), ratio(2 * hit, truth + predicted)], 1)
     return np.where(np.tile(truth > 0, 3), per_class, np.nan)
 
 
@@ -117,15 +117,15 @@ def _overall(y: np.ndarray, p: np.ndarray, counts: np.ndarray) -> dict[str, floa
         return {m.key: m.of_answers(counts) if m.source == "confusion" else float(m.of(y, p)) for m in METRICS.values()}
 
 
-def _per_class(truth: np.ndarray, said: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, dict]:
+def _per_class(truth: np.ndarray, predicted: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, dict]:
     "Precision, recall, F1 and average precision of each class from [n, k] indicators."
     # scikit-learn would take a single column for the labels themselves; an empty last column keeps it an indicator
-    padded = [np.pad(a, ((0, 0), (0, 1))) for a in (truth, said)]
+    padded = [np.pad(a, ((0, 0), (0, 1))) for a in (truth, predicted)]
     p, r, f, n = sk.precision_recall_fscore_support(*padded, average=None, zero_division=0, labels=range(len(classes)))
     out = {}
     for i, c in enumerate(classes):
         ap = float(sk.average_precision_score(truth[:, i], probs[:, i])) if n[i] else None
-        out[c] = {"support": int(n[i]), "predicted": int(said[:, i].sum()), "precision": float(p[i]),
+        out[c] = {"support": int(n[i]), "predicted": int(predicted[:, i].sum()), "precision": float(p[i]),
                   "recall": float(r[i]), "f1": float(f[i]), "ap": ap, "reliable": bool(n[i] >= RELIABLE_FROM),
                   "intervals": None}
     return out
@@ -187,11 +187,11 @@ def scores(
 ) -> dict: # figures, `per_class`, `confusion` (rows truth), `intervals`; plain numbers, ready for JSON
     "All figures of a single-label classifier; raises DataError on no images, NaN, or shapes that do not match."
     y, p = _checked_single(y_true, probs, classes)
-    said, k = p.argmax(1), len(classes)
-    one_hot, cell = np.eye(k, dtype=bool), y * k + said
-    counts = confusion_matrix(y, said, k)
+    predicted, k = p.argmax(1), len(classes)
+    one_hot, cell = np.eye(k, dtype=bool), y * k + predicted
+    counts = confusion_matrix(y, predicted, k)
     result = {"kind": "single-label", "images": len(y), "classes": list(classes), **_overall(y, p, counts),
-              "per_class": _per_class(one_hot[y], one_hot[said], p, classes), "confusion": counts.tolist()}
+              "per_class": _per_class(one_hot[y], one_hot[predicted], p, classes), "confusion": counts.tolist()}
     resampling, overall = _Resampling(groups, n_boot, seed, level), [m.key for m in _with_intervals()]
     return resampling.complete(result, np.eye(k * k)[cell], one_hot[y], lambda c: confusion_figures(c, k), overall)
 
@@ -217,13 +217,13 @@ def multilabel_scores(
     if t.shape != p.shape or p.min() < 0 or p.max() > 1:
         raise DataError(f"truth of shape {t.shape}, probabilities of shape {p.shape}, {p.min():.3g} to {p.max():.3g}",
                         "give [n, k] yes or no, and [n, k] in 0..1")
-    said = p >= threshold
-    counts = np.concatenate([t & said, t, said], 1).astype(float)
-    per_class = _per_class(t, said, p, classes)
+    predicted = p >= threshold
+    counts = np.concatenate([t & predicted, t, predicted], 1).astype(float)
+    per_class = _per_class(t, predicted, p, classes)
     ap = [e["ap"] for e in per_class.values() if e["support"]]
     macro = _multilabel_figures(counts.sum(0, keepdims=True))[0, 0]
     result = {"kind": "multi-label", "images": len(t), "classes": list(classes), "threshold": threshold,
-              "exact": float((t == said).all(1).mean()), "macro_f1": float(macro),
+              "exact": float((t == predicted).all(1).mean()), "macro_f1": float(macro),
               "macro_ap": float(np.average(ap)) if ap else None, "per_class": per_class}
     return _Resampling(groups, n_boot, seed, level).complete(result, counts, t, _multilabel_figures, ["macro_f1"])
 

@@ -17,7 +17,7 @@ from ..core import LadosError
 from ..files import read_json, write_json
 from ..processes import follow_parent
 from ..data.manifest import load_manifest
-from .batches import prepare
+from .batches import prepare_dataset
 from .distributed import report_error
 from .params import make_params
 from .train import Trained, train
@@ -35,11 +35,11 @@ def run_share(
     dist.init_process_group("nccl" if gpu else "gloo")
     job = read_json(folder / "job.json")
     params = make_params(job["params"])
-    data = prepare(load_manifest(folder), params.size, params.cached)
+    data = prepare_dataset(load_manifest(folder), params.size, params.cached)
     trained = train(params, data, Path(job["run"]), job["split"], (rank, world), device)
     if rank == 0:
-        told = {"cost": trained.cost, "problems": trained.problems, "selected": trained.selected}
-        write_json(folder / "result.json", told)
+        result = {"cost": trained.cost, "problems": trained.problems, "selected": trained.selected}
+        write_json(folder / "result.json", result)
     dist.barrier()
     dist.destroy_process_group()
     return trained

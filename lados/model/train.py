@@ -30,16 +30,14 @@ from torch import nn
 from ..core import RunError, TrainingError
 from ..files import OLD_KEYS, atomic_write, current_keys, read_json, to_json, write_json
 from ..labels import LADOS
+from ..runs.events import FORMAT, Events
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
-from lados.model.callbacks import (
-    FitProgress, HeadFirst, KeepBest, ResumeEpochs, Step, TrainingProgress, Validation,
-)
+from .callbacks import FitProgress, HeadFirst, KeepBest, ResumeEpochs, Step, TrainingProgress, Validation
 from .distributed import launch, wrap
 from .learner import Loaders, Placement, choose_placement, fit_batch, make_learner, make_optimizer
 from .linear_probe import fit_head
 from .params import TrainParams
-from ..runs.events import FORMAT, Events
 
 # %% ../../nbs/model/13_train.ipynb #dc75bbd9
 def save_state(
@@ -349,14 +347,14 @@ def _train_spread(params: TrainParams, data: Dataset, run: Path | None, split: s
         folder.mkdir(parents=True, exist_ok=True)
         data.manifest.save(task)
         write_json(task / "job.json", {"params": params.model_dump(mode="json"), "run": folder, "split": split})
-        found = launch(task, params.devices, folder / "parallel.log")
+        result = launch(task, params.devices, folder / "parallel.log")
         best, _ = load_state(folder / "checkpoint" / "best.safetensors")
         keeper = load_state(folder / "checkpoint" / "last.safetensors")[1]["keeper"]
     net = start_network(params, False, len(data.label_set))
     net.load_state_dict(best)
     place = choose_placement(params, net)
     return Trained(place.put(net).eval(), preprocessing(net, params.size), place, pd.DataFrame(keeper["history"]),
-                   keeper["best_epoch"], keeper["stopped"], **found)
+                   keeper["best_epoch"], keeper["stopped"], **result)
 
 # %% ../../nbs/model/13_train.ipynb #3475b824
 def refit(
@@ -374,11 +372,11 @@ def refit(
 
 def _folder_for(folder: Path, params: TrainParams, data: Dataset) -> Path:
     "The folder, emptied where what lies in it was asked for otherwise: such a checkpoint is not to be gone on from."
-    asked = {"params": params.model_dump(mode="json"), "manifest_hash": data.manifest.hash}
+    request = {"params": params.model_dump(mode="json"), "manifest_hash": data.manifest.hash}
     note = folder / "asked.json"
-    if not note.exists() or read_json(note) != asked:
+    if not note.exists() or read_json(note) != request:
         shutil.rmtree(folder, ignore_errors=True)
-        write_json(note, asked)
+        write_json(note, request)
     return folder
 
 # %% ../../nbs/model/13_train.ipynb #14ed2c0a
@@ -399,5 +397,5 @@ def lr_find(
     learn = make_learner(place.put(net), Loaders(batches, batches), params, place, [Recorder()])
     with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
         learn.path = Path(folder)
-        found = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,))
-    return list(map(float, learn.recorder.lrs)), [float(x) for x in learn.recorder.losses], float(found.valley)
+        suggestion = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,))
+    return list(map(float, learn.recorder.lrs)), [float(x) for x in learn.recorder.losses], float(suggestion.valley)

@@ -16,7 +16,6 @@ import numpy as np
 
 from ..core import DataError
 
-
 # %% ../../nbs/model/02_uncertainty.ipynb #440721f0
 def softmax(
     logits: np.ndarray, # [n, k] or [k], any real numbers
@@ -186,12 +185,12 @@ class FeatureSpace:
     @classmethod
     def of(
         cls,
-        known: np.ndarray, # [m, d] rows of length 1, m at least 2
+        directions: np.ndarray, # [m, d] rows of length 1, m at least 2
     ) -> "FeatureSpace":
         "The space of these images."
-        known = np.asarray(known, np.float32)
-        mean, (m, d) = known.mean(0), known.shape
-        _, s, axes = np.linalg.svd(known - mean, full_matrices=False)
+        directions = np.asarray(directions, np.float32)
+        mean, (m, d) = directions.mean(0), directions.shape
+        _, s, axes = np.linalg.svd(directions - mean, full_matrices=False)
         variance, k = s**2 / (m - 1), max(1, min(DIRECTIONS, m // 3, d - 1))
         rest = variance[k:].sum() / max(d - k, 1)
         floor = max(float(variance.sum()) / d * 1e-3, 1e-12) # images that do not vary at all have no scale
@@ -212,19 +211,19 @@ class FeatureSpace:
 def held_out_distances(
     embeddings: np.ndarray, # [n, d] of held-out images
     groups: np.ndarray, # [n] their source groups
-    known: np.ndarray, # [m, d] of training images, rows of length 1
+    rows: np.ndarray, # [m, d] of training images, rows of length 1
     known_groups: np.ndarray, # [m] their source groups
     folds: int = 5, # where sources are on both sides
 ) -> np.ndarray: # [n]; NaN where too few others are left to compare with
     "Distances of held-out images, each in a space that knows nothing of its source."
     names = np.unique(groups)
     if not np.isin(names, known_groups).any():
-        return FeatureSpace.of(known).distances(embeddings) if len(known) > 1 else np.full(len(embeddings), np.nan)
+        return FeatureSpace.of(rows).distances(embeddings) if len(rows) > 1 else np.full(len(embeddings), np.nan)
     out = np.full(len(embeddings), np.nan)
     for part in np.array_split(names, min(folds, len(names))):
-        mine, others = np.isin(groups, part), ~np.isin(known_groups, part)
-        if others.sum() > 1 and mine.any():
-            out[mine] = FeatureSpace.of(known[others]).distances(embeddings[mine])
+        held, others = np.isin(groups, part), ~np.isin(known_groups, part)
+        if others.sum() > 1 and held.any():
+            out[held] = FeatureSpace.of(rows[others]).distances(embeddings[held])
     return out
 
 

@@ -22,8 +22,8 @@ import psutil
 from ..core import RunError, TrainingError
 from ..files import atomic_write, remove_unfinished, utc_now
 from ..processes import follow_parent, on_signals
-from .folders import Run, jobs_folder, set_latest
 from .events import follow_events
+from .folders import Run, jobs_folder, set_latest
 
 # %% ../../nbs/runs/02_execution.ipynb #e97631ed
 GRACE = 20.0 # seconds a stopped run gets to save its notebook before it is killed
@@ -109,15 +109,15 @@ def supervise(
         except Exception as e: # papermill wraps whatever a cell raised
             error = e
         done.set() # from here on the kernel is gone by right
-        state, told = _outcome(stop, error)
-        _finish(run, state, told)
+        state, reason = _outcome(stop, error)
+        _finish(run, state, reason)
     return {"succeeded": 0, "failed": 1}.get(state, 128 + (stop.signal or 0))
 
 
-def _finish(run: Run, state: str, told: str | None) -> None:
+def _finish(run: Run, state: str, reason: str | None) -> None:
     with contextlib.suppress(Exception): # a report that cannot be made must not change how the run ended
         write_report(run)
-    run.update(state=state, ended=utc_now(), error=told)
+    run.update(state=state, ended=utc_now(), error=reason)
     kept = run.info["job"] == "train" and not run.params.get("dry_run") and not run.info.get("proposed")
     if state == "succeeded" and kept:
         set_latest(run)

@@ -30,21 +30,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .. import __version__
-from ..core import ConfigError, LadosError, ImageTooLarge, Settings, settings
+from ..core import ConfigError, ImageTooLarge, LadosError, Settings, settings
+from ..processes import note_termination, release_freed_memory, terminate_with_parent
 from ..data.images import FORMATS
 from .explain import heat_png
 from lados.serve.http import (
     PROBLEMS, ProblemKind, Problems, RequestLayer, check_key, failure, of_error, problem, respond, unless_gone,
 )
 from .predictor import Answer
-from ..processes import note_termination, release_freed_memory, terminate_with_parent
 from lados.serve.schemas import (
     Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Promotion, Ready, with_classes,
 )
 from .service import LoadedModel, RequestGroup, Service
-from .uploads import Sink, discarding
 from .telemetry import count, exposition, forget_dead, log_as_json, statistics
-from .uploads import Limits, UploadedImage, read_uploads
+from .uploads import Limits, Sink, UploadedImage, discarding, read_uploads
 
 # %% ../../nbs/serve/11_app.ipynb #dc13aefc
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -239,18 +238,18 @@ async def ready(service: Serving) -> Response:
 @router.get("/models", response_model=Models, tags=["models"])
 async def models(service: Serving) -> Response:
     "The bundles that are found, which of them is served, and their cards."
-    found, loaded = await service.models(), service.current
-    entries = [{k: m[k] for k in ("name", "served", "error", "engines", "card")} for m in found]
+    listed, loaded = await service.models(), service.current
+    entries = [{k: m[k] for k in ("name", "served", "error", "engines", "card")} for m in listed]
     return respond(200, {"served": loaded.predictor.name if loaded else None,
                          "engine": loaded.predictor.engine.name if loaded else None, "models": entries})
 
 # %% ../../nbs/serve/11_app.ipynb #8cd9da97
 @router.post("/models/promote", response_model=Promoted, responses=problems(400, 401, 404, 409, 413, 422),
              tags=["models"], dependencies=[Depends(keyed)])
-async def promote(request: Request, service: Serving, asked: Promotion) -> Response:
+async def promote(request: Request, service: Serving, promotion: Promotion) -> Response:
     "Serve another model. It is loaded, checked on this machine and warmed first; no request fails on the way."
     before = service.current.predictor.name if service.current else None
-    new = await service.promote(asked.model, asked.engine)
+    new = await service.promote(promotion.model, promotion.engine)
     request.state.labels.update(outcome="promoted", model=new.predictor.name, engine=new.predictor.engine.name)
     return respond(200, {"model": new.predictor.name, "engine": new.predictor.engine.name, "before": before,
                          "request_id": request.state.request_id})
@@ -295,8 +294,8 @@ async def _expected(request: Request, error: LadosError) -> Response:
 
 
 async def _invalid(request: Request, error: RequestValidationError) -> Response:
-    told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())[:1000]
-    return _problem(request, PROBLEMS[ConfigError], told, "see /docs")
+    faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())[:1000]
+    return _problem(request, PROBLEMS[ConfigError], faults, "see /docs")
 
 
 _REFUSALS = { # status -> kind, remedy

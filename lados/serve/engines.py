@@ -6,7 +6,7 @@
 __all__ = ['Run', 'EXACT', 'REDUCED', 'LOSSY', 'ENGINES', 'FOREIGN', 'CLEAR', 'MEAN', 'Engine', 'PrecisionClass', 'ExportSource',
            'EngineSpec', 'engine_specs', 'engine_files', 'missing', 'open_engine', 'export_formats', 'usual_formats',
            'check_formats', 'machine', 'images_per_second', 'read_reference', 'check_engine', 'certificate',
-           'candidates', 'measure', 'measured', 'choose_engine']
+           'candidates', 'measure', 'cached_measurements', 'choose_engine']
 
 # %% ../../nbs/serve/00_engines.ipynb #45fd0ef8
 import contextlib
@@ -32,7 +32,7 @@ from safetensors.numpy import load_file
 
 from ..core import ConfigError, LadosError, RunError, ServeError, did_you_mean, load_plugins, settings
 from ..files import current_keys, read_record, sha256_text, to_json, write_json
-from ..model.bundle import SUMS, read_card, sealed, verify
+from ..model.bundle import SUMS, checksums, read_card, verify
 from ..model.uncertainty import apply_temperature
 
 # %% ../../nbs/serve/00_engines.ipynb #c68a6c20
@@ -113,8 +113,8 @@ def _open_openvino(name: str, file: str, precision: str, folder: Path) -> Engine
         request = compiled(*names, **more).create_infer_request()
 
         def run(images: np.ndarray) -> tuple[np.ndarray, ...]:
-            found = request.infer([images], share_inputs=True)
-            return tuple(found[n].astype(np.float32, copy=False) for n in names)
+            outputs = request.infer([images], share_inputs=True)
+            return tuple(outputs[n].astype(np.float32, copy=False) for n in names)
 
         return run
 
@@ -155,8 +155,8 @@ def _open_torch(folder: Path) -> Engine:
     @torch.inference_mode()
     def call(images: np.ndarray) -> list[np.ndarray]:
         with autocast(device, dtype):
-            found = served(torch.from_numpy(np.ascontiguousarray(images)).to(device))
-        return [f.float().cpu().numpy() for f in found]
+            outputs = served(torch.from_numpy(np.ascontiguousarray(images)).to(device))
+        return [f.float().cpu().numpy() for f in outputs]
 
     return Engine("torch", lambda images: tuple(call(images)[:2]), lambda images: call(images)[2])
 
@@ -194,9 +194,9 @@ def engine_files(
     name: str, # a key of `engine_specs` or `FOREIGN`
 ) -> list[str]: # the engine's files in the bundle; empty where the format was not exported
     "Which of a bundle's files an engine reads."
-    there = [*sealed(folder)] or [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
-    found = [[t for t in there if t == f or (f.endswith("/") and t.startswith(f))] for f in _spec(name).files]
-    return [*chain.from_iterable(found)] if all(found) else []
+    there = [*checksums(folder)] or [p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file()]
+    matches = [[t for t in there if t == f or (f.endswith("/") and t.startswith(f))] for f in _spec(name).files]
+    return [*chain.from_iterable(matches)] if all(matches) else []
 
 
 def missing(
@@ -288,20 +288,20 @@ def check_formats(
     formats: list[str], # as a user names them
 ) -> list[str]: # in the order in which they are made, each once
     "Return the formats and those that they are made from; ConfigError for an unknown one."
-    known = export_formats()
+    names = export_formats()
     for f in formats:
-        if f not in known:
-            raise ConfigError(f"unknown format '{f}'", did_you_mean(f, known))
-    needed = {*formats, *(known[f].after for f in formats)}
-    return [f for f in known if f in needed]
+        if f not in names:
+            raise ConfigError(f"unknown format '{f}'", did_you_mean(f, names))
+    needed = {*formats, *(names[f].after for f in formats)}
+    return [f for f in names if f in needed]
 
 # %% ../../nbs/serve/00_engines.ipynb #95c64332
 def machine() -> dict[str, Any]:
     "What engine speed depends on here: processor, its instructions, GPUs and their driver, threads, versions."
     names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
     flags = next((set(line.partition(":")[2].split()) for line in _cpuinfo() if line.startswith("flags")), set())
-    told = sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"})
-    return {"cpu": names[0] if names else platform.machine(), "instructions": told, "threads": settings().threads,
+    isa = sorted(flags & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"})
+    return {"cpu": names[0] if names else platform.machine(), "instructions": isa, "threads": settings().threads,
             "gpus": _gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
             "packages": {s.package: _version(s.package) for s in engine_specs().values()}}
 
@@ -373,11 +373,11 @@ def check_engine(
     "Run the reference images; ServeError where the answers are not those that were certified."
     if "images" not in reference:
         return 0.0
-    wanted, found = (apply_temperature(z, temperature) for z in
+    expected, actual = (apply_temperature(z, temperature) for z in
                      (reference["logits"], engine.run(reference["images"])[0]))
-    off = float(np.abs(wanted - found).mean())
-    first, second = np.sort(wanted, axis=1)[:, [-1, -2]].T
-    other = (wanted.argmax(1) != found.argmax(1)) & (first - second > CLEAR)
+    off = float(np.abs(expected - actual).mean())
+    first, second = np.sort(expected, axis=1)[:, [-1, -2]].T
+    other = (expected.argmax(1) != actual.argmax(1)) & (first - second > CLEAR)
     if not off <= MEAN or other.any(): # written so that NaN fails
         raise ServeError(f"engine {engine.name} answers otherwise on this machine than where it was certified: mean "
                          f"difference {off:.3f}, another class for {other.sum()} of {len(other)} reference images",
@@ -400,43 +400,44 @@ def candidates(
 ) -> list[str]:
     "Engines that passed and could be opened here; the torch engine, which evaluation runs, where nothing is certified."
     passed = certificate(folder)
-    found = [n for n in engine_specs() if passed.get(n, {}).get("passed") and not missing(folder, n)]
-    return found or ["torch"]
+    names = [n for n in engine_specs() if passed.get(n, {}).get("passed") and not missing(folder, n)]
+    return names or ["torch"]
 
 
 def measure(
     folder: str | Path, # a bundle
 ) -> dict[str, dict]: # engine -> images_per_s {"1", "8"}, or why it is left out
     "Check and time every candidate. Loads their packages into this process."
-    card, reference, found = read_card(folder), read_reference(folder), {}
+    card, reference, speeds = read_card(folder), read_reference(folder), {}
     for name in candidates(folder):
         try:
             engine = open_engine(folder, name)
             off = check_engine(engine, reference, card["calibration"]["temperature"])
             speed = {str(b): images_per_second(engine.run, card["preprocessing"]["size"], b) for b in (1, 8)}
-            found[name] = {"images_per_s": speed, "mean_difference": off}
+            speeds[name] = {"images_per_s": speed, "mean_difference": off}
         except LadosError as e:
-            found[name] = {"left_out": e.problem}
-    return found
+            speeds[name] = {"left_out": e.problem}
+    return speeds
 
 
-def measured(
+def cached_measurements(
     folder: str | Path, # a bundle
 ) -> dict[str, dict]: # as `measure`
     "What `measure` says, from a process of its own; kept in `LADOS_HOME/engines` until bundle or machine change."
-    known = {"machine": machine(), "bundle": sealed(folder).get("card.json"), "sums": (Path(folder) / SUMS).read_text()
-             if (Path(folder) / SUMS).exists() else str(Path(folder).resolve())}
-    kept = settings().lados_home / "engines" / f"{sha256_text(to_json(known))[:24]}.json"
+    sums = Path(folder) / SUMS
+    conditions = {"machine": machine(), "bundle": checksums(folder).get("card.json"),
+                  "sums": sums.read_text() if sums.exists() else str(Path(folder).resolve())}
+    kept = settings().lados_home / "engines" / f"{sha256_text(to_json(conditions))[:24]}.json"
     with contextlib.suppress(LadosError): # not there yet, or damaged
         return read_record(kept)
     done = subprocess.run([sys.executable, "-m", "lados.serve.engines", str(folder)], capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         raise ServeError(f"{folder}: its engines could not be measured ({last})", "name one with --engine")
-    found = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout.splitlines()[-1])
     with contextlib.suppress(OSError): # a read-only place: measured again at the next start
-        write_json(kept, found)
-    return found
+        write_json(kept, result)
+    return result
 
 
 def choose_engine(
@@ -446,10 +447,10 @@ def choose_engine(
     names = candidates(folder)
     if len(names) == 1:
         return names[0]
-    found = {n: m["images_per_s"] for n, m in measured(folder).items() if "images_per_s" in m}
-    if not found:
+    speeds = {n: m["images_per_s"] for n, m in cached_measurements(folder).items() if "images_per_s" in m}
+    if not speeds:
         raise ServeError(f"{folder}: no engine holds its promise on this machine", "`lados engines` says why")
-    return max(found, key=lambda n: math.prod(found[n].values()))
+    return max(speeds, key=lambda n: math.prod(speeds[n].values()))
 
 
 if __name__ == "__main__" and __spec__: # run by `python -m`; in a notebook there is no spec

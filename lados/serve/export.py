@@ -25,11 +25,10 @@ import torch
 from rich.table import Table
 
 from ..core import ConfigError, DataError, LadosError, rich_table
-from ..data.manifest import load_manifest
 from ..files import utc_now, write_json
 from ..labels import LADOS
-from ..metrics import METRICS, confusion_matrix
-from ..model.batches import Dataset, prepare
+from ..data.manifest import load_manifest
+from ..model.batches import Dataset, prepare_dataset
 from ..model.bundle import find_bundle, seal
 from lados.model.inference import (
     Model, ServingModule, balanced_sample, load_bundle, reference_rows, run_module, stack_images,
@@ -39,6 +38,7 @@ from lados.serve.engines import (
     EXACT, FOREIGN, LOSSY, EngineSpec, ExportSource, PrecisionClass, check_formats, engine_files, engine_specs,
     export_formats, images_per_second, machine, open_engine, read_reference,
 )
+from ..metrics import METRICS, confusion_matrix
 
 # %% ../../nbs/serve/03_export.ipynb #a98af99f
 OUTPUTS = ("logits", "embedding", "grid") # what comes out
@@ -208,9 +208,9 @@ class ReferenceAnswers:
 
 
 def _brief(labels: np.ndarray, probs: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    said = probs.argmax(1)
-    recall = {c: float((said[labels == i] == i).mean()) for i, c in enumerate(classes) if (labels == i).any()}
-    counts = confusion_matrix(labels, said, probs.shape[1])
+    predicted = probs.argmax(1)
+    recall = {c: float((predicted[labels == i] == i).mean()) for i, c in enumerate(classes) if (labels == i).any()}
+    counts = confusion_matrix(labels, predicted, probs.shape[1])
     return {"macro_f1": METRICS["macro_f1"].of_answers(counts), "recall": recall}
 
 
@@ -249,9 +249,9 @@ def _certify(bundle: Path, name: str, truth: ReferenceAnswers) -> dict[str, Any]
         engine = open_engine(bundle, name) if name in engine_specs() else FOREIGN[name].open(bundle)
         parts = [engine.run(truth.images[i:i + 8]) for i in range(0, len(truth.images), 8)]
         logits, embeddings = (np.concatenate(p) for p in zip(*parts, strict=True))
-        found = compare_engine(truth, logits, precision) | _thresholds(truth, logits, embeddings)
+        entry = compare_engine(truth, logits, precision) | _thresholds(truth, logits, embeddings)
         speed = {str(b): images_per_second(engine.run, truth.images.shape[1], b) for b in (1, 8)}
-        return {**found, "images_per_s": speed, "precision": precision.doc,
+        return {**entry, "images_per_s": speed, "precision": precision.doc,
                 "bytes": sum((bundle / f).stat().st_size for f in engine_files(bundle, name))}
     except (LadosError, RuntimeError) as e:
         return {"passed": False, "failed": [str(getattr(e, "problem", e)).splitlines()[0]]}
@@ -262,7 +262,7 @@ def _run_data(folder: Path, bundle: Path, size: int) -> Dataset:
     if not (folder / "manifest.csv").exists():
         raise ConfigError(f"{bundle}: there is no run around this bundle, so there are no images to certify "
                           "engines with", "export the run it came from: `lados export RUN`")
-    return prepare(load_manifest(folder), size)
+    return prepare_dataset(load_manifest(folder), size)
 
 
 def reference_answers(
@@ -271,7 +271,7 @@ def reference_answers(
     bundle: Path, # of the run
 ) -> ReferenceAnswers:
     "The validation images and what 32-bit torch says of them; ConfigError where there are none."
-    rows, (known, _) = data.rows("valid"), reference_rows(model, data)
+    rows, (learned, _) = data.rows("valid"), reference_rows(model, data)
     if not len(rows):
         raise ConfigError("the run has no validation images, so exported engines cannot be compared with torch",
                           "train with a validation split: --set fractions=[0.7,0.15,0.15]")
@@ -279,10 +279,10 @@ def reference_answers(
     logits, _ = run_module(ServingModule(model).eval().to(next(model.net.parameters()).device), images)
     groups = data.manifest.frame["source_group"].to_numpy()
     embeddings = read_reference(bundle).get("embeddings", ())
-    comparable = len(embeddings) == len(known) # else the bundle has none, or the run's images have changed since
+    comparable = len(embeddings) == len(learned) # else the bundle has none, or the run's images have changed since
     return ReferenceAnswers(images, data.labels[rows], apply_temperature(logits, model.temperature), model.temperature,
                  groups[rows], np.asarray(embeddings if comparable else np.zeros((0, 1)), np.float32),
-                 groups[known if comparable else known[:0]], data.label_set.names)
+                 groups[learned if comparable else learned[:0]], data.label_set.names)
 
 
 def _thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
@@ -299,25 +299,25 @@ def export_run(
     tell: Callable[[str], None] = lambda line: None, # called with a line for each step
 ) -> dict[str, Any]: # what parity.json says
     "Write a run's network in these formats and certify every engine that can run them. Raises ConfigError, DataError."
-    bundle, wanted = find_bundle(path), check_formats(formats)
+    bundle, chosen = find_bundle(path), check_formats(formats)
     model = load_bundle(bundle)
     data = _run_data(bundle.parent, bundle, model.prep.size)
     truth = reference_answers(model, data, bundle)
     (bundle / "parity.json").unlink(missing_ok=True) # until there is a new one only torch is served
-    for name in wanted:
+    for name in chosen:
         start = time.perf_counter()
         _write_format(model, bundle, name, data)
         tell(f"{name} written in {time.perf_counter() - start:.0f} s")
     seal(bundle)
-    found = {"format": 1, "created": utc_now(), "machine": machine(), "images": len(truth.labels),
+    certificate = {"format": 1, "created": utc_now(), "machine": machine(), "images": len(truth.labels),
              "limits": {"agreement": EXACT.agreement, "macro_f1_drop": LOSSY.f1_drop, "recall_drop": LOSSY.recall_drop},
              "torch_fp32": truth.scores, "engines": {}}
     for name in (n for n in (*engine_specs(), *FOREIGN) if engine_files(bundle, n)):
-        entry = found["engines"][name] = _certify(bundle, name, truth)
+        entry = certificate["engines"][name] = _certify(bundle, name, truth)
         tell(f"{name} {'passed' if entry['passed'] else 'FAILED: ' + '; '.join(entry['failed'])}")
-    write_json(bundle / "parity.json", found)
+    write_json(bundle / "parity.json", certificate)
     seal(bundle)
-    return found
+    return certificate
 
 
 def _write_format(model: Model, bundle: Path, name: str, data: Dataset) -> None:
@@ -329,18 +329,18 @@ def _write_format(model: Model, bundle: Path, name: str, data: Dataset) -> None:
 
 # %% ../../nbs/serve/03_export.ipynb #cff8dec2
 def parity_table(
-    found: dict[str, Any], # what parity.json says
+    parity: dict[str, Any], # what parity.json says
 ) -> Table:
     "The certificate, for people."
-    rows = [[name, "passed" if e["passed"] else "FAILED", *_figures(e)] for name, e in found["engines"].items()]
+    rows = [[name, "passed" if e["passed"] else "FAILED", *_figures(e)] for name, e in parity["engines"].items()]
     titles = ["engine", "", "max diff", "same class", "macro-F1", "MB", "images/s, 1", "of 8"]
-    return rich_table(titles, rows, caption=f"{found['images']} validation images; {found['machine']['cpu']}, "
-                      f"{found['machine']['threads']} threads")
+    return rich_table(titles, rows, caption=f"{parity['images']} validation images; {parity['machine']['cpu']}, "
+                      f"{parity['machine']['threads']} threads")
 
 
 def _figures(e: dict[str, Any]) -> list[str]:
     if "agreement" not in e:
         return ["-"] * 6
-    told = f"{e['max_difference']:.4f}", f"{e['agreement']:.1%}", f"{e['macro_f1_change']:+.3f}"
-    return [*told, f"{e['bytes'] / 1e6:.0f}",
+    cells = f"{e['max_difference']:.4f}", f"{e['agreement']:.1%}", f"{e['macro_f1_change']:+.3f}"
+    return [*cells, f"{e['bytes'] / 1e6:.0f}",
             *(f"{e['images_per_s'][b]:.0f}" for b in ("1", "8"))]

@@ -20,11 +20,9 @@ from pydantic import Field
 
 from ..core import ImageError, ImageTooLarge, load_plugins, settings
 from ..data.images import load_square
-from ..model.uncertainty import apply_temperature
 from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
-from ..model.uncertainty import FeatureSpace, is_unsure, prediction_set
-from .engines import certificate, check_engine, choose_engine, read_reference
-from .engines import Engine, Run, open_engine
+from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, prediction_set
+from .engines import Engine, Run, certificate, check_engine, choose_engine, open_engine, read_reference
 
 # %% ../../nbs/serve/01_predictor.ipynb #a1f2b0d2
 @dataclass(frozen=True)
@@ -240,5 +238,5 @@ def classify_files(
 def _answered(predictor: Predictor, decoded: list[np.ndarray | str]) -> list[Answer | str]:
     "Answers in the places of images; errors stay where they are."
     good = [d for d in decoded if not isinstance(d, str)]
-    found = iter(zip(*predictor.predict(np.stack(good)), strict=True)) if good else iter(())
-    return [d if isinstance(d, str) else predictor.encode(*next(found)) for d in decoded]
+    answers = iter(zip(*predictor.predict(np.stack(good)), strict=True)) if good else iter(())
+    return [d if isinstance(d, str) else predictor.encode(*next(answers)) for d in decoded]

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from .predictor import AnswerField, answer_fields
 from ..labels import LabelSet
+from .predictor import AnswerField, answer_fields
 
 # %% ../../nbs/serve/09_schemas.ipynb #8304f537
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from ..core import LadosError, RunError, ServeError, Settings
-from ..data.images import probe
 from ..files import read_json, write_json
+from ..labels import LabelSet
+from ..data.images import probe
 from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
 from .batcher import Batcher, Item, Overloaded
-from ..labels import LabelSet
 from .engines import certificate
-from .explain import Explanation, masked, weighed
+from .explain import Explanation, masked_images, weighted
 from .predictor import Answer, Predictor
 from .telemetry import LOG, PROMOTIONS, QUEUE, Recent
 from .uploads import Budget
@@ -68,12 +68,12 @@ def configured_model(settings: Settings) -> Path:
 
 def served_model(settings: Settings) -> tuple[str, str]:
     "Bundle and engine: those promoted, as long as the configuration is the one they were promoted over."
-    asked = (str(configured_model(settings)), settings.lados_engine)
+    configured = (str(configured_model(settings)), settings.lados_engine)
     with contextlib.suppress(LadosError, KeyError, TypeError):
-        said = read_json(promotion_path(settings))
-        if tuple(said["over"]) == asked and (Path(said["bundle"]) / "card.json").exists():
-            return said["bundle"], said["engine"]
-    return asked
+        promotion = read_json(promotion_path(settings))
+        if tuple(promotion["over"]) == configured and (Path(promotion["bundle"]) / "card.json").exists():
+            return promotion["bundle"], promotion["engine"]
+    return configured
 
 
 def record_promotion(
@@ -175,12 +175,12 @@ class Service:
         "Serve what is configured, or was promoted since; look once a second."
         tried = 0.0
         while True:
-            asked = self._asked()
-            if asked != self._noted or (self.current is None and time.monotonic() > tried + RETRY_S):
-                self._noted = asked
+            target = self._asked()
+            if target != self._noted or (self.current is None and time.monotonic() > tried + RETRY_S):
+                self._noted = target
                 try:
-                    await self.serve(*asked)
-                    self._noted = asked # a promotion may have come and gone while this one waited for its turn
+                    await self.serve(*target)
+                    self._noted = target # a promotion may have come and gone while this one waited for its turn
                 except LadosError as e:
                     if str(e) != str(self.lacking):
                         LOG.error("%s", e, extra={"event": {"dataset": "lados.serve", "action": "load"}})
@@ -323,7 +323,7 @@ class Service:
         deadline, loop = time.monotonic() + 4 * self.settings.deadline_s, asyncio.get_running_loop()
         image = await self._in_time(self.decode(loaded, data, name), deadline)
         grid = await loop.run_in_executor(self._maps, loaded.predictor.engine.grid, image[None])
-        seen, masks = await loop.run_in_executor(self._maps, masked, image, grid[0])
+        seen, masks = await loop.run_in_executor(self._maps, masked_images, image, grid[0])
         loaded.batcher.check(len(seen))
         owner = RequestGroup(loaded.batcher.share)
 
@@ -331,15 +331,15 @@ class Service:
             async with owner.turn:
                 return await loaded.batcher(image, deadline, owner)
 
-        found = await asyncio.gather(*(ask(p) for p in seen))
-        return weighed(np.stack([probs for (probs, _), *_ in found]), masks, label, loaded.predictor.label_set)
+        heat = await asyncio.gather(*(ask(p) for p in seen))
+        return weighted(np.stack([probs for (probs, _), *_ in heat]), masks, label, loaded.predictor.label_set)
 
     async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, card
         "Every bundle that is found: the configured one and those of the runs."
         # not where models load, which takes long
-        found = await asyncio.to_thread(list_models, self.settings, self.configured())
+        listed = await asyncio.to_thread(list_models, self.settings, self.configured())
         served = self.current.predictor.folder.resolve() if self.current else None
-        return [{**m, "served": m["bundle"] == served} for m in found]
+        return [{**m, "served": m["bundle"] == served} for m in listed]
 
     async def promote(
         self,

@@ -148,15 +148,15 @@ def quantile(
 def statistics() -> dict[str, Any]: # outcomes{}, classes{}, latency{stage: {count, mean, p50, p95, p99}}, abstentions{}
     "Inference statistics since the service started."
     samples = [s for family in registry().collect() for s in family.samples]
-    found: dict[str, Any] = {"outcomes": Tally(), "classes": Tally(), "abstentions": Tally(), "latency": {}}
+    totals: dict[str, Any] = {"outcomes": Tally(), "classes": Tally(), "abstentions": Tally(), "latency": {}}
     buckets: dict[str, list] = {}
     sums: dict[str, float] = {}
     for s in samples:
         if s.name == "inference_requests_total":
-            found["outcomes"][s.labels["outcome"]] += s.value
-            found["classes"] += Tally({s.labels["class"]: s.value} if s.labels["class"] else {})
+            totals["outcomes"][s.labels["outcome"]] += s.value
+            totals["classes"] += Tally({s.labels["class"]: s.value} if s.labels["class"] else {})
         elif s.name == "inference_abstentions_total":
-            found["abstentions"][s.labels["reason"]] += s.value
+            totals["abstentions"][s.labels["reason"]] += s.value
         elif s.name == "inference_latency_seconds_bucket":
             buckets.setdefault(s.labels["stage"], []).append((float(s.labels["le"]), s.value))
         elif s.name == "inference_latency_seconds_sum":
@@ -164,9 +164,9 @@ def statistics() -> dict[str, Any]: # outcomes{}, classes{}, latency{stage: {cou
     for stage, rows in buckets.items():
         rows.sort()
         n = rows[-1][1]
-        found["latency"][stage] = {"count": n, "mean": sums[stage] / n if n else None,
+        totals["latency"][stage] = {"count": n, "mean": sums[stage] / n if n else None,
                                    **{f"p{p}": quantile(p / 100, rows) for p in (50, 95, 99)}}
-    return {k: dict(v) for k, v in found.items()}
+    return {k: dict(v) for k, v in totals.items()}
 
 # %% ../../nbs/serve/07_telemetry.ipynb #2553c83f
 LOG = logging.getLogger("lados.serve")

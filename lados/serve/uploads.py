@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ..core import DataError, LadosError, NotAnImage, ImageTooLarge
+from ..core import DataError, ImageTooLarge, LadosError, NotAnImage
 from .batcher import Overloaded
 
 # %% ../../nbs/serve/06_uploads.ipynb #b064502c

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..core import ConfigError, DataError, LadosError, settings
 from ..files import read_json, sha256_text, write_json
-from ..processes import in_processes
+from ..processes import map_processes
 from .drawing import LOOK_ALIKES, Scene, atmosphere, emulsion, oil, sheen, waves
 from .vessels import Stage, platform, ship
 
@@ -366,14 +366,14 @@ def synthetic(
     progress: Callable[[int, int], None] | None = None, # told scenes done and scenes in all
 ) -> Path: # `out`
     "Draw a sample in LADOS's COCO layout; ConfigError for impossible numbers, DataError where `out` is taken."
-    out, asked = Path(out), {"recipe": RECIPE, "sources": sources, "seed": seed, "size": size}
+    out, recipe = Path(out), {"recipe": RECIPE, "sources": sources, "seed": seed, "size": size}
     _check(sources, seed, size)
-    if _there(out, asked):
+    if _there(out, recipe):
         return out
     tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         tmp.mkdir(parents=True)
-        _write(tmp, asked, workers or settings().threads, progress)
+        _write(tmp, recipe, workers or settings().threads, progress)
         tmp.replace(out)
     except (OSError, BrokenProcessPool) as e:
         why = getattr(e, "strerror", None) or e
@@ -390,34 +390,34 @@ def _check(sources: int, seed: int, size: int) -> None:
             raise ConfigError(f"synthetic sample: {name} is {value}", f"give at least {least}")
 
 
-def _there(out: Path, asked: dict[str, int]) -> bool:
+def _there(out: Path, recipe: dict[str, int]) -> bool:
     "Whether `out` is this very sample; anything else in it raises."
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = read_json(out / "synthetic.json")
+        present = read_json(out / "synthetic.json")
     except LadosError:
-        found = {}
-    if {k: found.get(k) for k in asked} == asked:
+        present = {}
+    if {k: present.get(k) for k in recipe} == recipe:
         return True
-    what = "another synthetic sample" if found else "something that is not a synthetic sample"
+    what = "another synthetic sample" if present else "something that is not a synthetic sample"
     raise DataError(f"{out}: already holds {what}", "choose another folder, or delete this one")
 
 
-def _write(folder: Path, asked: dict[str, int], workers: int, progress: Callable[[int, int], None] | None) -> None:
+def _write(folder: Path, recipe: dict[str, int], workers: int, progress: Callable[[int, int], None] | None) -> None:
     "Draw everything into `folder`."
-    seed, size = asked["seed"], asked["size"]
+    seed, size = recipe["seed"], recipe["size"]
     todo: dict[int, list[tuple[int, Photograph]]] = {}
-    for i, source in enumerate(plan_photographs(asked["sources"], _rng(seed, 0))):
+    for i, source in enumerate(plan_photographs(recipe["sources"], _rng(seed, 0))):
         todo.setdefault(source.scene, []).append((i, source))
     shots: dict[str, list] = {split: [] for split in ("train", "valid", "test")}
     for split in shots:
         (folder / split).mkdir()
-    for done, batch in enumerate(in_processes(partial(_shoot, folder, seed, size), list(todo.items()), workers), 1):
+    for done, batch in enumerate(map_processes(partial(_shoot, folder, seed, size), list(todo.items()), workers), 1):
         for split, name, outlines in batch:
             shots[split].append((name, outlines))
         if progress:
             progress(done, len(todo))
     for split, rows in shots.items():
         write_json(folder / split / "_annotations.coco.json", _coco(sorted(rows, key=lambda r: r[0]), size))
-    write_json(folder / "synthetic.json", {**asked, "images": {s: len(rows) for s, rows in shots.items()}})
+    write_json(folder / "synthetic.json", {**recipe, "images": {s: len(rows) for s, rows in shots.items()}})

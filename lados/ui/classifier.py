@@ -15,12 +15,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..client import Client
-from ..core import LadosError, ImageError, RunError, ServeError, settings
-from ..jobs.promotion import service_errors
+from ..core import ImageError, LadosError, RunError, ServeError, settings
 from ..labels import LabelSet
-from .corrections import table_text
+from ..client import Client
 from ..serve.predictor import answer_cells, answer_fields
+from ..jobs.promotion import service_errors
+from .corrections import table_text
 
 # %% ../../nbs/ui/03_classifier.ipynb #33ca94f1
 @dataclass(frozen=True)

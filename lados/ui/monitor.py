@@ -14,13 +14,13 @@ from typing import Any
 import anywidget
 import traitlets
 
-from ..client import ApiError, Client
 from ..core import LadosError, settings
+from ..client import ApiError, Client
+from ..model.params import presets
 from ..jobs import leases, queue
 from ..jobs.routes import job_view, training_history
 from ..jobs.store import ENDED, get_job, open_store
 from ..jobs.tasks import TRAIN
-from ..model.params import presets
 from .voila import apps_folder
 
 # %% ../../nbs/ui/05_monitor.ipynb #cf6ea5e8
@@ -44,8 +44,8 @@ class JobWidget(anywidget.AnyWidget):
         self._thread.start()
 
     def _look(self) -> None:
-        found = get_job(open_store(), self.job_id)
-        self.job, self.epochs, self.run = job_view(found), training_history(found), found.run or ""
+        current = get_job(open_store(), self.job_id)
+        self.job, self.epochs, self.run = job_view(current), training_history(current), current.run or ""
 
     def _watch(self) -> None:
         while not self.over.wait(1.0):
@@ -87,8 +87,8 @@ def submit_training(
     **parameters: Any, # stand above the preset; `lados train --help-params` lists them
 ) -> JobWidget:
     "Hand in a training, and show it live. Raises ConfigError, DataError or BrokerError."
-    asked = {**parameters, **({"preset": preset} if preset else {})}
-    job, _ = queue.submit_job(TRAIN, asked, "jupyter")
+    request = {**parameters, **({"preset": preset} if preset else {})}
+    job, _ = queue.submit_job(TRAIN, request, "jupyter")
     return JobWidget(job.id)
 
 
@@ -132,12 +132,12 @@ class ServiceWatch:
                 "engine": models["engine"], "models": [_model(m) for m in models["models"]],
                 "numbers": self._numbers(metrics["inference"])}
 
-    def _numbers(self, found: dict[str, Any]) -> dict[str, Any]:
-        now, total = time.monotonic(), sum(found["outcomes"].values())
+    def _numbers(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        now, total = time.monotonic(), sum(metrics["outcomes"].values())
         before, self.counted = self.counted, (now, total)
         rate = (total - before[1]) / (now - before[0]) if before and now > before[0] else 0.0
-        return {"rate": max(0.0, rate), "total": total, "outcomes": found["outcomes"],
-                "latency": found["latency"].get("total"), "recent": found["recent"]}
+        return {"rate": max(0.0, rate), "total": total, "outcomes": metrics["outcomes"],
+                "latency": metrics["latency"].get("total"), "recent": metrics["recent"]}
 
     def act(
         self,
@@ -219,4 +219,3 @@ class MonitorPage(anywidget.AnyWidget):
         "End it."
         self.over = True
         super().close()
-

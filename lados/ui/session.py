@@ -18,14 +18,12 @@ import anywidget
 import traitlets
 
 from ..core import DataError, LadosError, settings
-from ..data.archives import unpack_images
 from ..files import sha256_file
 from ..labels import LADOS, label_set_from
+from ..data.archives import unpack_images
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from .corrections import Corrections
-from lados.ui.uploads import (
-    MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, preview, upload_limits,
-)
+from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, preview, upload_limits
 from .voila import apps_folder
 
 # %% ../../nbs/ui/04_session.ipynb #bc563353
@@ -68,14 +66,14 @@ class ClassifierHandle:
     def _open(self) -> Classifier:
         self.tell({"state": "loading"})
         try:
-            found = self.open()
+            classifier = self.open()
         except Exception as e:
             self.tell({"state": "failed", **error_text(e)})
             raise
-        about = dict(found.about)
+        about = dict(classifier.about)
         self.label_set = label_set_from(about.pop("label_set", None))
         self.tell({"state": "ready", **about, "classes": class_list(self.label_set)})
-        return found
+        return classifier
 
     def refresh(self) -> None:
         "Open it anew where it failed, or is no longer current."
@@ -289,9 +287,9 @@ class Session(AnswerQueue):
         "Keep a correction, or forget it; raises LadosError where that cannot be done."
         card, answer = self.cards[key], self.cards[key].answer
         if label:
-            said = {"predicted": answer.get("label"), "confidence": f"{answer.get('confidence', 0):.4f}",
+            answer_columns = {"predicted": answer.get("label"), "confidence": f"{answer.get('confidence', 0):.4f}",
                     "model": answer.get("model"), "engine": answer.get("engine")}
-            self.corrections.save(card.path, card.name, label, self.door.label_set, **said)
+            self.corrections.save(card.path, card.name, label, self.door.label_set, **answer_columns)
         else:
             self.corrections.undo(card.digest)
         card.label = self.known[card.digest] = label
@@ -333,8 +331,8 @@ class ClassifierPage(anywidget.AnyWidget):
             if answer:
                 answer(self, message, buffers)
         except Exception as e:
-            told = error_text(e)
-            self.desk.say(f"{told['problem']}: {told['remedy']}" if told["remedy"] else told["problem"], "bad")
+            fault = error_text(e)
+            self.desk.say(f"{fault['problem']}: {fault['remedy']}" if fault["remedy"] else fault["problem"], "bad")
 
     def _hello(self, message: dict, buffers: list) -> None:
         self.desk.door.refresh()
@@ -342,8 +340,8 @@ class ClassifierPage(anywidget.AnyWidget):
             self.desk.show(card)
 
     def _begin(self, message: dict, buffers: list) -> None:
-        wanted = self.desk.intake.begin(message["id"], message["name"], int(message["size"]), self.desk.room)
-        self._tell({"kind": "ack", "id": message["id"], "wanted": wanted})
+        accepted = self.desk.intake.begin(message["id"], message["name"], int(message["size"]), self.desk.room)
+        self._tell({"kind": "ack", "id": message["id"], "wanted": accepted})
 
     def _piece(self, message: dict, buffers: list) -> None:
         self.desk.intake.piece(message["id"], int(message["offset"]), buffers[0] if buffers else b"", message["last"])

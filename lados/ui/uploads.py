@@ -19,8 +19,8 @@ from typing import IO, Any
 import cv2
 
 from ..core import DataError, LadosError, ServeError, settings
-from ..data.images import decode, image_suffixes, probe
 from ..files import hold_lock, locked, sweep_folders
+from ..data.images import decode, image_suffixes, probe
 
 # %% ../../nbs/ui/01_uploads.ipynb #a08e63e3
 class SessionFolder:

@@ -136,7 +136,7 @@ def serve_page(
     name: str, # of a page
     port: int = 8866, # on this machine
     browser: bool = True, # open the user's browser there
-    told: Callable[[str], Any] = print, # called with the address when it answers
+    on_ready: Callable[[str], Any] = print, # called with the address when it answers
     **changes: Any, # settings for the page
 ) -> None:
     "Serve a page until Ctrl-C. Raises ServeError where that cannot be done."
@@ -151,7 +151,7 @@ def serve_page(
 
     class Server(Voila):
         def launch_browser(self) -> None: # called once the port listens
-            told(f"http://127.0.0.1:{port}/")
+            on_ready(f"http://127.0.0.1:{port}/")
             if browser:
                 _open_browser(f"http://127.0.0.1:{port}/")
 
