@@ -325,8 +325,7 @@ def _document(
     for operation in (o for path in document["paths"].values() for o in path.values()):
         for response in operation["responses"].values():
             for content in response.get("content", {}).values():
-                if content.pop("itemSchema", None):
-                    content["schema"] = {"type": "string", "description": "events, as browsers read them"}
+                content.pop("itemSchema", None) # of a stream's events; OpenAPI knows it since 3.2
     loaded = app.state.service.current if hasattr(app.state, "service") else None
     return with_classes(document, loaded.predictor.label_set) if loaded else document
 
