@@ -172,7 +172,7 @@ def plain_app() -> Any: # a FastAPI application
     return app
 
 # %% ../../nbs/bench/01_load.ipynb #9edfb00b
-PLAIN, LITSERVE = "plain FastAPI + torch", "LitServe, the same file, batches of 8"
+PLAIN, LITSERVE = "plain FastAPI + torch", "LitServe, same file" # in batches of 8
 _LITSERVE = """
 import os, sys
 import litserve as ls

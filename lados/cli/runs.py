@@ -206,7 +206,7 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
     beside = [PLAIN, LITSERVE] if plain and "openvino-int8" in bench.usable_engines(bundle) else [PLAIN] * plain
     if LITSERVE in beside and find_spec("litserve") is None:
         beside.remove(LITSERVE)
-        rows.append([LITSERVE, "-", "not installed: pip install litserve", *["-"] * 8])
+        say("note", f"{LITSERVE} is left out: pip install litserve", to=err)
     for name in [*names, *beside]:
         # the bare engine before and after, since a machine that others share changes its speed
         around = [] if name in beside else [bench.bench_engine(bundle, name, seconds / 2)]
@@ -218,10 +218,11 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
         err.print(f"{name}: done")
     out.print(rich_table(["bare engine", "images/s, 1", "of 8", "decode, ms"], [
         [n, *(f"{b.images_per_s[k]:.1f}" for k in (1, 8)), f"{b.decode_ms:.2f}"] for n, b in alone.items()]))
-    titles = ["over HTTP", "clients", "requests/s", "of bare", "of limit", "rest, CPU ms", "p50 ms",
-              "p95", "p99", "not answered", "MB"]
-    out.print(rich_table(titles, rows, caption=f"{bundle.name}; load generator on the same cores. "
-                         "Limit: all cores decode and compute; rest: all but decode and engine, CPU ms a request"))
+    titles = ["over HTTP", "clients", "requests/s", "of bare", "of limit", "rest ms", "p50 ms", "p95", "p99", "failed",
+              "MB"]
+    out.print(rich_table(titles, rows, caption=f"{bundle.name}; load generator on the same cores; LitServe batches 8. "
+                         "Limit: all cores decode and compute; rest: everything but decode and engine, "
+                         "CPU ms a request"))
     return rates
 
 
