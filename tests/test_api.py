@@ -156,7 +156,7 @@ def test_every_answer_is_of_its_model(service):
         kind.model_validate(service.get(path).json())
 
 
-def test_a_image_is_the_same_as_form_or_as_body(service):
+def test_an_image_is_the_same_as_form_or_as_body(service):
     answers = [service.predict(IMAGE), service.post("/predict", content=IMAGE, headers={"Content-Type": "image/png"}),
                service.post("/predict", content=IMAGE, headers={"Content-Type": "application/octet-stream"}),
                service.post("/predict", content=IMAGE), service.post("/predict", files={"anything": ("x", IMAGE)})]
@@ -182,7 +182,7 @@ def test_more_images_than_the_threshold_are_refused(service):
     refused(service.post("/predict", files=[("file", ("a.png", IMAGE))] * 2), 413, "more than 1")
 
 
-def test_an_explanation_is_a_image_and_shares(service):
+def test_an_explanation_is_an_image_and_shares(service):
     heat = HeatMap.model_validate(service.post("/explain", params={"label": "ship"}, files={"file": ("a.png", IMAGE)}).json())
     layer = Image.open(io.BytesIO(base64.b64decode(heat.heatmap_png)))
     assert heat.label == "ship" and layer.mode == "RGBA" and layer.size == (32, 32)

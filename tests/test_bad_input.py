@@ -51,7 +51,7 @@ def test_one_class_teaches_nothing(tmp_path):
     assert "import more images" in e.value.remedy
 
 
-def test_several_labels_a_image_are_refused(tmp_path):
+def test_several_labels_an_image_are_refused(tmp_path):
     toy_manifest(tmp_path)
     frame = load_manifest(tmp_path).frame
     both = changed(tmp_path, label=frame["label"].where(frame["label"] != "oil", "oil|ship"))

@@ -262,7 +262,7 @@ def test_damaged_images_are_refused_and_name_the_file(service):
             assert service.predict(bytes(bad)).status_code in (200, 413, 415, 422)
 
 
-def test_a_image_that_is_something_else_too_is_only_a_image(service):
+def test_an_image_that_is_something_else_too_is_only_an_image(service):
     "An archive or a script behind the pixels is neither run nor an error; pixels behind a script are no image."
     page = b"<?php system($_GET['c']); ?><script>alert(1)</script>"
     for data in (IMAGE + page, IMAGE + b"PK\x03\x04" + bytes(100), encoded(Image.open(io.BytesIO(IMAGE)), "GIF") + page):

@@ -560,7 +560,7 @@ def test_images_of_one_name_in_several_folders_are_not_mixed_up(tmp_path):
     assert len(import_dataset(alone)) == 1, "one of that name: it is meant"
 
 
-def test_a_image_that_two_lists_name_counts_once(tmp_path):
+def test_an_image_that_two_lists_name_counts_once(tmp_path):
     root = export(tmp_path / "both", ["a.jpg", "b.jpg"], name="first.coco.json")
     (root / "second.coco.json").write_text(json.dumps(document(["b.jpg"])))
     notes = Notes()

@@ -142,7 +142,7 @@ def test_a_bundle_without_its_run_is_told_of(pair, tmp_path):
         compare_models(tmp_path / "alone", pair / "good")
 
 
-def test_a_image_that_cannot_be_read_is_counted_for_neither(pair, tmp_path):
+def test_an_image_that_cannot_be_read_is_counted_for_neither(pair, tmp_path):
     manifest = load_manifest(pair / "good")
     shutil.copytree(pair / "good", tmp_path / "good")
     (tmp_path / "good" / "test0.png").write_bytes(b"no image")
