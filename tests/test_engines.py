@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serving import Server, certify_only, colours, edit_card, make_run, runs, serving, wait_for
+from toy import ROUNDING
 
 from lados.core import ConfigError, DataError, RunError, ServeError, settings
 from lados.data.manifest import load_manifest
@@ -76,7 +77,7 @@ def test_engines_agree(first, images):
             continue
         other = Predictor.setup(first, name)
         found = probabilities(other, images)
-        assert np.abs(found - truth).max() < {"openvino-int8": 0.3, "openvino-bf16": 0.1}.get(name, 1e-3), name
+        assert np.abs(found - truth).max() < {"openvino-int8": 0.3, "openvino-bf16": 0.1}.get(name, 1e-3 + ROUNDING), name
         assert (found.argmax(1) == truth.argmax(1)).mean() > 0.9, name
         one_by_one = np.concatenate([probabilities(other, [f]) for f in images[:3]])
         assert np.abs(one_by_one - found[:3]).max() < 0.02, "alone or together"
@@ -96,11 +97,11 @@ def test_the_service_says_what_evaluation_says(service, first, images):
     for row in [*table.head(12).itertuples(), *whole.head(12).itertuples()]:
         data = (first / row.image).read_bytes()
         for answer in (service.predict(data).json(), service.post("/predict", content=data).json()):
-            assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5)
+            assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5 + ROUNDING)
             assert answer["label"] == row.predicted
     batch = service.post("/predict_batch", files=[("files", (f.name, f.read_bytes())) for f in images[:8]]).json()
     for row, answer in zip(whole.head(8).itertuples(), batch["results"], strict=True):
-        assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5)
+        assert said(answer) == pytest.approx([getattr(row, f"p_{c}") for c in CLASSES], abs=2e-5 + ROUNDING)
 
 
 def test_a_transformer_is_served_and_explained(service):
@@ -179,7 +180,7 @@ def test_bundles_of_other_versions_and_classes_are_refused(bundle):
     edit_card(bundle, format=1, classes=list(CLASSES[::-1]))
     with pytest.raises(RunError, match="its classes are") as e:
         Predictor.setup(bundle, "openvino")
-    assert "in this order" in e.value.remedy
+    assert "train the run anew" in e.value.remedy
     edit_card(bundle, classes=list(CLASSES), backbone="resnet9000")
     with pytest.raises((RunError, ConfigError, ServeError), match="resnet9000"):
         Predictor.setup(bundle, "torch")
