@@ -186,7 +186,7 @@ class Server:
 
     def lines(self) -> list[dict]:
         "The log, a document a line; whatever else is printed fails here."
-        return [json.loads(line) for line in self.out.read_text().splitlines() if not PORT.match(line)]
+        return [json.loads(line) for line in self.out.read_text().rpartition("\n")[0].splitlines() if not PORT.match(line)]
 
     def family(self) -> list[psutil.Process]:
         process = psutil.Process(self.process.pid)
