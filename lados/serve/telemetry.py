@@ -172,7 +172,7 @@ def statistics() -> dict[str, Any]: # outcomes{}, classes{}, latency{stage: {cou
 LOG = logging.getLogger("lados.serve")
 
 
-_to_json = json.JSONEncoder(ensure_ascii=False).encode
+_to_json = json.JSONEncoder().encode # ASCII: some readers take U+2028 or U+0085 in a path for the end of a line
 
 
 class EcsFormatter(ecs_logging.StdlibFormatter):
