@@ -23,6 +23,7 @@ from .models import assignments, bundle_of, progress_bar
 
 # %% ../../nbs/cli/05_jobs.ipynb #58c3ce24
 if TYPE_CHECKING:
+    from lados.jobs.schedule import Schedule
     from lados.jobs.store import Job
 
 # %% ../../nbs/cli/05_jobs.ipynb #0f8737e3
@@ -272,11 +273,7 @@ def up(
     from lados.jobs.workers import run_all
 
     run_all(port, page, str(bundle_of(run).resolve()) if run else None,
-                          lambda line: say("up", line, "bold", err))
-
-# %% ../../nbs/cli/05_jobs.ipynb #32b94e9c
-if TYPE_CHECKING:
-    from lados.jobs.schedule import Schedule
+            lambda line: say("up", line, "bold", err))
 
 # %% ../../nbs/cli/05_jobs.ipynb #d7a1cf9c
 schedule_app = typer.Typer(help="Trainings that begin by themselves, and what they propose.", no_args_is_help=True)
