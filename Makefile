@@ -14,10 +14,10 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab bench readme clean
+.PHONY: help setup demo test test-fast lab bench readme clean
 
 help:
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(READY) ## make .venv and install lados into it; does nothing where that is done
 
@@ -42,14 +42,21 @@ bench: setup ## training and serving speed, on this machine
 	$(BIN)/lados bench train
 	$(BIN)/lados bench serve
 
+STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH";
+IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados tests tools setup.py;
 # Notebooks run two at a time, one thread each. The papermill notebooks need a run folder: the tests of the command execute them.
+NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 2 --timing
+PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+
 test: setup ## everything: notebooks in step, clean and running, README, style, tests
-	@step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH"; \
-	step "notebooks, modules and README in step" python tools/sync.py; \
-	step "style" ruff check lados tests tools setup.py; \
-	step "library notebooks and tutorials" env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 \
-	    nbdev-test --skip-folder-re '^([_.]|papermill$$|apps$$)' --n-workers 2 --timing; \
-	echo "== tests"; python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+	@$(STEP) $(IN_STEP) \
+	step "library notebooks and tutorials" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$)'; \
+	echo "== tests"; $(PYTEST)
+
+test-fast: setup ## two minutes: style, the notebooks of core, data and model, and tests/unit
+	@$(STEP) $(IN_STEP) \
+	step "notebooks of core, data and model" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$|tutorials|synthetic|runs|serve|jobs|ui|bench|cli)'; \
+	echo "== tests/unit"; $(PYTEST) tests/unit
 
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme

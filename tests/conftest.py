@@ -1,6 +1,7 @@
 "Fixtures that several topics share: homes of their own, and a small drawn dataset."
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,14 +31,14 @@ def sample(tmp_path_factory):
 @pytest.fixture(scope="session")
 def environment():
     "What processes of their own get: one thread, and this package."
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120
-    return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": root}
+    tests = Path(__file__).resolve().parent
+    path = os.pathsep.join(map(str, (tests.parent, tests)))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": path}
 
 
-SLOW = [f"test_{n}" for n in ("survival", "cli", "serve_cli", "runs", "job_store", "training", "jobs", "hostile", "app", "propose",
-                              "load", "monitor", "schedules", "api", "check")]
+FIRST = ("chaos", "train", "jobs", "service", "ui")
 
 
 def pytest_collection_modifyitems(items):
-    "The files that take minutes go first, so that two processes end at about the same time."
-    items.sort(key=lambda item: SLOW.index(item.path.stem) if item.path.stem in SLOW else len(SLOW))
+    "The folders whose files take minutes go first, so that two processes end at about the same time."
+    items.sort(key=lambda item: FIRST.index(item.path.parent.name) if item.path.parent.name in FIRST else len(FIRST))

@@ -21,7 +21,7 @@ from lados.data.importers import import_dataset, recognise
 from lados.data.manifest import load_manifest, source_stem
 from lados.labels import CLASSES, LADOS, POLICIES
 
-SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[2] / "../shared/data"))
 NAMES = ("oils-emulsions", "emulsion", "oil", "oil-platform", "sheen", "ship")
 CATEGORIES = [{"id": i, "name": n} for i, n in enumerate(NAMES)]
 

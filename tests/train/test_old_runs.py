@@ -29,7 +29,7 @@ from lados.runs.folders import find_run, list_runs, run_differences
 from lados.serve.engines import ENGINES, candidates, certificate, check_engine, open_engine, read_reference
 from lados.serve.predictor import Predictor, classify_files
 
-ARCHIVE = Path(__file__).parent / "data" / "run-0.1.tar.xz"
+ARCHIVE = Path(__file__).parents[1] / "data" / "run-0.1.tar.xz"
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 # what that version answered: probabilities of `CLASSES`, then the distance
 ANSWERS = {

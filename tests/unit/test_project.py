@@ -18,7 +18,7 @@ import pytest
 
 from lados.core import Settings
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LEVELS = ("core", "files", "processes", "labels", "client", "metrics", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "cli")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
 NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "metrics": ["data"], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],

@@ -28,7 +28,7 @@ if not CHROMIUM:
 from lados.data.importers import import_dataset  # noqa: E402
 from lados.labels import CLASSES  # noqa: E402
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 ENGINE = "openvino" if find_spec("openvino") else "torch" # a kernel has it in half a second, where torch takes five

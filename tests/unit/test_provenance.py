@@ -16,7 +16,7 @@ from lados.data.manifest import Manifest
 from lados.data.phash import MAX_DISTANCE, Hashes, hash_images, image_hash, near_duplicates, turned
 from lados.data.split import group_split
 
-SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[1] / "../shared/data"))
+SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 def shared(name: str) -> Path:

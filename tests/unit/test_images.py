@@ -25,7 +25,7 @@ from lados.data.cache import build_cache
 from lados.data.images import FILL, decode, load_square, probe, resize
 from lados.files import sha256_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 HUGE = 10_000 # pixels a side
 

@@ -456,5 +456,5 @@ def test_the_module_works_where_only_httpx_is_installed(tmp_path):
 
 def test_the_package_loads_nothing_else_for_it():
     code = "import sys, lados.client; print(*(m for m in sys.modules if m.startswith('lados')))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True)
     assert found.stdout.split() == ["lados", "lados.client"]

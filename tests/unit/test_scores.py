@@ -203,7 +203,7 @@ def test_calibration_imports_nothing_heavy():
 
 def shared(folder: str) -> Path:
     "A folder of the development material, or a skip that says what is missing."
-    root = Path(os.environ.get("LADOS_SHARED_DATA") or Path(__file__).resolve().parents[2] / "shared/data")
+    root = Path(os.environ.get("LADOS_SHARED_DATA") or Path(__file__).resolve().parents[3] / "shared/data")
     if not (root / folder).is_dir():
         pytest.skip(f"{root / folder} is absent: set LADOS_SHARED_DATA")
     return root / folder
