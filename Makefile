@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lab bench readme clean
+.PHONY: help setup demo test test-fast lab bench outputs readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,9 @@ test-fast: setup ## two minutes: style, the notebooks of core, data and model, a
 	@$(STEP) $(IN_STEP) \
 	step "notebooks of core, data and model" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$|tutorials|synthetic|runs|serve|jobs|ui|bench|cli)'; \
 	echo "== tests/unit"; $(PYTEST) tests/unit
+
+outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
+	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)
 
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme

@@ -1,4 +1,4 @@
-"""Are notebooks, modules and README in step? Prints what is not, and how to mend it; changes nothing.
+"""Are notebooks, their outputs, modules and README in step? Prints what is not, and how to mend it; changes nothing.
 
     python tools/sync.py            check
     python tools/sync.py readme     write README.md from nbs/index.ipynb
@@ -11,6 +11,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import outputs
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("nbs", "lados", "pyproject.toml", "settings.ini", "setup.py", "README.md")
@@ -40,7 +42,7 @@ def differing(a: Path, b: Path, pattern: str) -> list[str]:
 
 
 def problems() -> list[str]:
-    """One line a file that is out of step."""
+    """One line for each thing that is out of step."""
     with tempfile.TemporaryDirectory() as tmp:
         copy, out = Path(tmp) / "lados", []
         copy.mkdir()
@@ -56,7 +58,7 @@ def problems() -> list[str]:
         out += [f"nbs/{n}: not clean; run nbdev-clean" for n in differing(ROOT / "nbs", copy / "nbs", "*.ipynb")]
     if (ROOT / "README.md").read_text(encoding="utf-8") != readme():
         out.append("README.md: not what nbs/index.ipynb says; run make readme")
-    return out
+    return out + outputs.problems()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from rich.text import Text
 
 # %% ../../nbs/cli/00_console.ipynb #c946b82f
 from_pipe = None if sys.stdout.isatty() else 120 # a log file has no width of its own
-# no markup: what is printed holds names of files, and brackets in them must stay
-out = Console(soft_wrap=True, width=from_pipe, markup=False)
-err = Console(soft_wrap=True, stderr=True, markup=False)
+# no markup: what is printed holds names of files, and brackets in them must stay; in a notebook it is text, too
+out = Console(soft_wrap=True, width=from_pipe, markup=False, force_jupyter=False)
+err = Console(soft_wrap=True, stderr=True, markup=False, force_jupyter=False)
 
 
 def say(

@@ -342,6 +342,85 @@ def test_job_notebooks_hold_no_code_of_their_own(path):
         assert not c["outputs"]
 
 
+# --- outputs
+
+
+@functools.cache
+def outputs_tool():
+    "tools/outputs.py as a module."
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("outputs", ROOT / "tools" / "outputs.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def made_up(*cells: tuple[str, list]) -> dict:
+    "A notebook of code cells with these sources and outputs, whose outputs are said to be of this code."
+    nb = {"cells": [{"cell_type": "code", "id": f"cell{i}", "execution_count": None, "metadata": {}, "source": s.splitlines(keepends=True), "outputs": o}
+                    for i, (s, o) in enumerate(cells)], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    nb["metadata"]["outputs_of"] = outputs_tool().fingerprint(nb)
+    return nb
+
+
+def stream(text: str) -> list[dict]:
+    return [{"output_type": "stream", "name": "stdout", "text": [text]}]
+
+
+def test_outputs_are_kept_true_and_small():
+    assert not outputs_tool().problems()
+
+
+@pytest.mark.parametrize(("cells", "said"), [
+    ([("print(1)", [])], "no output kept"),
+    ([("with a:\n    print(1)", [])], "no output kept"),
+    ([("x = 1\nx", [])], "no output kept"),
+    ([("#| export\ndef f(): ...", []), ("#| export\ndef g(): ...", []), ("f()", [])], "fewer than exported"),
+    ([("#| export\n" + "x = 1\n" * 41, []), ("f()", [])], "more than 40 lines"),
+    ([("f()", stream("/home/ada/run"))], "a place of this machine"),
+    ([("f()", stream(f"wrote {ROOT}/x"))], "a place of this machine"),
+    ([("f()", [{"output_type": "display_data", "metadata": {}, "data": {"image/png": "A" * 100_000}}])], "an image of more than"),
+    ([("#| hide\nf()", stream("1"))], "not for readers"),
+])
+def test_the_check_of_outputs_sees_what_is_wrong(cells, said):
+    found = outputs_tool().broken(made_up(*cells), {})
+    assert len(found) == 1 and said in found[0]
+
+
+def test_the_check_of_outputs_sees_code_that_changed():
+    nb = made_up(("x = 1", []))
+    nb["cells"][0]["source"] = ["x = 2"]
+    assert "changed" in outputs_tool().broken(nb, {})[0]
+
+
+@pytest.mark.parametrize("source", ["f()", "x = 1", "x;", "if x:\n    print(1)", "def f():\n    print(1)", "#| hide\nprint(1)", "import os\n# print(1)"])
+def test_cells_that_may_show_nothing_need_no_output(source):
+    assert not outputs_tool().broken(made_up((source, [])), {})
+
+
+def test_executing_twice_gives_the_same_notebook(tmp_path):
+    "Without places, addresses, standard error and moments of the run; hidden cells run, and keep nothing."
+    cells = ("#| hide\nimport sys, tempfile, time\nprint('set-up')", "print(tempfile.mkdtemp(), object()); print('bar', file=sys.stderr)",
+             "print(f'took {time.perf_counter_ns() % 100} ms')", "sys.prefix", "import matplotlib.pyplot as plt\n_ = plt.plot([1, 2])")
+    path = tmp_path / "nb.ipynb"
+    tool = outputs_tool()
+    tool.save(path, made_up(*((c, []) for c in cells)))
+    assert not tool.execute(path)[2]
+    first = path.read_bytes()
+    shown = [c["outputs"] for c in json.loads(first)["cells"]]
+    assert shown[0] == [] and shown[1][0]["text"] == ["tmp <object object at 0x…>\n"] and shown[3][0]["data"]["text/plain"] == ["'.venv'"]
+    assert shown[2] and list(shown[4][0]["data"]) == ["image/png", "text/plain"] and not tool.broken(tool.load(path), {})
+    assert not tool.execute(path)[2] and path.read_bytes() == first
+
+
+def test_a_notebook_that_fails_is_left_as_it_was(tmp_path):
+    path = tmp_path / "nb.ipynb"
+    outputs_tool().save(path, made_up(("print('kept')", stream("kept\n")), ("1 / 0", [])))
+    before = path.read_bytes()
+    assert "ZeroDivisionError" in outputs_tool().execute(path)[2] and path.read_bytes() == before
+
+
 # --- what the papers beside the code promise
 
 
