@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'PRIMARY', 'Metric', 'register_metric', 'headline_metrics', 'ratio', 'class_counts', 'macro_f1',
-           'confusion_matrix', 'answer_scores']
+           'confusion_matrix', 'answer_scores', 'weighted_sums', 'unseen_sums', 'hull_interval', 'share_interval']
 
 # %% ../nbs/05_metrics.ipynb #f49f69c6
 from collections.abc import Callable, Sequence
@@ -133,3 +133,54 @@ def answer_scores(
     counts = confusion_matrix(*np.split(index, [len(truth)]), len(names))
     leading = headline_metrics()
     return {m.key: m.of_answers(counts) for m in METRICS.values() if m in leading}
+
+# %% ../nbs/05_metrics.ipynb #db6e86ba
+def weighted_sums(
+    counts: np.ndarray, # [g, m] what each group adds to the m counts
+    n_boot: int = 2000, # draws
+    seed: int = 0, # same seed, same draws
+) -> np.ndarray: # [n_boot, m]
+    "Counts under random weights of the groups: the Bayesian bootstrap (Rubin 1981)."
+    patterns, times = np.unique(counts, axis=0, return_counts=True) # equal groups share the sum of their weights
+    rng, block = np.random.default_rng(seed), max(1, 2_000_000 // len(patterns)) # weights stay under 16 MB
+    sizes = [min(block, n_boot - start) for start in range(0, n_boot, block)]
+    return np.concatenate([rng.standard_gamma(times, (b, len(times))) @ patterns for b in sizes])
+
+
+def unseen_sums(
+    right: np.ndarray, # [p, m] what an unseen group of each kind adds where it is answered rightly
+    wrong: np.ndarray, # [p, m] what it adds where it is not
+    shape: float = 0.5, # weight of either, in groups; 0.5 is the prior of Jeffreys
+    n_boot: int = 2000, # draws
+    seed: int = 0, # same seed, same draws
+) -> np.ndarray: # [n_boot, m], to be added to `weighted_sums`
+    "What groups that nobody has seen might add."
+    good, bad = np.random.default_rng([seed, 1]).standard_gamma(shape, (2, n_boot, len(right)))
+    return good @ right + bad @ wrong
+
+
+def hull_interval(
+    value: float, # the observed figure, which the interval holds
+    *draws: np.ndarray, # [b] figures under random weights; NaN where undefined
+    level: float = 0.95, # share of the draws inside, 0..1
+) -> list[float] | None: # [low, high]; None where nothing defines the figure
+    "The smallest interval that holds the percentile interval of each kind of draws."
+    kept = [d[~np.isnan(d)] for d in draws]
+    if any(len(k) < 2 for k in kept):
+        return None
+    ends = np.array([np.quantile(k, [(1 - level) / 2, (1 + level) / 2]) for k in kept])
+    return [float(min(value, ends[:, 0].min())), float(max(value, ends[:, 1].max()))]
+
+
+def share_interval(
+    hits: np.ndarray, # [g] images of each group that count, or their share
+    totals: np.ndarray, # [g] its images, or ones, where each group counts the same
+    level: float = 0.95, # of the interval, 0..1
+    n_boot: int = 2000, # draws
+    seed: int = 0, # same seed, same interval
+) -> list[float]: # [low, high]
+    "The interval of a share over groups."
+    sums, size = weighted_sums(np.stack([hits, totals], 1).astype(float), n_boot, seed), np.mean(totals)
+    more = sums + unseen_sums(np.array([[size, size]]), np.array([[0, size]]), 0.5, n_boot, seed)
+    draws = [ratio(s[:, 0], s[:, 1]) for s in (sums, more)]
+    return hull_interval(float(np.sum(hits) / np.sum(totals)), *draws, level=level)

@@ -19,7 +19,8 @@ from sklearn import metrics as sk
 from ..core import DataError, markdown_table, rich_table
 from .uncertainty import reliability
 from lados.metrics import (
-    METRICS, PRIMARY, Metric, class_counts, confusion_matrix, headline_metrics, macro_f1, ratio, register_metric,
+    METRICS, PRIMARY, Metric, class_counts, confusion_matrix, headline_metrics, hull_interval, macro_f1, ratio,
+    register_metric, unseen_sums, weighted_sums,
 )
 
 # %% ../../nbs/model/03_metrics.ipynb #de367e89
@@ -131,6 +132,31 @@ def _per_class(truth: np.ndarray, predicted: np.ndarray, probs: np.ndarray, clas
     return out
 
 # %% ../../nbs/model/03_metrics.ipynb #0e03e2a7
+def _unseen_confusions(summed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: # each [k, k * k]
+    "What an unseen group of each class adds, right and wrong; as large as the groups with that class are on average."
+    counts = summed.reshape(-1, k, k)
+    truth, total = counts.sum(2), counts.sum(0)
+    size = ratio(truth.sum(0), (truth > 0).sum(0))[:, None]
+    others = ~np.eye(k, dtype=bool)
+    seen = others & (total.sum(0) + total.sum(1) > 0) # a mistake is one of the classes that occur, if there are two
+    spread = np.where(seen.any(1, keepdims=True), seen, others).astype(float)
+    wrong = ratio(spread, np.broadcast_to(spread.sum(1, keepdims=True), spread.shape)) * size
+    return _in_rows(np.eye(k) * size), _in_rows(wrong)
+
+
+def _in_rows(cells: np.ndarray) -> np.ndarray: # [k, k * k]
+    "For each class a flattened confusion matrix that has only its row."
+    k = len(cells)
+    return (np.eye(k)[:, :, None] * cells[None]).reshape(k, k * k)
+
+
+def _unseen_indicators(summed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]: # each [k, 3k]
+    "The same for right, true and given answers side by side."
+    truth, one = summed[:, k:2 * k], np.eye(k)
+    size = ratio(truth.sum(0), (truth > 0).sum(0))[:, None]
+    return np.concatenate([one, one, one], 1) * size, np.concatenate([0 * one, one, one], 1) * size
+
+# %% ../../nbs/model/03_metrics.ipynb #6360c13b
 @dataclass(frozen=True)
 class _Resampling:
     "How intervals are drawn, and putting them where they belong."
@@ -147,33 +173,42 @@ class _Resampling:
             raise DataError(f"{n} images but source groups of shape {g.shape}", "give one source group an image")
         return g
 
-    def interval(self, draws: np.ndarray) -> list[float] | None:
-        return percentile_interval(draws, self.level)
+    def draws(self, counts: np.ndarray, g: np.ndarray, figures: Callable, unseen: Callable, k: int) -> list[np.ndarray]:
+        "Figures under random weights: as they are, and with unseen groups for the overall figures and for classes."
+        summed = np.zeros((len(np.unique(g)), counts.shape[1]))
+        np.add.at(summed, np.unique(g, return_inverse=True)[1], counts)
+        sums, more = weighted_sums(summed, self.n_boot, self.seed), unseen(summed, k)
+        extra = [unseen_sums(*more, shape, self.n_boot, self.seed) for shape in (0.5 / k, 0.5)]
+        return [figures(s) for s in (sums, sums + extra[0], sums + extra[1])]
 
-    def complete(
-        self, result: dict, counts: np.ndarray, truth: np.ndarray, figures: Callable, overall: list[str],
-    ) -> dict:
+    def interval(self, value: float, *draws: np.ndarray) -> list[float] | None:
+        return hull_interval(value, *draws, level=self.level)
+
+    def complete(self, result: dict, counts: np.ndarray, truth: np.ndarray, figures: Callable, unseen: Callable,
+                 overall: list[str]) -> dict:
         "`result` with intervals; `figures` gives `overall` first, then precision, recall and F1 of each class."
         g, unit = self.names(len(truth)), "image" if self.groups is None else "source group"
         result |= {"groups": len(np.unique(g)), "resampled": f"{unit}s", "level": self.level, "n_boot": self.n_boot,
                    "seed": self.seed, "intervals": dict.fromkeys(overall)}
+        sources = [len(np.unique(g[truth[:, i]])) for i in range(truth.shape[1])]
         if result["groups"] < 2:
-            for i, entry in enumerate(result["per_class"].values()):
-                entry["groups"] = len(np.unique(g[truth[:, i]]))
+            for entry, n in zip(result["per_class"].values(), sources, strict=True):
+                entry["groups"] = n
             return result | {"reason": f"there is one {unit}; an interval takes at least two"}
-        draws = cluster_bootstrap(counts, g, figures, self.n_boot, self.seed)
-        result["intervals"] = {name: self.interval(draws[:, i]) for i, name in enumerate(overall)}
-        per_class = draws[:, len(overall):].reshape(len(draws), 3, -1)
+        plain, whole, each = self.draws(counts, g, figures, unseen, truth.shape[1])
+        result["intervals"] = {m: self.interval(result[m], plain[:, i], whole[:, i]) for i, m in enumerate(overall)}
+        per_class = [d[:, len(overall):].reshape(len(d), 3, -1) for d in (plain, each)]
         for i, entry in enumerate(result["per_class"].values()):
-            entry |= self.of_class(per_class[:, :, i], len(np.unique(g[truth[:, i]])))
+            entry |= self.of_class(entry, [d[:, :, i] for d in per_class], sources[i])
         return result
 
-    def of_class(self, draws: np.ndarray, sources: int) -> dict:
+    def of_class(self, entry: dict, draws: list[np.ndarray], sources: int) -> dict:
         "The intervals of one class; seen in fewer than two groups it gets none, and a reason."
         if sources < 2:
             return {"groups": sources, "reason": f"source groups with it: {sources}; an interval takes at least two"}
-        kinds = zip(("precision", "recall", "f1"), draws.T, strict=True)
-        return {"groups": sources, "intervals": {kind: self.interval(d) for kind, d in kinds}}
+        kinds = enumerate(("precision", "recall", "f1"))
+        intervals = {m: self.interval(entry[m], *(d[:, i] for d in draws)) for i, m in kinds}
+        return {"groups": sources, "intervals": intervals}
 
 # %% ../../nbs/model/03_metrics.ipynb #fbf76aa3
 def scores(
@@ -193,7 +228,8 @@ def scores(
     result = {"kind": "single-label", "images": len(y), "classes": list(classes), **_overall(y, p, counts),
               "per_class": _per_class(one_hot[y], one_hot[predicted], p, classes), "confusion": counts.tolist()}
     resampling, overall = _Resampling(groups, n_boot, seed, level), [m.key for m in _with_intervals()]
-    return resampling.complete(result, np.eye(k * k)[cell], one_hot[y], lambda c: confusion_figures(c, k), overall)
+    return resampling.complete(result, np.eye(k * k)[cell], one_hot[y], lambda c: confusion_figures(c, k),
+                               _unseen_confusions, overall)
 
 # %% ../../nbs/model/03_metrics.ipynb #a84509cb
 def _multilabel_figures(counts: np.ndarray) -> np.ndarray:
@@ -225,7 +261,8 @@ def multilabel_scores(
     result = {"kind": "multi-label", "images": len(t), "classes": list(classes), "threshold": threshold,
               "exact": float((t == predicted).all(1).mean()), "macro_f1": float(macro),
               "macro_ap": float(np.average(ap)) if ap else None, "per_class": per_class}
-    return _Resampling(groups, n_boot, seed, level).complete(result, counts, t, _multilabel_figures, ["macro_f1"])
+    return _Resampling(groups, n_boot, seed, level).complete(result, counts, t, _multilabel_figures,
+                                                             _unseen_indicators, ["macro_f1"])
 
 # %% ../../nbs/model/03_metrics.ipynb #6e8c5ad6
 def with_interval(

@@ -116,6 +116,21 @@ def test_intervals_over_groups_cover_the_truth_and_those_over_images_do_not():
     assert held["images"] / 200 < 0.80
 
 
+@pytest.mark.parametrize("right", [1.0, 0.95])
+@pytest.mark.parametrize("whole", [True, False], ids=["frames of a flight are right together", "frames are right by themselves"])
+def test_intervals_from_few_groups_cover_the_truth_at_the_edge(right, whole):
+    "Nine flights of three frames, three classes: most samples hold no mistake at all."
+    rng, y, g = np.random.default_rng(0), np.repeat(np.arange(9) % 3, 3), np.repeat(np.arange(9), 3)
+    held = []
+    for seed in range(60):
+        hit = np.repeat(rng.random(9) < right, 3) if whole else rng.random(27) < right
+        found = scores(y, np.eye(3)[np.where(hit, y, (y + rng.integers(1, 3, 27)) % 3)], NAMES[:3], g, n_boot=200, seed=seed)
+        ends = [found["intervals"]["accuracy"], *(found["per_class"]["oil"]["intervals"][m] for m in ("recall", "precision"))]
+        held.append([low <= right <= high for low, high in ends])
+        assert all(high - low > 0.1 for low, high in ends), "nobody can be certain after nine flights"
+    assert np.mean(held, 0).min() >= 0.9, np.mean(held, 0)
+
+
 def test_same_seed_same_figures_whatever_the_order():
     y, p, g = correlated(np.random.default_rng(3))
     order = np.random.default_rng(4).permutation(len(y))
