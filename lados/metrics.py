@@ -158,7 +158,7 @@ def unseen_sums(
     good, bad = np.random.default_rng([seed, 1]).standard_gamma(shape, (2, n_boot, len(right)))
     return good @ right + bad @ wrong
 
-
+# %% ../nbs/05_metrics.ipynb #f4e3564c
 def hull_interval(
     value: float, # the observed figure, which the interval holds
     *draws: np.ndarray, # [b] figures under random weights; NaN where undefined
