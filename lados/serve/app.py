@@ -63,14 +63,16 @@ class Routes(APIRouter):
         self.problems, self.collectors, self.overflow = problems or {}, collectors, overflow
 
 
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+
+
 def problems(
     *statuses: int, # of HTTP
     known: Problems = PROBLEMS, # the table that names them
 ) -> dict[int | str, dict[str, Any]]: # status -> response
     "Problems for the documentation."
     titles = {kind.status: kind.title for kind in known.values()}
-    return {s: {"model": Problem, "description": titles.get(s, "Problem"), "content": {
-        "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}} for s in statuses}
+    return {s: {"model": Problem, "description": titles.get(s, "Problem"), "content": _PROBLEM} for s in statuses}
 
 
 def _service(request: Request) -> Service:
@@ -149,11 +151,10 @@ def _body(many: bool) -> dict[str, Any]:
     one = {"type": "string", "format": "binary"}
     field = {"files": {"type": "array", "items": one, "minItems": 1}} if many else {"file": one}
     form = {"schema": {"type": "object", "properties": field, "required": [*field]}}
-    raw = {} if many else {kind: {"schema": one} for kind in (
-        *(f.media_type for f in FORMATS.values()), "application/octet-stream")}
-    place = {"type": "object", "required": ["source"], "properties": {"source": {"type": "string"}}}
-    raw |= {"application/zip": {"schema": one}, "application/json": {"schema": place}} if many else {} # become jobs
-    return {"requestBody": {"required": True, "content": {"multipart/form-data": form, **raw}}}
+    kinds = "`application/zip`, or JSON with `source`" if many else f"one of {', '.join(f.media_type for f in FORMATS.values())}"
+    # a second content type would make generated clients that cannot be imported (openapi-python-client 0.29)
+    raw = f"A form. The service also takes a raw body ({kinds}) and reads its type from the bytes."
+    return {"requestBody": {"required": True, "description": raw, "content": {"multipart/form-data": form}}}
 
 
 @router.post("/predict", response_model=Answered, responses=problems(*BAD), openapi_extra=_body(many=False),
@@ -323,9 +324,13 @@ def _document(
     "The OpenAPI document, valid as the version that it names, with the classes of the served model where there is one."
     document = make()
     for operation in (o for path in document["paths"].values() for o in path.values()):
+        if "HTTPValidationError" in str(operation["responses"].get("422")): # FastAPI's own, which nobody gets here
+            operation["responses"]["422"] = {"description": PROBLEMS[ConfigError].title, "content": _PROBLEM}
         for response in operation["responses"].values():
             for content in response.get("content", {}).values():
                 content.pop("itemSchema", None) # of a stream's events; OpenAPI knows it since 3.2
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
     loaded = app.state.service.current if hasattr(app.state, "service") else None
     return with_classes(document, loaded.predictor.label_set) if loaded else document
 
@@ -407,8 +412,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
         description="What an aerial photograph shows, of the classes that the model knows; how sure, whether a human "
                     "should look, and where in the image.",
-        responses={500: {"model": Problem, "description": "A defect; report the request id", "content": {
-            "application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}})
+        responses={500: {"model": Problem, "description": "A defect; report the request id", "content": _PROBLEM}})
     app.router.routes.insert(0, Route("/static/redoc.standalone.js", _script))
     _parts(app, settings, (router, *routers))
     for kind, handler in ((LadosError, _expected), (RequestValidationError, _invalid), (StarletteHTTPException, _http)):

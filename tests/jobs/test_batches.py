@@ -417,7 +417,7 @@ asyncio.run(read(body()))
 
 def test_what_a_killed_process_left_is_swept(places, environment):
     env = {**environment, "LADOS_HOME": str(places / "lados_home"), "MAX_BATCH_MB": "50"}
-    code = UPLOAD.format(tests=str(Path(__file__).parents[1]))
+    code = UPLOAD.format(tests=str(Path(__file__).parent))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env)
     assert process.stdout.readline() == b"waiting\n"
     own = Batch.begin()

@@ -86,7 +86,7 @@ def test_the_document_is_complete(service):
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             assert operation["description"] and operation["tags"], (method, path)
-    assert {"multipart/form-data", "image/jpeg"} <= document["paths"]["/predict"]["post"]["requestBody"]["content"].keys()
+    assert {"multipart/form-data"} == document["paths"]["/predict"]["post"]["requestBody"]["content"].keys()
     assert "503" in document["paths"]["/predict"]["post"]["responses"]
 
 

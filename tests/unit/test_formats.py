@@ -93,7 +93,7 @@ def test_a_format_from_outside_is_predicted_and_served(portable, home):
         assert answer.status_code == 200 and answer.json()["label"] == here.label
         raw = server.post("/predict", content=data, headers={"Content-Type": PORTABLE.media_type})
         assert raw.status_code == 200 and raw.json()["label"] == here.label
-        assert PORTABLE.media_type in server.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
+        assert PORTABLE.media_type in server.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["description"]
 
 
 def test_it_is_gone_again():
