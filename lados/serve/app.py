@@ -151,7 +151,7 @@ def _body(many: bool) -> dict[str, Any]:
     one = {"type": "string", "format": "binary"}
     field = {"files": {"type": "array", "items": one, "minItems": 1}} if many else {"file": one}
     form = {"schema": {"type": "object", "properties": field, "required": [*field]}}
-    kinds = "`application/zip`, or JSON with `source`" if many else f"one of {', '.join(f.media_type for f in FORMATS.values())}"
+    kinds = ", ".join(["application/zip"] if many else [f.media_type for f in FORMATS.values()])
     # a second content type would make generated clients that cannot be imported (openapi-python-client 0.29)
     raw = f"A form. The service also takes a raw body ({kinds}) and reads its type from the bytes."
     return {"requestBody": {"required": True, "description": raw, "content": {"multipart/form-data": form}}}
