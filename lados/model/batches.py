@@ -72,14 +72,19 @@ class Batches:
     def __len__(self) -> int:
         return len(self.plan())
 
-    def plan(self) -> list[np.ndarray]:
-        "Positions in `rows` for each batch of this epoch."
+    def order(self) -> np.ndarray:
+        "Positions in `rows`, in the order in which this process takes them in this epoch."
         n = len(self.rows)
         order = epoch_order(n, self.seed, self.epoch, self.weights) if self.shuffle else np.arange(n)
         rank, world = self.shard
-        if world > 1:
-            order = np.resize(order, math.ceil(n / world) * world)[rank::world]
-        return even_batches(order, self.batch_size)[:self.limit]
+        return np.resize(order, math.ceil(n / world) * world)[rank::world] if world > 1 else order
+
+    def plan(
+        self,
+        order: np.ndarray | None = None, # positions in `rows`; none: those of this epoch
+    ) -> list[np.ndarray]:
+        "Positions in `rows` for each batch."
+        return even_batches(self.order() if order is None else order, self.batch_size)[:self.limit]
 
     def image(
         self,
@@ -96,14 +101,22 @@ class Batches:
         return torch.from_numpy(x), torch.from_numpy(self.labels[positions])
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for x, y in self.raw(self.plan()):
+            yield self.prep(x), y
+
+    def raw(
+        self,
+        plan: list[np.ndarray], # positions in `rows` for each batch
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: # uint8 [n, size, size, 3] and class indices, on the device
+        "The batches before normalisation, prepared by threads ahead of whoever takes them."
         with ThreadPoolExecutor(self.workers) as pool:
-            todo = iter(self.plan())
+            todo = iter(plan)
             ahead = [pool.submit(self._load, p) for p in islice(todo, self.workers + 1)]
             try:
                 while ahead:
                     x, y = ahead.pop(0).result()
                     ahead += [pool.submit(self._load, p) for p in islice(todo, 1)]
-                    yield self.prep(x.to(self.device, non_blocking=True)), y.to(self.device, non_blocking=True)
+                    yield x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True)
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 

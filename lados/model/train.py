@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from fastai.data.core import DataLoaders
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.utils import ModelEmaV3
@@ -33,9 +34,13 @@ from ..labels import LADOS
 from ..runs.events import FORMAT, Events
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
-from .callbacks import FitProgress, HeadFirst, KeepBest, ResumeEpochs, Step, TrainingProgress, Validation
+from lados.model.callbacks import (
+    Average, FitProgress, HeadFirst, KeepBest, RateSchedule, SeedEpochs, TrainingProgress, Validation,
+)
 from .distributed import launch, wrap
-from .learner import Loaders, Placement, choose_placement, fit_batch, make_learner, make_optimizer
+from lados.model.learner import (
+    Placement, choose_placement, fit_batch, make_dataloaders, make_learner, make_optimizer,
+)
 from .linear_probe import fit_head
 from .params import TrainParams
 
@@ -291,14 +296,14 @@ def train(
     params = params.model_copy(update={"precision": PRECISIONS[place.dtype]})
     params, problems = fit_batch(params, data, split, problems, net, place, shard[1])
     select = split != "all" and len(data.rows("valid")) > 0
-    loaders = Loaders(training_batches(data, params, prep, place.device, split, shard),
-                      plain_batches(data, "valid" if select else split, prep, place.device, shard=shard,
-                                    limit=None if select and not params.dry_run else 1))
+    dls = make_dataloaders(data, training_batches(data, params, prep, place.device, split, shard),
+                           plain_batches(data, "valid" if select else split, prep, place.device, shard=shard,
+                                         limit=None if select and not params.dry_run else 1))
     place.put(net)
     if params.probe and last is None:
         fit_head(net, plain_batches(data, split, prep, place.device),
                  training_batches(data, params, prep, place.device, split), params, place.dtype)
-    return _fit(params, net, loaders, place, prep, run, last, problems, shard, select)
+    return _fit(params, net, dls, place, prep, run, last, problems, shard, select)
 
 
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -312,7 +317,7 @@ def _settled(params: TrainParams, last: tuple | None) -> TrainParams:
     return params.model_copy(update=changes)
 
 
-def _fit(params: TrainParams, net: nn.Module, loaders: Loaders, place: Placement, prep: Preprocessing, run: Path | None,
+def _fit(params: TrainParams, net: nn.Module, dls: DataLoaders, place: Placement, prep: Preprocessing, run: Path | None,
          last: tuple | None, problems: list[str], shard: tuple[int, int], select: bool) -> Trained:
     rank, first = shard[0], shard[0] == 0
     if run:
@@ -320,19 +325,20 @@ def _fit(params: TrainParams, net: nn.Module, loaders: Loaders, place: Placement
     events = Events(run / "events.jsonl" if run and first else None)
     ema = ModelEmaV3(net, decay=params.ema, use_warmup=True) if params.ema else None
     scaler = torch.amp.GradScaler("cuda", enabled=place.dtype == torch.float16)
-    opt, classes = make_optimizer(net, params), loaders.train.classes
-    saver = Checkpoints(run, net, opt, ema, scaler, params, events, first, classes)
+    opt, images = make_optimizer(net, params), dls.train.batches
+    saver = Checkpoints(run, net, opt, ema, scaler, params, events, first, images.classes)
     state = saver.restore(*last) if last else None
     done = state["epochs_done"] if state else 0
-    events("start", epochs=params.epochs, epochs_done=done, images=len(loaders.train.rows), problems=problems,
+    events("start", epochs=params.epochs, epochs_done=done, images=len(images.rows), problems=problems,
            device=str(place.device), precision=str(place.dtype).removeprefix("torch."))
     keep = KeepBest(params, saver.save, state, select)
     set_trainable(net, norms=not params.freeze_bn)
-    learn = make_learner(wrap(net, place.device, params.freeze_epochs > 0), loaders, params, place, [
-        ResumeEpochs(done, params.seed, rank), HeadFirst(params, net), Step(params, net, ema, scaler),
-        Validation(saver.kept, held_out=select), TrainingProgress(events), keep,
-         *([FitProgress(done)] if first else [])], saver.opt)
-    learn.fit(params.epochs)
+    learn = make_learner(wrap(net, place.device, params.freeze_epochs > 0), dls, params, place, [
+        SeedEpochs(params.seed, rank), HeadFirst(params, net), RateSchedule(params),
+        *([Average(ema, net)] if ema else []), Validation(saver.kept, held_out=select),
+        TrainingProgress(events), keep, *([FitProgress(done)] if first else [])], saver.opt, scaler)
+    if keep.goes_on():
+        learn.fit(params.epochs, start_epoch=done)
     events("trained", **{k: keep.state[k] for k in ("best", "best_epoch", "epochs_done", "stopped")})
     return Trained(saver.load_best() if first else saver.kept, prep, place, pd.DataFrame(keep.state["history"]),
                    keep.state["best_epoch"], keep.state["stopped"], _cost(keep.state["history"], place.device),
@@ -394,7 +400,7 @@ def lr_find(
     net = start_network(params, classes=len(data.label_set))
     place, prep = choose_placement(params, net, device), preprocessing(net, params.size)
     batches = training_batches(data, params, prep, place.device)
-    learn = make_learner(place.put(net), Loaders(batches, batches), params, place, [Recorder()])
+    learn = make_learner(place.put(net), make_dataloaders(data, batches, batches), params, place, [Recorder()])
     with tempfile.TemporaryDirectory() as folder, learn.no_bar(), learn.no_logging():
         learn.path = Path(folder)
         suggestion = learn.lr_find(num_it=steps, show_plot=False, suggest_funcs=(valley,))

@@ -177,10 +177,10 @@ def test_accumulated_steps_equal_one_larger_step(data):
 
 def test_a_rest_of_a_step_counts_as_much_as_the_others():
     "Three batches in steps of two: the mean over the first two, and the third alone."
-    step = callbacks.Step(tiny(accumulate=2), None)
+    step = callbacks.Accumulate(2)
     for i, share in enumerate((0.5, 0.5, 1.0)):
         step.learn = SimpleNamespace(iter=i, n_iter=3, loss_grad=torch.tensor(1.0))
-        step.before_backward()
+        step.after_loss()
         assert step.learn.loss_grad == share
 
 
@@ -356,7 +356,7 @@ def test_rare_classes_are_drawn_as_often_as_others(tmp_path, data):
         drawn += np.bincount(np.concatenate([batches.labels[p] for p in batches.plan()]), minlength=6)
     share = drawn[drawn > 0] / drawn.sum()
     assert len(share) == 3 and np.allclose(share, 1 / 3, atol=0.05)
-    weight = learner.loss_function(tiny(balance="loss"), rare.labels[rare.rows("train")], torch.device("cpu")).weight
+    weight = learner.loss_function(tiny(balance="loss"), rare.labels[rare.rows("train")], torch.device("cpu")).func.weight
     counts = np.bincount(rare.labels[rare.rows("train")], minlength=6)
     assert weight[counts == 1].item() > 2 * weight[counts > 1].max().item()
 

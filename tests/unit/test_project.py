@@ -231,14 +231,16 @@ def test_datasets_are_handled_without_torch(tmp_path):
 # --- how the code reads
 
 
+CALLBACKS = {"Callback", "MixedPrecision", "GradientAccumulation", "MixUp", "ParamScheduler"} # fastai documents the events that they answer
+
+
 def public(m: Module) -> Iterator[tuple[str, ast.FunctionDef]]:
     "Functions a reader may call: those in `__all__`, and public methods of the classes there."
     names = next(ast.literal_eval(n.value) for n in m.tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
     for node in m.tree.body:
         if isinstance(node, ast.FunctionDef) and node.name in names:
             yield node.name, node
-        # fastai documents the events that its callbacks answer
-        if isinstance(node, ast.ClassDef) and node.name in names and not any(b.id == "Callback" for b in node.bases if isinstance(b, ast.Name)):
+        if isinstance(node, ast.ClassDef) and node.name in names and not any(b.id in CALLBACKS for b in node.bases if isinstance(b, ast.Name)):
             yield from ((f"{node.name}.{f.name}", f) for f in node.body if isinstance(f, ast.FunctionDef) and f.name[0] != "_")
 
 
