@@ -71,7 +71,7 @@ def choose_placement(
     place = Placement(device, dtype, uses_channels_last(params.channels_last, net))
     return measured_placement(params, net, place) if device.type == "cpu" and params.precision == "auto" else place
 
-
+# %% ../../nbs/model/12_learner.ipynb #b5d15a19
 def measured_placement(
     params: TrainParams,
     net: nn.Module,
@@ -182,7 +182,7 @@ class CachedDL(TfmdDL):
         **kwargs: Any, # what is to be otherwise
     ) -> TfmdDL:
         "A loader like this one."
-        own = {} if dataset is not None else {"batches": self.batches, "epoch": self.epoch}
+        own = {"batches": self.batches, "epoch": self.epoch} if dataset is None else {}
         return super().new(dataset, cls, **{**own, **kwargs})
 
     @property
@@ -198,17 +198,19 @@ class CachedDL(TfmdDL):
         return super().__len__() if self.batches is None else len(self.now)
 
     def __iter__(self) -> Iterator[tuple]:
-        return super().__iter__() if self.batches is None else self._cached()
-
-    def _cached(self) -> Iterator[tuple]:
-        now, order = self.now, np.array(self.get_idxs())
-        self.epoch += self.shuffle
-        self.before_iter()
-        for x, y in now.raw(now.plan(order)):
-            yield self.after_batch((TensorImage(x.permute(0, 3, 1, 2)), TensorCategory(y)))
-        self.after_iter()
+        return super().__iter__() if self.batches is None else _cached(self)
 
 # %% ../../nbs/model/12_learner.ipynb #4f6f38b9
+def _cached(dl: CachedDL) -> Iterator[tuple]:
+    "One pass over the dataset's own images."
+    now, order = dl.now, np.array(dl.get_idxs())
+    dl.epoch += dl.shuffle
+    dl.before_iter()
+    for x, y in now.raw(now.plan(order)):
+        yield dl.after_batch((TensorImage(x.permute(0, 3, 1, 2)), TensorCategory(y)))
+    dl.after_iter()
+
+
 def make_dataloaders(
     data: Dataset,
     train: Batches, # what is learned from
@@ -262,7 +264,7 @@ def fit_batch(
     note = f"batch_size {params.batch_size} is larger than the {n} training images: {n} is used"
     return params.model_copy(update={"batch_size": n}), [*problems, note]
 
-
+# %% ../../nbs/model/12_learner.ipynb #c4f00a5c
 def step_time(
     net: nn.Module,
     size: int, # side, pixels
