@@ -49,7 +49,7 @@ class Events:
             finally:
                 os.close(fd)
 
-
+# %% ../../nbs/runs/00_events.ipynb #d57cd13d
 def read_events(
     path: str | Path, # an events.jsonl
 ) -> Iterator[dict[str, Any]]:
@@ -64,7 +64,7 @@ def _parsed(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(ValueError): # JSON or UTF-8 that a kill cut short
             yield json.loads(line, object_hook=current_keys)
 
-
+# %% ../../nbs/runs/00_events.ipynb #f2bd45d5
 def follow_events(
     path: str | Path, # an events.jsonl; it may not be there yet
 ) -> Callable[[], list[dict[str, Any]]]: # each call returns what came since the one before

@@ -90,7 +90,7 @@ def _outcome(stop: _Stop, error: BaseException | None) -> tuple[str, str | None]
     value = getattr(error, "evalue", None) or str(error)
     return "failed", f"{getattr(error, 'ename', type(error).__name__)}: {value}"
 
-
+# %% ../../nbs/runs/02_execution.ipynb #5df8d388
 def supervise(
     folder: str | Path, # a run folder
     notebook: str | Path,
@@ -164,7 +164,7 @@ def run_notebook(
     resume = f"; `lados train --resume {run.path.name}` goes on from the last epoch" if kept else ""
     raise kind(info["error"], f"see {run.path / 'report.html'}{resume}")
 
-
+# %% ../../nbs/runs/02_execution.ipynb #44a36ec3
 def wait_until_free(
     run: Run, # as it is, perhaps being executed
 ) -> None:
@@ -196,7 +196,7 @@ def _settled_state(run: Run, status: int) -> dict[str, Any]:
             run.update(**info)
     return info
 
-
+# %% ../../nbs/runs/02_execution.ipynb #2b11a1ea
 def _quiet() -> dict[str, str]:
     "The environment without what has no place in a report: notes to developers, and bars that nobody sees."
     hidden = "ignore::FutureWarning,ignore::UserWarning,ignore:IProgress not found"

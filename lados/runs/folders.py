@@ -33,7 +33,7 @@ class Run:
 
     @property
     def info(self) -> dict[str, Any]:
-        "What `run.json` says."
+        "The contents of `run.json`; RunError where they are not those of a run."
         info = read_record(self.path / "run.json", "run.json", RunError)
         if not isinstance(info, dict) or info.get("state") not in RUN_STATES or "job" not in info:
             raise RunError(f"{self.path}: its run.json is not that of a run", "delete the folder, or restore the file")
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def alive(self) -> bool:
-        "Whether a process holds the run's lock."
+        "True while a process holds the run's lock."
         try:
             with (self.path / "run.lock").open() as f: # to look must not make others believe that the run is held
                 return not take_lock(f, shared=True)
@@ -73,12 +73,12 @@ class Run:
 
     @property
     def params(self) -> dict[str, Any]:
-        "What was asked for."
+        "The parameters of the run."
         return read_record(self.path / "params.json", "params.json", RunError)
 
     @property
     def metrics(self) -> dict[str, Any]:
-        "What came out; empty where the run has not got so far."
+        "The metrics of the run; empty if it has not got so far."
         path = self.path / "metrics.json"
         return read_record(path, "metrics.json", RunError) if path.exists() else {}
 
@@ -86,7 +86,7 @@ class Run:
         "Change fields of `run.json` to `values`, atomically."
         write_json(self.path / "run.json", {**self.info, **values})
 
-
+# %% ../../nbs/runs/01_folders.ipynb #b0b81b21
 def _slug(text: str) -> str:
     return ascii_name(text).strip("-.")[:60] or "run"
 
@@ -160,7 +160,7 @@ def set_latest(run: Run) -> None:
     new.symlink_to(run.path.name)
     new.replace(link)
 
-
+# %% ../../nbs/runs/01_folders.ipynb #7d782551
 def progress(
     run: Run,
 ) -> dict[str, Any]: # epoch, epochs, macro_f1, eta_s; empty before the first epoch
