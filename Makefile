@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lab bench outputs readme clean
+.PHONY: help setup demo test test-fast lab bench outputs docs docs-serve readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
-	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,lab,dev]' -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,lab,docs,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images
@@ -61,9 +61,17 @@ test-fast: setup ## two minutes: style, the notebooks of core, data and model, a
 outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
 	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)
 
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: setup ## the documentation site, into _docs/
+	$(MKDOCS) build --strict -q && echo "_docs/index.html; to look at it with search: make docs-serve"
+
+docs-serve: setup ## the documentation on http://127.0.0.1:8001, built again when a notebook changes
+	$(MKDOCS) serve -q -a 127.0.0.1:8001
+
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme
 
 clean: ## remove caches and build outputs; data, runs and .venv stay
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .lados nbs/.last_checked
+	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .lados nbs/.last_checked
 	find lados nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

@@ -29,7 +29,7 @@ OTHERS = {"papermill", "apps"} # folders of notebooks that keep no outputs
 IMAGE_KB, LONGEST, TIMEOUT_S = 60, 40, 600
 IMAGES = ("image/png", "image/jpeg")
 SHOWN = ("text/markdown", "text/html", "image/svg+xml", *IMAGES, "text/plain")
-MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|var/folders)/|site-packages|/envs/")
+MACHINE = re.compile(r"(?<![\w.])/(?:home|root|work|Users|var/folders)/|(?<![\w./])/tmp/|site-packages|/envs/")
 # what changes at each run: identifiers, moments, durations, speeds, sizes of processes
 VARIES = re.compile(r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b[0-9a-f]{8,}\b|\d+ [A-Z][a-z][a-z]\b|\d+-\d\d-\d\d[T ]?|\d+:\d\d(?::\d\d)?(?:\.\d+)?"
                     r"|\d[\d.,]*(?:e-?\d+)?\s?(?:ns|[µum]?s|sec\w*|min\w*|h|x|[kMG]i?B|%|(?:\w+ )?(?:/s|a second))(?!\w)")
@@ -121,7 +121,12 @@ def normal(outputs: list[dict], home: str) -> list[dict]:
         if not data or "application/vnd.jupyter.widget-view+json" in o["data"]:
             continue
         data = {k: small(v, k[6:].upper()) if k in IMAGES else plain(v, home).splitlines(keepends=True) for k, v in data.items()}
-        kept.append({"data": data, "metadata": {}, "output_type": o["output_type"]} | (
+        if re.match(r"<pre style=.white-space:pre", "".join(data.get("text/html", ""))): # rich's table, of which the text is enough
+            del data["text/html"]
+        if not "".join("".join(v) for v in data.values()).strip():
+            continue # a bar that is gone
+        alt = {k: {"alt": m["alt"]} for k, m in o.get("metadata", {}).items() if k in data and m.get("alt")}
+        kept.append({"data": data, "metadata": alt, "output_type": o["output_type"]} | (
             {"execution_count": None} if o["output_type"] == "execute_result" else {}))
     for o in kept:
         if o["output_type"] == "stream":

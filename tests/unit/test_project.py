@@ -182,7 +182,7 @@ def test_every_requirement_is_used():
 def test_constraints_pin_every_requirement():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", p) for p in pins), "one name==version a line"
-    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "lab", "dev") <= {plain(p.split("==")[0]) for p in pins}
+    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "lab", "docs", "dev") <= {plain(p.split("==")[0]) for p in pins}
 
 
 def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
@@ -440,7 +440,8 @@ def blocks(text: str) -> list[str]:
     return [line.split(" #")[0].strip() for b in found for line in b.splitlines() if line.strip() and line[0] != "#"]
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "nbs/index.ipynb"])
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "nbs/index.ipynb", *sorted(
+    p.relative_to(ROOT).as_posix() for p in (ROOT / "docs" / "how-to").glob("*.md"))])
 def test_every_command_that_is_shown_exists(name):
     import typer
 
@@ -449,9 +450,9 @@ def test_every_command_that_is_shown_exists(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     if name.endswith(".ipynb"):
         text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"])
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     shown = blocks(text) + re.findall(r"`((?:lados|make) [^`\n]+)`", text)
-    assert any(line.startswith("make test") for line in shown)
+    assert any(line.startswith("make test") for line in shown) or name.startswith("docs/")
     for words in (line.split() for line in shown):
         if words[0] == "make":
             assert all(w in targets for w in words[1:] if "=" not in w), words
