@@ -4,21 +4,23 @@
 
 # %% auto #0
 __all__ = ['LadosError', 'ConfigError', 'DataError', 'ImageError', 'NotAnImage', 'ImageTooLarge', 'SourceError', 'WeightsError',
-           'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'load_plugins', 'Settings',
-           'settings', 'rich_table', 'markdown_table']
+           'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'load_plugins', 'expand_home',
+           'cpu_quota', 'usable_cores', 'Settings', 'check_env_file', 'settings', 'rich_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #15bdc050
 import logging
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from rich.table import Table
 from rich.text import Text
@@ -120,21 +122,71 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # %% ../nbs/00_core.ipynb #d67e84a1
 sys.modules.setdefault("openvino_telemetry", None) # `import` of a module that is None raises ImportError
 
+# %% ../nbs/00_core.ipynb #ab60180e
+def expand_home(
+    text: str, # a path, or a URL
+) -> str:
+    "Return a path with `~` and `$VARIABLES` filled in; raises ValueError on one that is not known."
+    full = os.path.expandvars(os.path.expanduser(text.strip())) # noqa: PTH111 (a Path would lose the // of a URL)
+    if unknown := re.search(r"\$(\w+|\{\w+\})", full) or re.match(r"~[^/]*", full):
+        raise ValueError(f"{unknown[0]} is not known here; write the path in full")
+    return full
+
+
+_Place = Annotated[Path, BeforeValidator(lambda value: expand_home(value) if isinstance(value, str) else value)]
+
+# %% ../nbs/00_core.ipynb #d4d93d98
+def _quota(folder: Path) -> float | None:
+    "The cores that a control group's own files allow; none: they set no limit, or are not there."
+    try:
+        if (v2 := folder / "cpu.max").exists():
+            most, period = v2.read_text().split()
+        else:
+            most, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(most) / int(period) if int(most) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError): # "max", or a kernel that keeps no such file
+        return None
+
+
+def cpu_quota(
+    root: Path = Path("/sys/fs/cgroup"), # where control groups are mounted
+    own: Path = Path("/proc/self/cgroup"), # the groups of this process
+) -> float | None: # cores; none: no limit
+    "Return the share of the processor that control groups, version 1 or 2, leave this process."
+    quotas = []
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        v1 = [root / controllers, root / "cpu"] if "cpu" in controllers.split(",") else []
+        mounts = v1 if controllers else [root]
+        inner = Path(path.strip("/"))
+        quotas += [_quota(m / group) for m in mounts for group in (inner, *inner.parents) if ".." not in group.parts]
+    return min((q for q in quotas if q), default=None)
+
+
+def usable_cores(
+    root: Path = Path("/sys/fs/cgroup"), # where control groups are mounted
+    own: Path = Path("/proc/self/cgroup"), # the groups of this process
+) -> int: # at least 1
+    "Return how many cores this process may keep busy: those it may run on, within its quota."
+    allowed, quota = len(os.sched_getaffinity(0)), cpu_quota(root, own)
+    return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
+
 # %% ../nbs/00_core.ipynb #a17f3e54
 class Settings(BaseSettings):
     "Every environment variable of lados, with its default; read once a process by `settings()`."
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", protected_namespaces=())
+    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8-sig", env_ignore_empty=True,
+                                      extra="ignore", protected_namespaces=())
 
-    lados_home: Path = Path(".lados") # caches and embedded services
-    lados_runs: Path = Path("papermill_runs") # one folder a run
-    lados_data: Path = Path("data") # where imported and downloaded datasets go
+    lados_home: _Place = Path(".lados") # caches and embedded services
+    lados_runs: _Place = Path("papermill_runs") # one folder a run
+    lados_data: _Place = Path("data") # where imported and downloaded datasets go
     lados_threads: int | None = Field(None, ge=1) # CPU threads for decoding and training; None: all the process may use
     max_pixels: int = 150_000_000 # an image with more pixels is refused before it is decompressed
     roboflow_api_key: str | None = None # for `lados data download --source roboflow`
     roboflow_url: str = "https://api.roboflow.com" # a mirror or a test server
     zenodo_url: str = "https://zenodo.org/api" # a mirror or a test server
-    model_path: Path | None = None # what is served: a bundle or a run folder; none: the latest run
+    model_path: _Place | None = None # what is served: a bundle or a run folder; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
     api_key: str | None = None # opens what changes the service; none: that stays closed
     root_path: str | None = None # the prefix under which a proxy shows the service, such as /oil
@@ -148,7 +200,7 @@ class Settings(BaseSettings):
     lados_api_url: str | None = None # a service that pages and clients ask; none: they load the model themselves
     celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
-    lados_batches: Path | None = None # images and results of batches; none: `batches` in LADOS_HOME
+    lados_batches: _Place | None = None # images and results of batches; none: `batches` in LADOS_HOME
     lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated
     job_lease_s: float = Field(15, ge=3) # a worker that has not been heard of for so long has lost its job to another
     job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
@@ -161,6 +213,18 @@ class Settings(BaseSettings):
     grafana_url: str | None = None
     elasticsearch_url: str | None = None
     kibana_url: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        "Leave out what is empty, as compose files and unset secrets have it."
+        return {k: v for k, v in values.items() if not isinstance(v, str) or v.strip()}
+
+    @field_validator("lados_sources")
+    @classmethod
+    def _sources_at_home(cls, sources: str | None) -> str | None:
+        "Return the folders and URLs with `~` and variables filled in."
+        return sources and ",".join(map(expand_home, sources.split(",")))
 
     @field_validator("api_key")
     @classmethod
@@ -177,8 +241,24 @@ class Settings(BaseSettings):
 
     @property
     def threads(self) -> int:
-        "CPU threads to use: `LADOS_THREADS`, or as many as this process is allowed to run on."
-        return self.lados_threads or len(os.sched_getaffinity(0))
+        "CPU threads to use: `LADOS_THREADS`, or as many as this process may use."
+        return self.lados_threads or usable_cores()
+
+# %% ../nbs/00_core.ipynb #1ef70418
+def check_env_file(
+    path: Path = Path(".env"),
+) -> None:
+    "Raise ConfigError where a file of settings is there and is no text in UTF-8."
+    try:
+        data = path.read_bytes() if path.is_file() else b""
+        data.decode("utf-8-sig")
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot be read ({e.strerror})", "check its permissions") from None
+    except UnicodeDecodeError as e:
+        kind = "UTF-16" if b"\0" in data else f"not UTF-8 (line {data[:e.start].count(10) + 1})"
+        raise ConfigError(f"{path} is {kind}", "save it as UTF-8") from None
+    if b"\0" in data:
+        raise ConfigError(f"{path} is UTF-16", "save it as UTF-8")
 
 
 def _in_words(name: str, value: object, problem: str) -> str:
@@ -190,6 +270,7 @@ def _in_words(name: str, value: object, problem: str) -> str:
 @cache
 def settings() -> Settings:
     "The settings of this process; `settings.cache_clear()` reads the environment anew. Raises ConfigError."
+    check_env_file()
     try:
         return Settings()
     except ValidationError as e:

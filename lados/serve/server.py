@@ -246,7 +246,7 @@ def serve(
     if workers == 1:
         uvicorn.Server(config(app=app)).run(sockets=[sock])
         return
-    os.environ.setdefault("LADOS_THREADS", str(max(1, settings().threads // workers)))
+    os.environ["LADOS_THREADS"] = os.environ.get("LADOS_THREADS") or str(max(1, settings().threads // workers))
     shared = settings().lados_home.resolve() / "serve" / f"metrics-{os.getpid()}"
     shutil.rmtree(shared, ignore_errors=True)
     shared.mkdir(parents=True)
