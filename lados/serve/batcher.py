@@ -85,7 +85,7 @@ class Batcher:
             thread.start()
 
     def expected(self) -> float: # seconds
-        "How long an image that came now would wait, by the speed of late."
+        "The wait that an image would have that came now, by the speed of late."
         return (self.waiting + self.running) * self.seconds
 
     def check(
@@ -150,7 +150,7 @@ class Batcher:
             await self._loop.run_in_executor(None, thread.join)
 
     def _worth(self) -> bool:
-        "Whether a lane should begin: the first for any image, another for half a batch. Called with the lock held."
+        "True if a lane should begin: the first for any image, another for half a batch. Called with the lock held."
         return self.waiting > 0 and (not self.busy or 2 * self.waiting >= self.most)
 
     def _take(self) -> list[Item]:

@@ -37,7 +37,7 @@ class Sink(Protocol):
     def discard(self) -> None:
         "It was for nothing."
 
-
+# %% ../../nbs/serve/06_uploads.ipynb #97271201
 async def _in_thread(work: Callable[..., Any], *args: Any) -> Any:
     "Run it in a thread. Whoever is cancelled meanwhile waits: nothing is to be written to what is discarded."
     task = asyncio.ensure_future(asyncio.to_thread(work, *args))
@@ -74,11 +74,11 @@ def is_zip(
     kind: bytes, # the type that is told of it
     name: str, # of the file
 ) -> bool:
-    "Whether a file says that it is a zip."
+    "True if a file says that it is a zip."
     return kind.split(b";")[0].strip().lower() in (b"application/zip", b"application/x-zip-compressed") or (
         name.lower().endswith(".zip"))
 
-
+# %% ../../nbs/serve/06_uploads.ipynb #c83bb174
 class SpillBuffer:
     "What waits to be handed to a sink."
 
@@ -216,6 +216,14 @@ class Limits:
     seconds: float = 60.0 # for the whole body to arrive
 
 
+def _keep(upload: UploadedImage, chunk: memoryview | bytes, limits: Limits, held: Reservation) -> None:
+    if len(upload.data) + len(chunk) > limits.image:
+        raise ImageTooLarge(f"{upload.name}: larger than {limits.image / 1e6:g} MB",
+                              "send it smaller; MAX_UPLOAD_SIZE_MB is the limit")
+    held.add(len(chunk))
+    upload.data += chunk
+
+# %% ../../nbs/serve/06_uploads.ipynb #18f3ec07
 class _Form:
     "Collects the files of a multipart form from the parser's callbacks."
 
@@ -283,14 +291,6 @@ class _Form:
 
 _CALLBACKS = tuple(n for n in dir(_Form) if n.startswith("on_"))
 
-
-def _keep(upload: UploadedImage, chunk: memoryview | bytes, limits: Limits, held: Reservation) -> None:
-    if len(upload.data) + len(chunk) > limits.image:
-        raise ImageTooLarge(f"{upload.name}: larger than {limits.image / 1e6:g} MB",
-                              "send it smaller; MAX_UPLOAD_SIZE_MB is the limit")
-    held.add(len(chunk))
-    upload.data += chunk
-
 # %% ../../nbs/serve/06_uploads.ipynb #ccf63b02
 async def read_uploads(
     body: AsyncIterator[bytes], # chunks as they arrive
@@ -332,7 +332,7 @@ async def _read_zip(body: AsyncIterator[bytes], name: str, spill: SpillBuffer) -
         await spill.flush(PIECE)
     return await spill.end()
 
-
+# %% ../../nbs/serve/06_uploads.ipynb #267325d0
 async def _read_form(
     body: AsyncIterator[bytes], boundary: bytes, limits: Limits, held: Reservation, spill: SpillBuffer,
 ) -> list[UploadedImage] | Sink:
