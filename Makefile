@@ -72,6 +72,6 @@ docs-serve: setup ## the documentation on http://127.0.0.1:8001, built again whe
 readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme
 
-clean: ## remove caches and build outputs; data, runs and .venv stay
-	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .lados nbs/.last_checked
+clean: ## remove caches and build outputs; data, runs, jobs, schedules, promotions and .venv stay
+	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .lados/cache .lados/bench .lados/engines nbs/.last_checked
 	find lados nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

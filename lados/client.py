@@ -369,6 +369,15 @@ class _Beginning:
         "Train a model."
         return self._ask(_Call("POST", "/train", body=params))
 
+    def submit(
+        self,
+        kind: str, # train, predict, export, or one that a package brings
+        params: dict[str, Any] | None = None, # what the kind knows; the service checks them
+        name: str = "", # for people
+    ) -> Answer: # the job
+        "Queue a job of any kind."
+        return self._ask(_Call("POST", "/jobs", body={"kind": kind, "params": params or {}, "name": name}))
+
     def jobs(
         self,
         state: str | None = None, # queued, running, succeeded, failed, cancelled, or active

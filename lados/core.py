@@ -121,6 +121,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 # %% ../nbs/00_core.ipynb #d67e84a1
 sys.modules.setdefault("openvino_telemetry", None) # `import` of a module that is None raises ImportError
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") # read when onnxruntime is imported; also by processes of ours
+
 
 # %% ../nbs/00_core.ipynb #ab60180e
 def expand_home(

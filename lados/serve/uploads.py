@@ -337,6 +337,9 @@ async def _read_form(
     body: AsyncIterator[bytes], boundary: bytes, limits: Limits, held: Reservation, spill: SpillBuffer,
 ) -> list[UploadedImage] | Sink:
     form, seen = _Form(limits, held, spill), 0
+    if not boundary:
+        raise BadForm("the header Content-Type names no boundary, so that the form cannot be taken apart",
+                      "let the HTTP library write that header: give it the form, and no Content-Type")
     try:
         parser = MultipartParser(boundary, {n: getattr(form, n) for n in _CALLBACKS})
         async for chunk in body:

@@ -1,6 +1,7 @@
 "The HTTP service as its clients meet it: what it answers, what it refuses and how, what it says of itself."
 
 import base64
+import gzip
 import io
 import json
 import shutil
@@ -239,6 +240,32 @@ def test_large_answers_are_compressed_for_those_who_ask(service):
     large = service.get("/openapi.json", headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in small.headers and large.headers["content-encoding"] == "gzip"
     assert "content-encoding" not in service.get("/openapi.json", headers={"Accept-Encoding": "identity"}).headers
+
+
+def test_the_root_says_where_to_go_on(service):
+    links = service.get("/").json()["links"]
+    assert {"docs", "health", "ready", "models", "metrics"} <= links.keys()
+    assert all(service.get(path).status_code == 200 for path in links.values())
+
+
+def test_every_page_that_answers_get_answers_head(service):
+    for path in service.get("/").json()["links"].values():
+        get, head = service.get(path), service.client.head(path)
+        assert head.status_code == get.status_code and head.content == b"", path
+        assert head.headers["content-type"] == get.headers["content-type"], path
+    assert service.client.head("/predict").status_code == 405 and service.client.head("/nothing").status_code == 404
+
+
+def test_a_body_that_cannot_be_taken_apart_is_told_why(service):
+    zipped = service.post("/predict", content=gzip.compress(IMAGE), headers={"Content-Encoding": "gzip", "Content-Type": "image/png"})
+    refused(zipped, 400, "compressed", "gzip", "as it is")
+    refused(service.post("/predict", content=IMAGE, headers={"Content-Type": "multipart/form-data"}), 400, "boundary")
+    assert service.predict(IMAGE).status_code == 200, "the connection goes on"
+
+
+def test_jobs_can_be_cancelled_from_pages_elsewhere(service):
+    asks = {"Origin": PAGE, "Access-Control-Request-Method": "DELETE"}
+    assert service.client.options("/job/abc", headers=asks).status_code == 200
 
 
 def test_pages_elsewhere_may_ask_only_where_the_settings_say_so(service, bare):

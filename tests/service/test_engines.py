@@ -1,5 +1,6 @@
 "Engines: that they agree, that damage is refused, that what is missing is said, and that serving needs no more than it says."
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serving import Server, certify_only, colours, edit_card, make_run, runs, serving, wait_for
+from serving import ROOT, Server, certify_only, colours, edit_card, make_run, runs, serving, wait_for
 from toy import ROUNDING
 
 from lados.core import ConfigError, DataError, RunError, ServeError, settings
@@ -332,3 +333,12 @@ def test_settings_of_serving_are_read_from_the_environment(monkeypatch):
             settings()
         monkeypatch.delenv(name)
     settings.cache_clear()
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino"])
+def test_engines_keep_and_send_nothing_about_their_user(package, tmp_path):
+    "An identifier, a store of events: nothing of it appears in the home folder."
+    code = f"import lados.serve.predictor, {package}"
+    env = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env={k: v for k, v in env.items() if k != "ORT_DISABLE_TELEMETRY"}, cwd=tmp_path, check=True)
+    assert [p for p in tmp_path.rglob("*") if p.is_file() and "atplotlib" not in str(p)] == []
