@@ -226,7 +226,7 @@ async def root(request: Request) -> Response:
     "Where to go on: the documentation, and every page that needs no parameter."
     paths = request.app.openapi()["paths"]
     pages = {ways["get"]["operationId"]: path for path, ways in paths.items() if "get" in ways and path[-1] not in "/}"}
-    links = {name: request.scope["root_path"] + path for name, path in {"docs": "/docs", **pages}.items() if "{" not in path}
+    links = {n: request.scope["root_path"] + path for n, path in {"docs": "/docs", **pages}.items() if "{" not in path}
     return respond(200, {"name": request.app.title, "version": __version__, "links": links})
 
 
