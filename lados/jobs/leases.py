@@ -27,7 +27,7 @@ from lados.jobs.store import (
 # %% ../../nbs/jobs/02_leases.ipynb #2d533e4c
 @dataclass(frozen=True)
 class Lease:
-    "A task that one worker has, and nobody else."
+    "A task in the hands of one worker, and of no other."
 
     job: str
     number: int
@@ -52,7 +52,7 @@ class Task:
 
 # %% ../../nbs/jobs/02_leases.ipynb #2197d490
 def _lock_job(c: sa.Connection, job_id: str) -> sa.Row | None:
-    "The job's row, for this transaction alone. Every change begins here, so that no two wait for each other."
+    "Return the job's row, locked for this transaction. Every change begins here, so that no two wait for each other."
     return c.execute(sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()).first()
 
 
@@ -62,7 +62,7 @@ def claim(
     number: int, # of the task
     worker: str, # its name
 ) -> Lease | None: # none: somebody else has it, or nobody needs it any more
-    "Take a queued task."
+    "Take a queued task, and return the lease on it."
     this_task = (TASKS.c.job == job_id) & (TASKS.c.number == number)
     with store.writing() as c:
         job = _lock_job(c, job_id)
@@ -77,7 +77,7 @@ def claim(
     params = json.loads(job.params, object_hook=current_keys)
     return Lease(job_id, number, attempt, worker, job.kind, params, count, job.run)
 
-
+# %% ../../nbs/jobs/02_leases.ipynb #7928a41b
 def _held(claim: Lease | Task) -> sa.ColumnElement[bool]:
     return ((TASKS.c.job == claim.job) & (TASKS.c.number == claim.number) & (TASKS.c.attempt == claim.attempt)
             & (TASKS.c.state == "running"))
@@ -90,7 +90,7 @@ def renew(
     progress: dict[str, Any] | None = None, # what a training tells of itself
     run: str | None = None, # folder of its results
 ) -> str: # on: go on; cancel: stop, nobody wants it any more; lost: stop, somebody else has it
-    "Renew the lease and report progress; the answer says whether to go on."
+    "Renew the lease, report progress, and return whether to go on."
     said = {"progress": None if progress is None else to_json(progress, None), "run": run}
     said = {n: v for n, v in said.items() if v is not None}
     with store.writing() as c:
@@ -102,59 +102,13 @@ def renew(
             c.execute(sa.update(JOBS).where(JOBS.c.id == claim.job).values(said))
     return "cancel" if job.cancelling or job.state in ENDED else "on"
 
-# %% ../../nbs/jobs/02_leases.ipynb #a9c9c467
-def finish(
-    store: Store,
-    claim: Lease,
-) -> list[Task]: # tasks that can begin now, to be sent
-    "The task is done. Whoever finishes last ends the job; saying it twice, or too late, changes nothing."
-    with store.writing() as c:
-        _lock_job(c, claim.job)
-        done = sa.update(TASKS).where(_held(claim)).values(state="done", did=TASKS.c.size)
-        return _moved(c, claim.job) if c.execute(done).rowcount == 1 else []
-
-
-def give_back(
-    store: Store,
-    claim: Lease | Task,
-    died: bool = False, # the worker did, so it counts against the task
-    why: str = "it was not heard of any more", # what it died of, as far as one knows
-) -> list[Task]: # what is to be sent anew
-    "The task is to be done by another; the job fails where too many workers have died over it."
-    with store.writing() as c:
-        job = _lock_job(c, claim.job)
-        held = _held(claim) if isinstance(claim, Lease) else _held(claim) & (TASKS.c.beat == claim.beat) # still silent
-        part = c.execute(sa.select(TASKS).where(held)).first()
-        if part is None or job.state in ENDED:
-            return []
-        deaths = part.deaths + int(died)
-        poison = died and deaths >= settings().job_attempts
-        state = "failed" if poison else "queued"
-        c.execute(sa.update(TASKS).where(_held(claim)).values(state=state, deaths=deaths, did=0))
-        runs = sa.exists().where((TASKS.c.job == claim.job) & (TASKS.c.state == "running"))
-        c.execute(sa.update(JOBS).where((JOBS.c.id == claim.job) & ~runs).values(state="queued")) # nobody is at it
-        _moved(c, claim.job, f"given up after {deaths} workers died over it; the last: {why}" if poison else None)
-        return [] if poison else [_task(part)]
-
-
-def fail(
-    store: Store,
-    claim: Lease,
-    error: str | None = None, # none: it was cancelled
-) -> None:
-    "The task ends here, and the job with it."
-    with store.writing() as c:
-        _lock_job(c, claim.job)
-        if c.execute(sa.update(TASKS).where(_held(claim)).values(state="failed")).rowcount == 1:
-            _moved(c, claim.job, error)
-
-
+# %% ../../nbs/jobs/02_leases.ipynb #5b03d0cd
 def _task(row: sa.Row) -> Task:
     return Task(row.job, row.number, row.queue, row.attempt, row.beat, row.worker)
 
-# %% ../../nbs/jobs/02_leases.ipynb #5b03d0cd
+
 def _moved(c: sa.Connection, job_id: str, error: str | None = None) -> list[Task]:
-    "Bring a job into the state that its tasks say; return the tasks that need not wait any more."
+    "Bring a job into the state that follows from its tasks, and return the tasks that need not wait any more."
     job = c.execute(sa.select(JOBS.c.state, JOBS.c.cancelling).where(JOBS.c.id == job_id)).one()
     rows = c.execute(sa.select(TASKS).where(TASKS.c.job == job_id).order_by(TASKS.c.number)).all()
     states = {r.state for r in rows}
@@ -182,7 +136,53 @@ def _end_job(c: sa.Connection, job_id: str, state: str, error: str | None) -> No
     c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(state=state, error=error, ended=now))
     count_end(c, job.kind, job.started, state, now, job.done if state == "succeeded" else 0)
 
+# %% ../../nbs/jobs/02_leases.ipynb #a9c9c467
+def finish(
+    store: Store,
+    claim: Lease,
+) -> list[Task]: # tasks that can begin now, to be sent
+    "Mark the task as done; the last one ends the job. Saying it twice, or too late, changes nothing."
+    with store.writing() as c:
+        _lock_job(c, claim.job)
+        done = sa.update(TASKS).where(_held(claim)).values(state="done", did=TASKS.c.size)
+        return _moved(c, claim.job) if c.execute(done).rowcount == 1 else []
 
+
+def give_back(
+    store: Store,
+    claim: Lease | Task,
+    died: bool = False, # the worker did, so it counts against the task
+    why: str = "it was not heard of any more", # what it died of, as far as one knows
+) -> list[Task]: # what is to be sent anew
+    "Return a task to the queue; the job fails if too many workers have died over it."
+    with store.writing() as c:
+        job = _lock_job(c, claim.job)
+        held = _held(claim) if isinstance(claim, Lease) else _held(claim) & (TASKS.c.beat == claim.beat) # still silent
+        part = c.execute(sa.select(TASKS).where(held)).first()
+        if part is None or job.state in ENDED:
+            return []
+        deaths = part.deaths + int(died)
+        poison = died and deaths >= settings().job_attempts
+        state = "failed" if poison else "queued"
+        c.execute(sa.update(TASKS).where(_held(claim)).values(state=state, deaths=deaths, did=0))
+        runs = sa.exists().where((TASKS.c.job == claim.job) & (TASKS.c.state == "running"))
+        c.execute(sa.update(JOBS).where((JOBS.c.id == claim.job) & ~runs).values(state="queued")) # nobody is at it
+        _moved(c, claim.job, f"given up after {deaths} workers died over it; the last: {why}" if poison else None)
+        return [] if poison else [_task(part)]
+
+# %% ../../nbs/jobs/02_leases.ipynb #08b9a306
+def fail(
+    store: Store,
+    claim: Lease,
+    error: str | None = None, # none: it was cancelled
+) -> None:
+    "End the task, and the job with it."
+    with store.writing() as c:
+        _lock_job(c, claim.job)
+        if c.execute(sa.update(TASKS).where(_held(claim)).values(state="failed")).rowcount == 1:
+            _moved(c, claim.job, error)
+
+# %% ../../nbs/jobs/02_leases.ipynb #125b1e37
 def _job_state(c: sa.Connection, job_id: str) -> str:
     job = _lock_job(c, job_id)
     if job is None:
@@ -194,7 +194,7 @@ def cancel_job(
     store: Store,
     job_id: str, # whole, or its first characters
 ) -> Job:
-    "Stop a job: at once if it waits, when its worker hears of it if it runs. JobError if it has ended otherwise."
+    "Stop a job: at once if it waits, at its worker's next beat if it runs. JobError if it has ended otherwise."
     job = get_job(store, job_id)
     with store.writing() as c:
         state = _job_state(c, job.id)
@@ -206,12 +206,12 @@ def cancel_job(
         _moved(c, job.id)
         return job_in(c, job.id)
 
-
+# %% ../../nbs/jobs/02_leases.ipynb #df66b4f7
 def retry_job(
     store: Store,
     job_id: str, # whole, or its first characters
 ) -> tuple[Job, list[Task]]: # the job, and what is to be sent
-    "Take up a job that failed or was cancelled where it stopped. JobError where it did not."
+    "Queue a failed or cancelled job again, from where it stopped. JobError for any other."
     job = get_job(store, job_id)
     try:
         with store.writing() as c:
@@ -239,7 +239,7 @@ def list_tasks(
     store: Store,
     state: str, # queued or running
 ) -> list[Task]:
-    "All tasks in a state, of jobs that have not ended."
+    "Return all tasks in a state, of jobs that have not ended."
     query = (sa.select(TASKS).join(JOBS, JOBS.c.id == TASKS.c.job)
              .where((TASKS.c.state == state) & JOBS.c.state.in_(JOB_STATES[:2]))
               .order_by(JOBS.c.created, TASKS.c.number))
@@ -252,15 +252,15 @@ HEARTBEAT_S = 1.0 # seconds between two beats
 
 
 class WorkStopped(LadosError):
-    "The work was not done, because it is not wanted from this worker any more."
+    "Raised when work stops because it is not wanted from this worker any more."
 
 
 class WorkerDied(LadosError):
-    "What did the work was killed; another attempt may get further."
+    "Raised when the process that did the work was killed; another attempt may get further."
 
-
+# %% ../../nbs/jobs/02_leases.ipynb #fcd63d03
 class Heartbeat:
-    "Says that a claim's worker is alive, and hears whether it should go on."
+    "Renews a lease once a second, and hears whether to go on."
 
     def __init__(self, store: Store, claim: Lease):
         self.store, self.claim, self.word = store, claim, "on"
@@ -284,12 +284,12 @@ class Heartbeat:
         self,
         **news: Any, # did, progress or run, as for `renew`
     ) -> None:
-        "Have the next beat report `news`."
+        "Report `news` with the next beat."
         with self._lock:
             self._news |= news
 
     def check(self) -> None:
-        "Raise WorkStopped where the work should stop."
+        "Raise WorkStopped if the work should stop."
         if self.stop.is_set():
             raise WorkStopped("stopped", "")
 

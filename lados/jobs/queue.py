@@ -42,7 +42,7 @@ MAX_HINTS = 256 # hints of one job that are sent at once; the reaper sends the r
 def celery_app(
     url: str, # of the broker
 ) -> Celery:
-    "The Celery application over a broker."
+    "Return the Celery application over a broker."
     app = Celery("lados", broker=url)
     tls = {"ssl_cert_reqs": "required"} if url.startswith("rediss") and "ssl_cert_reqs" not in url else None
     app.conf.update(
@@ -57,19 +57,19 @@ def celery_app(
 
 
 def worker_name() -> str:
-    "What this process is called where its jobs are listed."
+    "Return the name of this process in lists of jobs."
     return f"{socket.gethostname()}-{os.getpid()}"
 
 
 def _run_task(job: str, number: int) -> None:
-    "The only task that Celery knows: do a task of a job, and send hints for what can begin now."
+    "Do a task of a job, and send hints for what can begin now: the only task that Celery knows."
     send_hints(run_task(open_store(), job, number, worker_name()))
 
-
+# %% ../../nbs/jobs/06_queue.ipynb #dba21e74
 def send_hints(
     tasks: list[Task], # that can begin
 ) -> None:
-    "Send hints; where that fails now, the reaper does it later."
+    "Send hints; if that fails now, the reaper does it later."
     try:
         send_hints_or_raise(tasks)
     except BrokerError as e:
@@ -96,7 +96,7 @@ def submit_job(
     job_id: str | None = None, # none: a new one
     name: str = "", # for people; empty: as the kind says
 ) -> tuple[Job, bool]: # the job; whether it was there already
-    "Hand in a job. Raises ConfigError, DataError, BrokerError or StoreError, and then there is none."
+    "Hand in a job and return it. Raises ConfigError, DataError, BrokerError or StoreError, and then there is none."
     record, job_id = job_kind(kind, known=True), job_id or uuid4().hex
     folder, attached = job_folder(job_id), True
     try:
@@ -112,7 +112,7 @@ def submit_job(
 
 
 def _write_down(kind: str, params: dict[str, Any], name: str, origin: str, job_id: str) -> tuple[Job, bool]:
-    "Write a job into the store, and send hints of what can begin; where that fails, there is no job."
+    "Write a job into the store, and send hints of what can begin; if that fails, there is no job."
     ensure_broker()
     store, record = open_store(), job_kind(kind)
     tasks = [(record.queue, size) for size in record.cut(params)]
@@ -125,7 +125,7 @@ def _write_down(kind: str, params: dict[str, Any], name: str, origin: str, job_i
                 raise # else somebody has it or wants it, and the reaper sends the hints
     return job, attached
 
-
+# %% ../../nbs/jobs/06_queue.ipynb #5742bb1c
 def submit_batch(
     batch: Batch, # complete, not sealed
     bundle: str, # the model's folder
@@ -133,24 +133,24 @@ def submit_batch(
     origin: str = "cli", # who asks
     name: str = "", # for people
 ) -> tuple[Job, bool]: # the job; whether it was there already
-    "Make a job of a batch of images. Where that fails, nothing is left of it, unless there may be a job."
+    "Make a job of a batch of images. If that fails nothing is left of it, unless there may be a job."
     job_id = uuid4().hex
     batch.seal(job_id) # which leaves nothing where it fails
     return submit_job(PREDICT, {"bundle": bundle, "engine": engine}, origin, job_id, name)
 
 
 def _no_job(job_id: str) -> bool:
-    "Whether there is certainly no such job; a store that cannot even be opened has not got it."
+    "Return True if there is certainly no such job; a store that cannot be opened has none."
     try:
         return job_store.is_absent(open_store(), job_id)
     except LadosError:
         return True
 
-
+# %% ../../nbs/jobs/06_queue.ipynb #c75cd3b8
 def retry_and_send(
     job_id: str, # whole, or its first characters
 ) -> Job:
-    "Take up a job that failed or was cancelled. Raises NoSuchJob, JobError or BrokerError."
+    "Queue a failed or cancelled job again, and return it. Raises NoSuchJob, JobError or BrokerError."
     ensure_broker()
     job, tasks = leases.retry_job(open_store(), job_id)
     send_hints(tasks)
@@ -160,7 +160,7 @@ def retry_and_send(
 def live_workers(
     seconds: float = 1.5, # to wait for answers
 ) -> dict[str, list[str]]: # name -> queues it takes hints from
-    "Workers that answer. Raises BrokerError."
+    "Return the workers that answer. Raises BrokerError."
     try:
         found = celery_app(broker_url()).control.inspect(timeout=seconds).active_queues() or {}
     except (KombuError, redis.RedisError, OSError) as e:
@@ -169,7 +169,7 @@ def live_workers(
 
 
 def queue_lengths() -> dict[str, int]: # queue -> hints
-    "How many hints wait in the broker. Raises BrokerError."
+    "Return how many hints wait in the broker. Raises BrokerError."
     try:
         with client() as c:
             return {q: int(c.llen(q)) for q in QUEUES}
@@ -180,7 +180,7 @@ def queue_lengths() -> dict[str, int]: # queue -> hints
 def run_worker(
     queue: str, # one of `QUEUES`
 ) -> int: # exit code
-    "Take hints from a queue and work, until SIGTERM."
+    "Take hints from a queue and work until SIGTERM; return the exit code."
     logging.basicConfig(level="INFO", format="%(asctime)s %(message)s")
     warnings.filterwarnings("ignore", category=SecurityWarning) # in a container everybody is root
     url = ensure_broker()

@@ -30,7 +30,7 @@ from .tasks import TRAIN
 # %% ../../nbs/jobs/07_schedule.ipynb #5e00c29a
 @dataclass(frozen=True)
 class Schedule:
-    "When a training begins by itself."
+    "A rule by which trainings begin by themselves."
 
     name: str
     params: dict[str, Any] # preset and parameters
@@ -40,9 +40,9 @@ class Schedule:
     paused: bool = False
     last: float = 0.0 # when it last began, seconds since 1970; at first, when it was made
     job: str | None = None # that it began last
-    drifting: bool = False # the present drift has been acted upon
+    drifting: bool = False # a training has begun because of the present drift
 
-
+# %% ../../nbs/jobs/07_schedule.ipynb #e857c64c
 ALIASES = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0", "@monthly": "0 0 1 * *",
            "@yearly": "0 0 1 1 *"}
 
@@ -50,7 +50,7 @@ ALIASES = {"@hourly": "0 * * * *", "@daily": "0 0 * * *", "@weekly": "0 0 * * 0"
 def read_cron(
     text: str, # five fields, or a key of `ALIASES`
 ) -> crontab:
-    "Times as cron writes them, in UTC; ConfigError where they are none."
+    "Return the times that a line of cron means, in UTC. ConfigError if it means none."
     fields = ALIASES.get(text.strip(), text).split()
     if len(fields) != 5:
         raise ConfigError(f"'{text}': {len(fields)} fields instead of five", "write minute hour day-of-month month "
@@ -67,7 +67,7 @@ def read_cron(
 def next_time(
     schedule: Schedule,
 ) -> float | None: # seconds since 1970; none: at no time
-    "When it begins next, by its times."
+    "Return the time at which a schedule begins next."
     if not schedule.cron or schedule.paused:
         return None
     last = datetime.fromtimestamp(schedule.last, UTC)
@@ -84,7 +84,7 @@ def _of_row(row: sa.Row) -> Schedule:
 def list_schedules(
     store: Store,
 ) -> list[Schedule]: # by name
-    "All schedules."
+    "Return all schedules."
     with store.reading() as c:
         return [_of_row(r) for r in c.execute(sa.select(SCHEDULE_TABLE).order_by(SCHEDULE_TABLE.c.name))]
 
@@ -93,18 +93,18 @@ def find_schedule(
     store: Store,
     name: str, # of a schedule
 ) -> Schedule:
-    "One of them; ConfigError where there is none of that name."
+    "Return the schedule of a name. ConfigError if there is none."
     schedule = next((s for s in list_schedules(store) if s.name == name), None)
     if schedule is None:
         raise ConfigError(f"no schedule is called '{name}'", "`lados schedule list` shows them")
     return schedule
 
-
+# %% ../../nbs/jobs/07_schedule.ipynb #7e3d66f7
 def add_schedule(
     store: Store,
     schedule: Schedule,
 ) -> Schedule:
-    "Keep a schedule. ConfigError where its times, reasons or parameters are none, or its name is taken."
+    "Store a schedule and return it. ConfigError if its times, reasons or parameters are wrong, or its name is taken."
     if not re.fullmatch(r"[\w.-]{1,60}", schedule.name):
         raise ConfigError(f"{schedule.name[:80]!r} is no name for a schedule", "use letters, digits, dots and dashes")
     if schedule.cron:
@@ -126,13 +126,13 @@ def add_schedule(
         raise ConfigError(f"a schedule '{schedule.name}' is there already", "remove it, or name another") from None
     return find_schedule(store, schedule.name)
 
-
+# %% ../../nbs/jobs/07_schedule.ipynb #9bfb45d4
 def pause_schedule(
     store: Store,
     name: str, # of a schedule
     paused: bool = True, # False: go on; what was missed meanwhile is not made up for
 ) -> Schedule:
-    "Halt a schedule, or let it go on."
+    "Pause a schedule, or let it go on, and return it."
     values = {"paused": paused, **({} if paused else {"last": time.time()})}
     find_schedule(store, name)
     with store.writing() as c:
@@ -144,7 +144,7 @@ def remove_schedule(
     store: Store,
     name: str, # of a schedule
 ) -> None:
-    "Forget a schedule; what it began goes on."
+    "Delete a schedule; a training that it began goes on."
     find_schedule(store, name)
     with store.writing() as c:
         c.execute(sa.delete(SCHEDULE_TABLE).where(SCHEDULE_TABLE.c.name == name))
@@ -156,7 +156,7 @@ def due_reason(
     labels: int, # new ones
     drift: float | None, # at present
 ) -> str: # empty: there is none
-    "Why a schedule should begin now."
+    "Return the reason for which a schedule should begin now."
     when = next_time(schedule)
     if when is not None and now >= when:
         return "its time has come"
@@ -173,7 +173,7 @@ def start_training(
     now: float, # seconds since 1970
     drifting: bool, # the present drift has been acted upon
 ) -> str | None: # the job's id; none where another was quicker
-    "Begin a schedule's training. Raises what `submit_job` raises; then its turn is still to come."
+    "Begin a schedule's training and return its id. Raises what `submit_job` raises; then its turn is still to come."
     request = {**schedule.params, "proposed": True}
     job, _ = submit_job(TRAIN, request, f"schedule:{schedule.name}") # asked for twice, it is one job
     columns = SCHEDULE_TABLE.c
@@ -183,9 +183,9 @@ def start_training(
         first = c.execute(sa.update(SCHEDULE_TABLE).where(unchanged).values(values)).rowcount == 1
     return job.id if first else None
 
-
+# %% ../../nbs/jobs/07_schedule.ipynb #2de2c1bd
 class Scheduler:
-    "Looks at the schedules; called again and again by whoever looks after jobs."
+    "Begins the trainings that are due; called again and again by whoever looks after jobs."
 
     def __init__(self, every: float = 10.0): # seconds between two looks
         self.every, self.looked = every, float("-inf")
@@ -194,7 +194,7 @@ class Scheduler:
         self,
         store: Store,
     ) -> list[str]: # ids of jobs that were begun
-        "Begin what is due."
+        "Begin the trainings that are due, and return their ids."
         if time.monotonic() - self.looked < self.every:
             return []
         self.looked, begun = time.monotonic(), []

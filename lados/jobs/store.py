@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['JOB_STATES', 'ENDED', 'STORE_FORMAT', 'FORMAT_TABLE', 'JOBS', 'TASKS', 'SCHEDULE_TABLE', 'COUNTS', 'STORE_TIMEOUT_S',
            'DURATION_BUCKETS_S', 'StoreError', 'store_url', 'Store', 'open_store', 'NoSuchJob', 'JobError', 'Job',
-           'storable_name', 'storable_text', 'add_job', 'withdraw_job', 'is_absent', 'get_job', 'job_in', 'list_jobs',
+           'storable_name', 'storable_text', 'job_in', 'add_job', 'get_job', 'list_jobs', 'withdraw_job', 'is_absent',
            'delete_old_jobs', 'count_end', 'count_jobs']
 
 # %% ../../nbs/jobs/01_store.ipynb #f8df5802
@@ -71,7 +71,7 @@ _ONE = sa.Index("lados_jobs_one", JOBS.c.kind, JOBS.c.key, unique=True,
 
 # %% ../../nbs/jobs/01_store.ipynb #0a818cee
 class StoreError(ServeError):
-    "A job store that cannot be read or written."
+    "Raised when a job store cannot be read or written."
 
 # %% ../../nbs/jobs/01_store.ipynb #55af043d
 def _sqlite(engine: sa.Engine) -> None:
@@ -88,7 +88,7 @@ def _sqlite(engine: sa.Engine) -> None:
         writes = connection.get_execution_options().get("writes", True)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-
+# %% ../../nbs/jobs/01_store.ipynb #14b20d42
 STORE_TIMEOUT_S = 20 # for a statement, and for a client in the middle of a transaction
 _NETWORK = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
             "tcp_user_timeout": 1000 * STORE_TIMEOUT_S}
@@ -122,9 +122,33 @@ def _engine(url: str) -> sa.Engine:
 
 
 def store_url() -> str:
-    "The address of the job store."
+    "Return the address of the job store."
     path = settings().lados_home.resolve() / "jobs" / "jobs.db"
     return settings().lados_jobs_url or sa.URL.create("sqlite", database=str(path)).render_as_string()
+
+# %% ../../nbs/jobs/01_store.ipynb #d7b8df07
+@contextmanager
+def _answering(url: str) -> Iterator[None]:
+    "Turn errors of a database driver into StoreError or ConfigError."
+    try:
+        yield
+    except IntegrityError: # an answer, and one that is asked for
+        raise
+    except SQLDataError as e: # an answer, too
+        raise ConfigError(f"a value that no job store takes ({str(e.orig).strip()[:200]})", "correct it") from None
+    except (DBAPIError, SQLTimeoutError) as e:
+        why = str(getattr(e, "orig", None) or e).strip()[:200]
+        raise StoreError(f"{redacted(url)}: the job store does not answer ({why})",
+                         "start it, or correct LADOS_JOBS_URL; look at the disk where it is a file") from None
+
+
+def _make_folder(database: str) -> None:
+    "Make the folder of a SQLite file."
+    try:
+        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise StoreError(f"{database}: jobs cannot be kept there ({e.strerror})",
+                         "set LADOS_HOME to a folder of yours") from None
 
 # %% ../../nbs/jobs/01_store.ipynb #b9914798
 class Store:
@@ -136,7 +160,7 @@ class Store:
     ):
         self.url, self.engine = url, _engine(url)
         if self.engine.dialect.name == "sqlite" and self.engine.url.database:
-            self._folder()
+            _make_folder(self.engine.url.database)
         with self.writing() as c:
             if self.engine.dialect.name == "postgresql":
                 c.execute(sa.text("SELECT pg_advisory_xact_lock(7001)")) # two that make the tables at once
@@ -148,55 +172,35 @@ class Store:
             raise StoreError(f"{redacted(url)}: made by another version (format {version}, not {STORE_FORMAT})",
                              "use the lados version that made it")
 
-    def _folder(self) -> None:
-        try:
-            Path(self.engine.url.database).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise StoreError(f"{self.engine.url.database}: jobs cannot be kept there ({e.strerror})",
-                             "set LADOS_HOME to a folder of yours") from None
-
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        "A transaction that changes something; StoreError where the database does not answer."
-        with self._answering(), self.engine.begin() as c:
+        "Open a transaction that changes something. StoreError if the database does not answer."
+        with _answering(self.url), self.engine.begin() as c:
             yield c
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        "A transaction that only reads."
-        with self._answering(), self.engine.connect().execution_options(writes=False) as c, c.begin():
+        "Open a transaction that only reads."
+        with _answering(self.url), self.engine.connect().execution_options(writes=False) as c, c.begin():
             yield c
 
-    @contextmanager
-    def _answering(self) -> Iterator[None]:
-        try:
-            yield
-        except IntegrityError: # an answer, and one that is asked for
-            raise
-        except SQLDataError as e: # an answer, too
-            raise ConfigError(f"a value that no job store takes ({str(e.orig).strip()[:200]})", "correct it") from None
-        except (DBAPIError, SQLTimeoutError) as e:
-            why = str(getattr(e, "orig", None) or e).strip()[:200]
-            raise StoreError(f"{redacted(self.url)}: the job store does not answer ({why})",
-                             "start it, or correct LADOS_JOBS_URL; look at the disk where it is a file") from None
-
-
+# %% ../../nbs/jobs/01_store.ipynb #09c455f4
 @cache
 def _opened(url: str) -> Store:
     return Store(url)
 
 
 def open_store() -> Store:
-    "The job store that the settings name; made where it is not there yet."
+    "Return the job store that the settings name, made if it is not there yet."
     return _opened(store_url())
 
 # %% ../../nbs/jobs/01_store.ipynb #aeadbf04
 class NoSuchJob(LadosError):
-    "A job that is not there."
+    "Raised when there is no such job."
 
 
 class JobError(LadosError):
-    "Something that cannot be done with a job in its present state."
+    "Raised when the present state of a job does not allow what is asked."
 
 
 @dataclass(frozen=True)
@@ -222,22 +226,52 @@ class Job:
     ended: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        "As plain JSON values."
+        "Return the job as plain JSON values."
         return asdict(self)
 
 # %% ../../nbs/jobs/01_store.ipynb #f2347ff3
 def storable_name(
     name: str, # as somebody has given it
 ) -> str: # at most 200 characters
-    "A name that every database and terminal takes."
+    "Return a name that every database and terminal takes."
     return storable_text(printable_name(name))
 
 
 def storable_text(
     text: str, # as a program has said it
 ) -> str: # without NUL and halves of characters
-    "Text that every database takes."
+    "Return text that every database takes."
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+# %% ../../nbs/jobs/01_store.ipynb #776797da
+def _full() -> sa.Select:
+    "Return a query for jobs, with what their tasks add up to."
+    of_job = TASKS.c.job == JOBS.c.id
+    done, total = (sa.select(sa.func.sum(n)).where(of_job).scalar_subquery() for n in (TASKS.c.did, TASKS.c.size))
+    return sa.select(JOBS, done.label("done"), total.label("total"))
+
+
+def _job(row: sa.Row) -> Job:
+    values = {n: row._mapping[n] for n in Job.__dataclass_fields__}
+    whole = {n: json.loads(values[n], object_hook=current_keys) for n in ("params", "progress")}
+    return Job(**{**values, **whole, "done": int(values["done"] or 0), "total": int(values["total"] or 0),
+                  "cancelling": bool(values["cancelling"]) and values["state"] == "running"})
+
+
+def job_in(
+    c: sa.Connection, # of a transaction
+    job_id: str, # whole
+) -> Job:
+    "Return a job as this transaction sees it."
+    return _job(c.execute(_full().where(JOBS.c.id == job_id)).one())
+
+# %% ../../nbs/jobs/01_store.ipynb #c4d0ac14
+def _active(store: Store, kind: str, key: str) -> Job | None:
+    condition = (JOBS.c.kind == kind) & (JOBS.c.key == key) & JOBS.c.state.in_(JOB_STATES[:2])
+    with store.writing() as c:
+        c.execute(sa.update(JOBS).where(condition).values(shared=True))
+        row = c.execute(_full().where(condition)).first()
+    return _job(row) if row else None
 
 
 def add_job(
@@ -250,7 +284,7 @@ def add_job(
     origin: str = "cli", # who asks
     job_id: str | None = None, # none: a new one
 ) -> tuple[Job, bool]: # the job; whether it was there already, queued or running
-    "Write a job down. The same work, asked for while it waits or runs, is the same job."
+    "Write a job down, or return the one that is queued or running for the same work."
     job_id = job_id or uuid4().hex
     row = {"id": job_id, "kind": kind, "name": storable_name(name), "origin": origin, "key": key,
            "params": to_json(params, None), "state": "queued", "cancelling": False, "progress": "{}",
@@ -268,7 +302,41 @@ def add_job(
                 return there, True
     raise StoreError(f"{redacted(store.url)}: the job cannot be written down", "try again")
 
+# %% ../../nbs/jobs/01_store.ipynb #5b2a304c
+def get_job(
+    store: Store,
+    job_id: str, # whole, or its first characters
+) -> Job:
+    "Return a job. NoSuchJob if there is none, or more than one with that beginning."
+    if not job_id.isalnum() or len(job_id) > 32:
+        raise NoSuchJob(f"{job_id[:40]!r} is no job's id", "an id is 32 letters and digits; see `lados job list`")
+    with store.reading() as c:
+        rows = c.execute(_full().where(JOBS.c.id.like(f"{job_id}%")).limit(2)).all()
+    if len(rows) != 1:
+        raise NoSuchJob(f"{job_id}: {'more than one job begins so' if rows else 'there is no such job'}",
+                        "`lados job list` shows them")
+    return _job(rows[0])
 
+
+def list_jobs(
+    store: Store,
+    state: str | None = None, # one of `JOB_STATES`, or active
+    kind: str | None = None, # only of this kind
+    limit: int = 50, # at most
+    before: float | None = None, # only those made before: the `created` of the last one seen, for the next page
+) -> list[Job]: # newest first
+    "Return jobs, newest first. ConfigError for an unknown state."
+    if state and state not in (*JOB_STATES, "active"):
+        raise ConfigError(f"unknown state '{state}'", did_you_mean(state, [*JOB_STATES, "active"]))
+    states = JOB_STATES[:2] if state == "active" else (state,)
+    query = _full().order_by(JOBS.c.created.desc(), JOBS.c.id).limit(limit)
+    query = query.where(JOBS.c.state.in_(states)) if state else query
+    query = query.where(JOBS.c.kind == kind) if kind else query
+    query = query.where(JOBS.c.created < before) if before else query
+    with store.reading() as c:
+        return [_job(row) for row in c.execute(query)]
+
+# %% ../../nbs/jobs/01_store.ipynb #b81f085b
 def withdraw_job(
     store: Store,
     job_id: str, # whole
@@ -283,76 +351,12 @@ def is_absent(
     store: Store,
     job_id: str, # whole
 ) -> bool: # False as well where the store does not answer
-    "Whether there is certainly no such job."
+    "Return True if there is certainly no such job."
     try:
         with store.reading() as c:
             return c.execute(sa.select(JOBS.c.id).where(JOBS.c.id == job_id)).first() is None
     except StoreError:
         return False
-
-
-def _active(store: Store, kind: str, key: str) -> Job | None:
-    condition = (JOBS.c.kind == kind) & (JOBS.c.key == key) & JOBS.c.state.in_(JOB_STATES[:2])
-    with store.writing() as c:
-        c.execute(sa.update(JOBS).where(condition).values(shared=True))
-        row = c.execute(_full().where(condition)).first()
-    return _job(row) if row else None
-
-
-def _full() -> sa.Select:
-    "Jobs with what their tasks add up to."
-    of_job = TASKS.c.job == JOBS.c.id
-    done, total = (sa.select(sa.func.sum(n)).where(of_job).scalar_subquery() for n in (TASKS.c.did, TASKS.c.size))
-    return sa.select(JOBS, done.label("done"), total.label("total"))
-
-
-def _job(row: sa.Row) -> Job:
-    values = {n: row._mapping[n] for n in Job.__dataclass_fields__}
-    whole = {n: json.loads(values[n], object_hook=current_keys) for n in ("params", "progress")}
-    return Job(**{**values, **whole, "done": int(values["done"] or 0), "total": int(values["total"] or 0),
-                  "cancelling": bool(values["cancelling"]) and values["state"] == "running"})
-
-
-def get_job(
-    store: Store,
-    job_id: str, # whole, or its first characters
-) -> Job:
-    "One job; NoSuchJob where there is none, or more than one of that beginning."
-    if not job_id.isalnum() or len(job_id) > 32:
-        raise NoSuchJob(f"{job_id[:40]!r} is no job's id", "an id is 32 letters and digits; see `lados job list`")
-    with store.reading() as c:
-        rows = c.execute(_full().where(JOBS.c.id.like(f"{job_id}%")).limit(2)).all()
-    if len(rows) != 1:
-        raise NoSuchJob(f"{job_id}: {'more than one job begins so' if rows else 'there is no such job'}",
-                        "`lados job list` shows them")
-    return _job(rows[0])
-
-
-def job_in(
-    c: sa.Connection, # of a transaction
-    job_id: str, # whole
-) -> Job:
-    "One job, as this transaction sees it."
-    return _job(c.execute(_full().where(JOBS.c.id == job_id)).one())
-
-
-def list_jobs(
-    store: Store,
-    state: str | None = None, # one of `JOB_STATES`, or active
-    kind: str | None = None, # only of this kind
-    limit: int = 50, # at most
-    before: float | None = None, # only those made before: the `created` of the last one seen, for the next page
-) -> list[Job]: # newest first
-    "Jobs; ConfigError for a state that there is not."
-    if state and state not in (*JOB_STATES, "active"):
-        raise ConfigError(f"unknown state '{state}'", did_you_mean(state, [*JOB_STATES, "active"]))
-    states = JOB_STATES[:2] if state == "active" else (state,)
-    query = _full().order_by(JOBS.c.created.desc(), JOBS.c.id).limit(limit)
-    query = query.where(JOBS.c.state.in_(states)) if state else query
-    query = query.where(JOBS.c.kind == kind) if kind else query
-    query = query.where(JOBS.c.created < before) if before else query
-    with store.reading() as c:
-        return [_job(row) for row in c.execute(query)]
 
 # %% ../../nbs/jobs/01_store.ipynb #2b6eebef
 def delete_old_jobs(
@@ -362,7 +366,7 @@ def delete_old_jobs(
     most: int = 200, # at a time, so that nobody waits for long
     but: Collection[str] = (), # ids of jobs that are left alone
 ) -> list[str]: # their ids
-    "Delete old jobs; run folders stay."
+    "Delete old jobs and return their ids; run folders stay."
     old = JOBS.c.state.in_(ENDED) & (JOBS.c.ended < before) & (JOBS.c.created < before) & JOBS.c.id.not_in(but)
     query = sa.select(JOBS.c.id, JOBS.c.kind).where(old).order_by(JOBS.c.ended).limit(most)
     with store.writing() as c:
@@ -382,7 +386,7 @@ def count_end(
     now: float, # seconds since 1970
     units: int, # images, say, that have come of it
 ) -> None:
-    "Count a job that ends."
+    "Add a job that ends to the counters."
     counted = {"jobs": 1.0, "units": float(units)}
     if started is not None:
         took = max(0.0, now - started)
@@ -396,7 +400,7 @@ def count_end(
 def count_jobs(
     store: Store,
 ) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], dict[str, float]]]: # by kind and state
-    "How many jobs wait and run; of all that ended: jobs, units, timed, seconds, within each of `DURATION_BUCKETS_S`."
+    "Return how many jobs wait and run, and of those that ended: jobs, units, timed, seconds, within each bucket."
     waits = sa.select(JOBS.c.kind, JOBS.c.state, sa.func.count()).where(JOBS.c.state.in_(JOB_STATES[:2]))
     with store.reading() as c:
         active = {(kind, state): n for kind, state, n in c.execute(waits.group_by(JOBS.c.kind, JOBS.c.state))}

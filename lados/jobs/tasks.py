@@ -48,14 +48,14 @@ def content_key(
     params: dict[str, Any], # checked
 ) -> str: # 64 hex digits
     "Return the key under which the same parameters are the same work."
-    return sha256_text(to_json(params))
+    return sha256_text(to_json(dict(sorted(params.items()))))
 
 
 def linear_eta(
     job: Job, # running
     now: float, # seconds since 1970
 ) -> float | None: # seconds; none: one cannot say
-    "Return what is left, if the job goes on as it went."
+    "Return the seconds left, if the job goes on at its pace."
     return max(0.0, now - job.started) / job.done * (job.total - job.done) if job.done else None
 
 
@@ -66,10 +66,10 @@ def run_metrics(
     "Return the metrics in the run folder of a job."
     return read_record(Path(job.run) / "metrics.json")
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #81d68e4d
 @dataclass(frozen=True)
 class JobKind:
-    "A kind of job."
+    "Everything in which one kind of job differs from another."
 
     doc: str # for people
     queue: str # one of `QUEUES`
@@ -105,7 +105,7 @@ def job_kinds() -> dict[str, JobKind]:
         JOB_KINDS.setdefault(name, kind)
     return JOB_KINDS
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #2fd5111b
 def _not_known(lease: Lease, heart: Heartbeat) -> None:
     raise ConfigError(f"unknown kind of job '{lease.kind}'", "install the package that brings it where workers run")
 
@@ -124,7 +124,7 @@ def job_kind(
         raise ConfigError(f"unknown kind of job '{name}'", did_you_mean(name, kinds))
     return kinds.get(name, _STRANGE)
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #fe8c533d
 def job_results(
     job: Job,
     format: str = "", # one of its kind's; empty: the first
@@ -155,7 +155,7 @@ def check_format(
 
 # %% ../../nbs/jobs/05_tasks.ipynb #ebd2b4e6
 def _run_of(claim: Lease, store: Store) -> Run:
-    "The run folder of a job: that of an earlier attempt, or a new one."
+    "Return the run folder of a job: that of an earlier attempt, or a new one."
     if claim.run and (Path(claim.run) / "run.json").exists():
         return Run(Path(claim.run))
     values = dict(claim.params)
@@ -168,7 +168,7 @@ def _run_of(claim: Lease, store: Store) -> Run:
 
 
 def _await_free(run: Run, heart: Heartbeat) -> None:
-    "Wait until a worker that was taken for dead has let go of the run: it hears that, too."
+    "Wait until a worker that was taken for dead has let go of the run."
     until = time.monotonic() + 2 * GRACE + settings().job_lease_s
     while run.alive:
         heart.check()
@@ -176,13 +176,13 @@ def _await_free(run: Run, heart: Heartbeat) -> None:
             raise WorkerDied(f"{run.path}: another process does not let go of the run", "end that process")
         time.sleep(0.1)
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #7a15730a
 def run_in_folder(
     lease: Lease,
     heart: Heartbeat,
     notebook: str, # name of a job notebook
 ) -> Run: # succeeded
-    "Run a job notebook in the job's run folder, from where an earlier attempt came to."
+    "Run a job notebook in the job's run folder, on from where an earlier attempt stopped, and return the run."
     run = _run_of(lease, heart.store)
     if run.state != "succeeded": # else the worker died before it could say so
         _execute(run, notebook, heart)
@@ -212,7 +212,7 @@ def run_training(
     claim: Lease,
     heart: Heartbeat,
 ) -> None:
-    "Run the training notebook; then propose what came of it, where a schedule has asked for that."
+    "Run the training notebook, and propose the result if a schedule has asked for that."
     run = run_in_folder(claim, heart, "train")
     if claim.params.get("proposed") and read_proposal(run) is None:
         _propose(run, heart)
@@ -233,7 +233,7 @@ def _propose(run: Run, heart: Heartbeat) -> None:
         except LadosError as e: # the training has succeeded all the same, and somebody may promote it by hand
             write_json(run.path / "proposal.json", {**proposal, "reason": f"not promoted: {e.problem}"})
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #b1a27111
 def _prepare_training(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     rest = {k: v for k, v in params.items() if k not in ("preset", "proposed")}
     values = plain_params(training_params(params.get("preset"), rest))
@@ -289,20 +289,20 @@ JOB_KINDS["export"] = JobKind(
 # %% ../../nbs/jobs/05_tasks.ipynb #dc5848e3
 @lru_cache(1)
 def _predictor(bundle: str, engine: str, seal: str) -> Predictor:
-    "The model of the latest task; another one takes its place."
+    "Return the model of the latest task; another one takes its place."
     return Predictor.setup(bundle, engine)
 
 
 def predictor_for(
     params: dict[str, Any], # bundle, engine
 ) -> Predictor:
-    "The model of a batch, kept between tasks. Raises RunError or ServeError."
+    "Return the model of a batch, kept between tasks. Raises RunError or ServeError."
     seal = Path(params["bundle"]) / "SHA256SUMS"
     return _predictor(params["bundle"], params["engine"], seal.read_text() if seal.exists() else "")
 
 
 def _decode_entry(predictor: Predictor, entry: BatchEntry, folder: Path) -> Any: # for `classify_files`
-    "The decoded image, or why there is none."
+    "Return the decoded image, or why there is none."
     if entry.error:
         return entry.error
     try:
@@ -316,7 +316,7 @@ def _decode_entry(predictor: Predictor, entry: BatchEntry, folder: Path) -> Any:
     except OSError as e:
         return f"{entry.name}: cannot be read ({e.strerror or e})"
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #58f7e461
 def run_prediction(
     claim: Lease,
     heart: Heartbeat,
@@ -338,12 +338,12 @@ def run_prediction(
     write_table(table, chunk_file(folder, claim.number))
     return None
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #20743911
 def chunk_file(
     folder: Path, # of the batch
     number: int, # of the task
 ) -> Path:
-    "Where the rows of a task are."
+    "Return the file with the rows of a task."
     return folder / "chunks" / f"{number:06d}.parquet"
 
 
@@ -352,7 +352,7 @@ def join(
     images: int, # that it has
     parts: int, # tasks whose rows are joined
 ) -> None:
-    "One table of all rows, in the order of the list; then the images and the stretches are deleted."
+    "Write one table of all rows, in the order of the list, and delete the images and the stretches."
     results = folder / "results.parquet"
     if not results.exists():
         try:
@@ -368,9 +368,9 @@ def join(
     for name in ("images", "pictures", "chunks"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #1034c04f
 def _prepare_batch(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    "Seal what is named, unless it has been; the parameters of what is in the folder."
+    "Seal the images that are named, unless they are sealed already, and return the parameters of the batch."
     if unknown := params.keys() - _BATCH:
         raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), _BATCH))
     bundle = find_bundle(params.get("bundle") or locate_model(params.get("run") or "latest")).resolve()
@@ -403,13 +403,13 @@ def _admit_batch(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut_batch(params: dict[str, Any]) -> list[int]:
-    "Images of each stretch, and a task that joins them."
+    "Return the number of images of each stretch, and 0 for the task that joins them."
     chunk, n = params["chunk"], params["images"]
     return [*(min(chunk, n - i) for i in range(0, n, chunk)), 0]
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #dd5460dc
 def _batch_table(job: Job, format: str) -> Path:
-    "The table of a batch; formats other than Parquet are made of it when somebody asks."
+    "Return the table of a batch; formats other than Parquet are made when somebody asks."
     source = job_folder(job.id) / "results.parquet"
     target = source.with_suffix(f".{format}")
     return target if target.exists() or not source.exists() else write_table(pd.read_parquet(source), target)
@@ -429,7 +429,7 @@ JOB_KINDS["predict"] = JobKind(
 
 # %% ../../nbs/jobs/05_tasks.ipynb #513d066f
 def _say(what: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    "Say it to the store, again where it does not answer; after a while somebody else will have noticed."
+    "Report to the store, again and again while it does not answer; after a while another has the task."
     until = time.monotonic() + 4 * settings().job_lease_s
     while True:
         try:
@@ -439,14 +439,14 @@ def _say(what: Callable[..., Any], *args: Any, **options: Any) -> Any:
                 raise
             time.sleep(0.5)
 
-
+# %% ../../nbs/jobs/05_tasks.ipynb #7fa57c9a
 def run_task(
     store: Store,
     job_id: str, # whole
     number: int, # of the task
     worker: str, # this worker's name
 ) -> list[Task]: # tasks that can begin now
-    "Do a task of a job, if it is still to be done and nobody else has it."
+    "Do a task of a job, if it is still to be done and nobody else has it, and return the tasks that follow."
     lease = _say(claim, store, job_id, number, worker)
     if lease is None:
         return []
@@ -456,7 +456,7 @@ def run_task(
 
 
 def _ended(lease: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
-    "Do the work; return what tells the store how it ended."
+    "Do the work, and return the call that tells the store how it ended."
     store = heart.store
     try:
         job_kind(lease.kind).work(lease, heart)
