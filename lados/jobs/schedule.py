@@ -167,6 +167,16 @@ def due_reason(
     return ""
 
 # %% ../../nbs/jobs/07_schedule.ipynb #6d380cc4
+def _iso(when: float) -> str:
+    return datetime.fromtimestamp(when, UTC).isoformat()
+
+
+def _set_value(store: Store, s: Schedule, **values: Any) -> Schedule:
+    with store.writing() as c:
+        c.execute(sa.update(SCHEDULE_TABLE).where(SCHEDULE_TABLE.c.name == s.name).values(values))
+    return find_schedule(store, s.name)
+
+
 def start_training(
     store: Store,
     schedule: Schedule,
@@ -217,13 +227,3 @@ class Scheduler:
         if not due_reason(s, now, labels, drift):
             return []
         return [job for job in [start_training(store, s, now, over or s.drifting)] if job]
-
-
-def _iso(when: float) -> str:
-    return datetime.fromtimestamp(when, UTC).isoformat()
-
-
-def _set_value(store: Store, s: Schedule, **values: Any) -> Schedule:
-    with store.writing() as c:
-        c.execute(sa.update(SCHEDULE_TABLE).where(SCHEDULE_TABLE.c.name == s.name).values(values))
-    return find_schedule(store, s.name)

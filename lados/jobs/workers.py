@@ -40,7 +40,7 @@ PACE = 3.0 # seconds between two looks; what is more was spent asleep, and count
 
 @dataclass
 class LeaseWatch:
-    "What a reaper has seen of running tasks."
+    "A reaper's memory of running tasks."
 
     clock: Callable[[], float] = time.monotonic
     seen: dict[tuple[str, int, int], tuple[int, float]] = field(default_factory=dict) # task -> beat, time of its change
@@ -51,7 +51,7 @@ class LeaseWatch:
         running: list[Task], # as they stand
         lease: float, # seconds
     ) -> list[Task]: # those that were not heard of for so long
-        "Look once."
+        "Look once, and return the tasks whose workers are silent for too long."
         now = self.clock()
         asleep = max(0.0, now - self.looked - PACE) if self.seen else 0.0
         before = {k: (beat, since + asleep) for k, (beat, since) in self.seen.items()}
@@ -65,7 +65,7 @@ class LeaseWatch:
 # %% ../../nbs/jobs/08_workers.ipynb #02ced4e6
 @dataclass
 class Resend:
-    "When hints of waiting tasks are to be sent again."
+    "The times at which hints of waiting tasks are sent again."
 
     clock: Callable[[], float] = time.monotonic
     patience: float = 2.0 # seconds before a hint is believed to be lost
@@ -77,7 +77,7 @@ class Resend:
         lengths: dict[str, int], # queue -> hints in the broker
         most: int = 64, # hints sent at a time
     ) -> list[Task]:
-        "Those whose hints are to be sent now."
+        "Return the tasks whose hints are to be sent now."
         now, before = self.clock(), self.waits
         self.waits = {}
         tasks: list[Task] = []
@@ -105,16 +105,16 @@ class Reaper:
         self._thread = threading.Thread(target=self._run, daemon=True, name="reaper")
 
     def start(self) -> None:
-        "Begin."
+        "Start the reaper."
         self._thread.start()
 
     def close(self) -> None:
-        "End after the present round."
+        "Stop the reaper after the present round."
         self._over.set()
         self._thread.join(10)
 
     def round(self) -> None:
-        "Look once. Raises LadosError where store or broker do not answer."
+        "Look once. Raises LadosError if store or broker do not answer."
         for p in self.watch.silent(list_tasks(self.store, "running"), settings().job_lease_s):
             logging.getLogger(__name__).warning("part %s of job %s: its worker %s is gone", p.number, p.job, p.worker)
             give_back(self.store, p, died=True)
@@ -123,7 +123,7 @@ class Reaper:
         send_hints_or_raise(self.resend.due(queued, queue_lengths()))
 
     def _look(self) -> None:
-        "Schedules, apart: a service that is asked for its drift may take its time."
+        "Look at schedules, in a thread of their own: a service that is asked for its drift may take its time."
         while not self._over.wait(1.0):
             for look in self.more:
                 try:
@@ -152,7 +152,7 @@ def mark_deleted(
     job_id: str, # whole
     kind: str, # of the job: some have a folder
 ) -> None:
-    "Put a job's folder out of sight, for a sweeper to delete. Raises OSError where that cannot be done now."
+    "Put a job's folder out of sight, for a sweeper to delete. Raises OSError if that cannot be done now."
     root = settings().batches_folder
     if job_kind(kind).keeps_folder:
         root.stat() # a disk that is not there now may have it
@@ -161,12 +161,12 @@ def mark_deleted(
 
 
 def _elapsed() -> float:
-    "Seconds that passed, asleep or not."
+    "Return the seconds that passed, asleep or not."
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-
+# %% ../../nbs/jobs/08_workers.ipynb #69623222
 class Retention:
-    "Forgets old jobs; called again and again by whoever looks after jobs."
+    "Deletes old jobs; called again and again by whoever looks after jobs."
 
     def __init__(self, every: float = 3600.0, first: float = FIRST_S): # seconds between two looks, and to the first
         self.every, self.next, self.offset = every, _elapsed() + first, time.time() - _elapsed()
@@ -175,7 +175,7 @@ class Retention:
         self,
         store: Store,
     ) -> list[str]: # ids of jobs that were forgotten
-        "Forget what is due."
+        "Delete the jobs that are due, and return their ids."
         days, now = settings().job_keep_days, _elapsed()
         if not days or now < self.next:
             return []
@@ -188,9 +188,8 @@ class Retention:
         return gone
 
     def _forget(self, store: Store, before: float) -> list[str]:
-        "All that are old, but those whose folders cannot be put aside."
-        gone: list[str] = []
-        stuck: set[str] = set()
+        "Delete all old jobs but those whose folders cannot be put aside."
+        gone, stuck = list[str](), set[str]()
 
         def aside(job_id: str, kind: str) -> bool:
             try:
@@ -210,7 +209,7 @@ class Retention:
 # %% ../../nbs/jobs/08_workers.ipynb #6c3e2b28
 @dataclass
 class ManagedProcess:
-    "A process of a supervisor."
+    "A process that a supervisor keeps alive."
 
     name: str # for people
     command: list[str] # arguments of this Python
@@ -232,7 +231,7 @@ class ManagedProcess:
         if out:
             out.close()
 
-
+# %% ../../nbs/jobs/08_workers.ipynb #ee6afd69
 class Supervisor:
     "Processes that live and end together."
 
@@ -249,7 +248,7 @@ class Supervisor:
         self,
         began: Callable[[], Any] = lambda: None, # called once all are started
     ) -> None:
-        "Keep them alive until SIGINT or SIGTERM, then end them. ServeError where one cannot live."
+        "Keep the processes alive until SIGINT or SIGTERM, then end them. ServeError if one cannot live."
         with on_signals(self._told_to_end):
             try:
                 for m in self.members:
@@ -299,7 +298,7 @@ class Supervisor:
 
 # %% ../../nbs/jobs/08_workers.ipynb #77dfb086
 def gpus() -> list[str]: # their numbers; empty where there are none
-    "The GPUs that may be used here, as the driver counts them; nothing of CUDA is loaded."
+    "Return the GPUs that may be used here, as the driver counts them; nothing of CUDA is loaded."
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [g for g in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if g.strip()]
     try:
@@ -314,7 +313,7 @@ def worker_members(
     train: int | None = None, # workers that train; none: one a GPU, or one
     predict: int = 1, # workers that classify batches
 ) -> list[ManagedProcess]:
-    "The processes of `lados worker`."
+    "Return the processes of `lados worker`."
     cards = gpus()
     count = max(1, len(cards)) if train is None else train
     own = [{"CUDA_VISIBLE_DEVICES": cards[i % len(cards)]} if cards else {} for i in range(count)]
@@ -324,10 +323,10 @@ def worker_members(
     return [*trainers, *(ManagedProcess(f"predict worker {i + 1}", [*command, PREDICT, str(os.getpid())])
                          for i in range(predict))]
 
-
+# %% ../../nbs/jobs/08_workers.ipynb #70e3a09f
 @contextlib.contextmanager
 def maintenance() -> Iterator[None]:
-    "While in the block, this process runs a reaper with schedules and retention."
+    "Run a reaper with schedules and retention while in the block."
     ensure_broker()
     sweep_batches()
     reaper = Reaper(open_store(), (Scheduler(), Retention()))
@@ -351,7 +350,7 @@ def run_workers(
 # %% ../../nbs/jobs/08_workers.ipynb #0a19da9c
 @contextlib.contextmanager
 def _single_instance() -> Iterator[None]:
-    "ServeError where another `lados up` has this folder."
+    "Hold the folder for one `lados up`. ServeError if another has it."
     path = settings().lados_home.resolve() / "up.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as f:
@@ -366,12 +365,12 @@ def _single_instance() -> Iterator[None]:
 
 
 def _lados(name: str, *arguments: str, **environment: str) -> ManagedProcess:
-    "A member that is a command of lados."
+    "Return a member that is a command of lados."
     return ManagedProcess(name, ["-c", "from lados.cli.main import main; main()", *arguments], environment)
 
-
+# %% ../../nbs/jobs/08_workers.ipynb #59376de9
 def _check_ports(port: int, page: int) -> None:
-    "ConfigError or ServeError where one of the ports cannot be had."
+    "Raise ConfigError or ServeError if one of the ports cannot be had."
     if port in (page, page + 1):
         raise ConfigError(f"port {port} is asked for twice", "the pages take --page and the next one; give another")
     for number, option in ((port, "--port"), (page, "--page"), (page + 1, "--page")):
