@@ -42,7 +42,7 @@ ROOM = 1_000_000_000 # bytes that should be free
 
 @dataclass(frozen=True)
 class CheckResult:
-    "What a look at one part found."
+    "The state of one part, and what helps."
 
     name: str
     state: str # up, down, or off: not configured
@@ -52,7 +52,7 @@ class CheckResult:
     took_ms: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        "As plain JSON values."
+        "Return the result as plain JSON values."
         return asdict(self)
 
 
@@ -63,9 +63,9 @@ def _up(name: str, detail: str = "") -> CheckResult:
 def _down(name: str, detail: str, remedy: str) -> CheckResult:
     return CheckResult(name, "down", detail[:300], remedy)
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #2f5a73ba
 def _get(url: str, path: str) -> httpx.Response:
-    "Ask a service; credentials of the address are used."
+    "Return what a service answers; credentials of the address are used."
     parts = urlsplit(url)
     if not re.fullmatch(r"([^@]*@)?(\[[0-9a-fA-F:.]+\]|[\w.-]+)(:\d+)?", parts.netloc):
         raise ConfigError(f"{redacted(url)}: not an address", "write it as http://USER:PASSWORD@host:port; "
@@ -94,7 +94,7 @@ def _service() -> Client:
 
 
 def check_api() -> CheckResult:
-    "The HTTP service."
+    "Look at the HTTP service."
     url, expected = _api_url()
     try:
         with _service() as service:
@@ -108,9 +108,9 @@ def check_api() -> CheckResult:
             return CheckResult("API", "off", f"none answers at {url}, and LADOS_API_URL is not set")
         return _down("API", e.detail, "`lados serve` or `lados up`, or correct LADOS_API_URL")
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #c4dbf32d
 def check_model() -> CheckResult:
-    "Whether the service has a model to answer with."
+    "Look whether the service has a model to answer with."
     if check_api().state != "up": # what else listens there has no model to speak of
         return CheckResult("model", "off", "there is no API to ask")
     try:
@@ -123,9 +123,9 @@ def check_model() -> CheckResult:
         detail = getattr(e, "detail", f"{service.url}/ready answers as something else would")
         return _down("model", detail, "look at the log of the API")
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #e75cb8fe
 def check_broker() -> CheckResult:
-    "Redis."
+    "Look at the broker."
     place = str(socket_path()) if is_embedded() else redacted(broker_url())
     if is_embedded() and not socket_path().exists():
         return CheckResult("Redis", "off", "lados' own is started by whoever needs it, and nobody does")
@@ -145,7 +145,7 @@ def check_broker() -> CheckResult:
 
 
 def check_queues() -> CheckResult:
-    "Workers that answer, and what waits for them."
+    "Look at the workers, and at what waits for them."
     if is_embedded() and not socket_path().exists():
         return CheckResult("workers", "off", "no queue is open")
     try:
@@ -159,9 +159,9 @@ def check_queues() -> CheckResult:
         return _down("workers", summary, "`lados worker`")
     return _up("workers", summary)
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #67ca5194
 def check_store() -> CheckResult:
-    "The job store."
+    "Look at the job store."
     url = store_url()
     if not settings().lados_jobs_url and not Path(url.removeprefix("sqlite:///")).exists():
         return _up("job store", f"{redacted(url)}, made when it is needed")
@@ -174,7 +174,7 @@ def check_store() -> CheckResult:
 
 
 def check_folders() -> CheckResult:
-    "Room, and leave to write, where data, runs and batches go."
+    "Look for room, and leave to write, in the folders of data, runs and batches."
     s, notes = settings(), []
     for name, path in (("LADOS_HOME", s.lados_home), ("LADOS_RUNS", s.lados_runs), ("LADOS_DATA", s.lados_data),
                        ("LADOS_BATCHES", s.batches_folder)):
@@ -198,7 +198,7 @@ def check_folders() -> CheckResult:
 def _check_service(
     name: str, variable: str, path: str, judge: Callable[[httpx.Response], str] = lambda _: "",
 ) -> CheckResult:
-    "A service of others; `judge` says what is wrong with its answer, or nothing."
+    "Look at a service of others; `judge` returns what is wrong with its answer, or nothing."
     url = getattr(settings(), variable)
     if not url:
         return CheckResult(name, "off", f"{variable.upper()} is not set")
@@ -212,9 +212,9 @@ def _check_service(
         return _down(name, f"{redacted(url)} {_why(e)}", f"{help} {variable.upper()}; see docker/README.md")
     return _down(name, wrong, "look at its log") if wrong else _up(name, redacted(url))
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #e0c0c4db
 def check_prometheus() -> CheckResult:
-    "Prometheus, and whether it reaches what it should watch."
+    "Look at Prometheus, and whether it reaches what it should watch."
     result = _check_service("Prometheus", "prometheus_url", "/-/ready")
     if result.state != "up":
         return result
@@ -258,7 +258,7 @@ _BEGINNING = threading.Lock()
 
 
 def _start_check(name: str) -> Future[CheckResult]:
-    "Look in a thread that does not hold up the end of the process; one that hangs is not joined by a second."
+    "Look in a thread that does not hold up the end of the process, unless one is still at it."
     with _BEGINNING:
         if name not in _BEGUN or _BEGUN[name].done():
             future = _BEGUN[name] = Future()
@@ -268,7 +268,7 @@ def _start_check(name: str) -> Future[CheckResult]:
 
 
 def run_checks() -> list[CheckResult]:
-    "Look at everything, at once. Takes `SECONDS` and a little at most."
+    "Look at all parts at once, and return the results after `SECONDS` at most."
     started = {name: _start_check(name) for name in CHECKS}
     until, results = time.monotonic() + SECONDS, []
     for name, future in started.items():
@@ -279,9 +279,9 @@ def run_checks() -> list[CheckResult]:
             results.append(replace(hangs, took_ms=round(SECONDS * 1000)))
     return _remembered(results)
 
-
+# %% ../../nbs/jobs/09_healthcheck.ipynb #ed8ba3f0
 def _since(before: Any, f: CheckResult, now: str) -> str:
-    "When it came to its state, from what the last look left; now where that says nothing."
+    "Return the time of the last change of state, from what the last look left; now if that says nothing."
     try:
         state, since = before[f.name]
         return since if state == f.state and datetime.fromisoformat(since).tzinfo else now
@@ -290,7 +290,7 @@ def _since(before: Any, f: CheckResult, now: str) -> str:
 
 
 def _remembered(results: list[CheckResult]) -> list[CheckResult]:
-    "With the time since when each is as it is, kept between two looks."
+    "Return the results with the time of their last change, which is kept between two looks."
     path, now = settings().lados_home / "check.json", utc_now()
     try:
         before = read_json(path)
@@ -306,12 +306,12 @@ def _remembered(results: list[CheckResult]) -> list[CheckResult]:
 def is_healthy(
     results: list[CheckResult], # from `run_checks`
 ) -> bool:
-    "Whether nothing is down, and something of lados runs."
+    "Return True if nothing is down, and something of lados runs."
     return all(f.state != "down" for f in results) and is_running(results)
 
 
 def is_running(
     results: list[CheckResult], # from `run_checks`
 ) -> bool:
-    "Whether there is a service, or workers; where neither is, nothing can be down, and nothing is well."
+    "Return True if there is a service, or workers; without either nothing can be down, and nothing is well."
     return any(f.state == "up" and f.name in ("API", "workers") for f in results)

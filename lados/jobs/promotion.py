@@ -25,7 +25,7 @@ from ..serve.service import record_promotion, refuse_other_classes, served_model
 
 # %% ../../nbs/jobs/04_promotion.ipynb #6b3e55c6
 def served_bundle() -> Path | None: # a bundle; none: nothing that could be served
-    "What is served with the settings of this process: what was promoted, else `MODEL_PATH`, else the latest run."
+    "Return the bundle that these settings serve: what was promoted, else `MODEL_PATH`, else the latest run."
     try:
         return find_bundle(served_model(settings())[0]).resolve()
     except RunError:
@@ -38,7 +38,7 @@ def propose_run(
     data: str | None = None, # labelled images to compare on; none: those of the run
     stop: Event | None = None, # set by another thread: break the comparison off, with a RunError
 ) -> dict[str, Any]: # what `proposal.json` in the run's folder says
-    "Compare a training with what is served, and write down what is proposed. RunError where it has no model."
+    "Compare a training with the served bundle, write the proposal down and return it. RunError if it has no model."
     if run.state != "succeeded":
         raise RunError(f"{run.path}: a run that has {run.state} cannot be proposed", "see `lados runs`")
     candidate = find_bundle(run.path).resolve()
@@ -56,14 +56,14 @@ def propose_run(
     write_json(run.path / "proposal.json", proposal)
     return proposal
 
-
+# %% ../../nbs/jobs/04_promotion.ipynb #ffc96172
 def _nothing(reason: str, **more: Any) -> dict[str, Any]:
     return {"verdict": f"Not compared: {reason}.", "better": False, "report": None, "difference": None, "images": 0,
             "groups": 0, "reason": reason} | more
 
 
 def _compared(run: Run, candidate: Path, served: Path, data: str | None, stop: Event | None) -> dict[str, Any]:
-    "The outcome of the comparison's notebook; what makes a comparison impossible is an outcome, too."
+    "Return the outcome of the comparison's notebook; that it is impossible is an outcome, too."
     params = {"candidate": str(candidate), "served": str(served), "data": data}
     job = new_run("compare", run.path.name, params, run.path.parent)
     report = str(job.path / "report.html")
@@ -77,7 +77,7 @@ def _compared(run: Run, candidate: Path, served: Path, data: str | None, stop: E
 
 
 def read_proposal(run: Run) -> dict[str, Any] | None: # none: nothing was proposed
-    "What `proposal.json` in a run's folder says."
+    "Return the proposal in a run's folder."
     path = run.path / "proposal.json"
     return read_record(path, "proposal", RunError) if path.exists() else None
 
@@ -88,7 +88,7 @@ FEWEST_SOURCES = 6 # 1/2 ** 6 < 0.025 < 1/2 ** 5
 def should_promote(
     proposal: dict[str, Any], # from `propose_run`
 ) -> tuple[bool, str]: # whether, and why or why not
-    "Whether to promote without asking anybody."
+    "Return whether to promote without asking anybody, and why or why not."
     now, sources = served_bundle(), proposal.get("groups") or 0
     against = {
         "it is promoted already": proposal.get("promoted"),
@@ -114,11 +114,11 @@ def service_errors() -> Iterator[None]:
     except ApiError as e:
         raise ServeError(e.detail, e.remedy) from None
 
-
+# %% ../../nbs/jobs/04_promotion.ipynb #39bd8ff8
 def promote_run(
     proposal: dict[str, Any], # from `propose_run`; better or not, since a person may know more
 ) -> dict[str, Any]: # the proposal, promoted
-    "Have the candidate served from now on. RunError or ServeError where that is not possible: the old one goes on."
+    "Have the candidate served from now on. If that is not possible (RunError, ServeError), the old one goes on."
     bundle = find_bundle(proposal["candidate"]).resolve()
     if settings().lados_api_url:
         with service_errors(), Client(settings().lados_api_url, settings().api_key) as service:
@@ -149,7 +149,7 @@ def _note(bundle: Path) -> None:
 
 # %% ../../nbs/jobs/04_promotion.ipynb #739c9db3
 def _when(text: str) -> datetime | None:
-    "A time in ISO 8601; UTC where it names no zone, none where it is no time."
+    "Return a time in ISO 8601, in UTC if it names no zone; None if it is no time."
     try:
         moment = datetime.fromisoformat(text.strip())
     except ValueError: # a spreadsheet has written it its own way
@@ -161,7 +161,7 @@ def new_labels(
     corrections: str | Path, # the table of corrections, a manifest made of it, or the folder of either
     since: str | None = None, # ISO 8601; none: all of them
 ) -> int:
-    "Labels put right on the page after a time; 0 where there is no table. DataError where it is another one."
+    "Return how many labels were put right on the page after a time. DataError if the table is another one."
     path = Path(corrections)
     if path.is_dir():
         path = next((p for p in (path / "labels.csv", path / "manifest.csv") if p.exists()), path / "labels.csv")
@@ -175,7 +175,7 @@ def new_labels(
 
 
 def drift_now() -> float | None: # 0..1; none: no service is named, none answers, or it has seen too little
-    "How far the latest images of the service at `LADOS_API_URL` are from its training data."
+    "Return how far the latest images of the service at `LADOS_API_URL` are from its training data."
     if not settings().lados_api_url:
         return None
     try:
