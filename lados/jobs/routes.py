@@ -74,11 +74,11 @@ class History(BaseModel):
 
     epochs: list[dict[str, Any]] = Field(examples=[[{"epoch": 0, "train_loss": 1.2, "macro_f1": 0.5}]])
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #9c750983
 def training_history(
     job: Job, # a training
 ) -> list[dict[str, Any]]: # epoch, train_loss, valid_loss, macro_f1; each epoch once
-    "How a training has gone, from its run folder; empty before it has begun."
+    "Return the epochs of a training so far, from its run folder; empty before it has begun."
     names = ("epoch", "train_loss", "valid_loss", "macro_f1")
     path = Path(job.run or "") / "events.jsonl"
     rows = {e["epoch"]: {n: e.get(n) for n in names} for e in (read_events(path) if job.run else ())
@@ -90,17 +90,17 @@ def eta(
     job: Job,
     now: float, # seconds since 1970
 ) -> float | None: # seconds; none: one cannot say
-    "What is left, if it goes on as it went."
+    "Return the seconds that a running job still takes."
     if job.state != "running" or not job.started:
         return None
     return job_kind(job.kind).eta(job, now)
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #93782181
 def job_view(
     job: Job,
     attached: bool = False, # the same work was there already
 ) -> dict[str, Any]: # a JobView
-    "A job as clients see it: without parameters and paths, which are the operator's."
+    "Return a job as clients see it: without parameters and paths, which are the operator's."
     here, run = f"/job/{job.id}", Path(job.run) if job.run else None
     links = {"self": here, "events": f"{here}/events"}
     if run and (run / "notebook.ipynb").exists():
@@ -161,7 +161,7 @@ def accepted(
     job: Job,
     attached: bool, # the same work was there already
 ) -> Response:
-    "202, and where to look."
+    "Return the answer 202 with the job, and where to look."
     return respond(202, job_view(job, attached), {"Location": f"/job/{job.id}"})
 
 
@@ -169,7 +169,7 @@ Key = Depends(keyed)
 
 # %% ../../nbs/jobs/10_routes.ipynb #9330dca1
 def _training_schema() -> dict[str, Any]:
-    "What a training can be asked, for the documentation."
+    "Return the schema of a training's parameters, for the documentation."
     fields = TrainParams.model_json_schema(ref_template="#/components/schemas/{model}")["properties"]
     return {**fields, "preset": {"type": "string", "enum": presets(), "description": "where the values start from"}}
 
@@ -184,7 +184,7 @@ async def train(request: Request, asked: Annotated[dict[str, Any], Body()]) -> R
     "Train a model: a preset, and parameters that stand above it. The same training, asked for twice, is one job."
     return await _hand_in(request, JobRequest(kind=TRAIN, params=asked))
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #1a219301
 class JobRequest(BaseModel, extra="forbid"):
     "A job of any kind."
 
@@ -226,16 +226,22 @@ def seal_and_submit(
     origin: str, # who asks
     name: str = "", # for people
 ) -> tuple[Job, bool]: # the job; whether it was there already
-    "Make a job of a batch. Where that fails, nothing is left of it."
+    "Make a job of a batch. If that fails, nothing is left of it."
     bundle, engine = loaded.predictor.folder, loaded.predictor.engine.name
     return queue.submit_batch(batch, str(bundle), engine, origin, name)
 
 
+def _from_source(location: ImageLocation, loaded: LoadedModel) -> tuple[Job, bool]:
+    with Batch.begin() as batch:
+        batch.source(location.source)
+        return seal_and_submit(batch, loaded, "http", location.name or location.source)
+
+# %% ../../nbs/jobs/10_routes.ipynb #7fed572f
 class Overflow:
     "Takes what is too much for one answer."
 
     def begin(self) -> Batch:
-        "A batch for what is about to arrive."
+        "Return a batch for what is about to arrive."
         return Batch.begin()
 
     async def submit(
@@ -268,12 +274,6 @@ class Overflow:
         return accepted(job, attached)
 
 
-def _from_source(location: ImageLocation, loaded: LoadedModel) -> tuple[Job, bool]:
-    with Batch.begin() as batch:
-        batch.source(location.source)
-        return seal_and_submit(batch, loaded, "http", location.name or location.source)
-
-
 router.overflow = Overflow()
 
 # %% ../../nbs/jobs/10_routes.ipynb #ec7805b8
@@ -285,7 +285,7 @@ def _find_job(job_id: str) -> Job:
 
 @router.get("/job/{job_id}", response_model=JobView, responses=_problems(404))
 async def job(job_id: str) -> Response:
-    "How a job stands."
+    "A job as it stands."
     return respond(200, await asyncio.to_thread(lambda: job_view(_find_job(job_id))))
 
 
@@ -303,7 +303,7 @@ async def jobs(
     following = f"/jobs?limit={limit}&before={listed[limit - 1].created!r}{filters}" if more else None
     return respond(200, {"jobs": [job_view(j) for j in listed[:limit]], "next": following})
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #16ca08ef
 @router.get("/job/{job_id}/events", response_class=EventSourceResponse, responses=_problems(404))
 async def events(job_id: str, job: Annotated[Job, Depends(_find_job)]) -> AsyncIterator[ServerSentEvent]:
     "A job as it goes on: an event `job` with each change, and `end` when it has ended."
@@ -323,7 +323,7 @@ async def events(job_id: str, job: Annotated[Job, Depends(_find_job)]) -> AsyncI
         last, silent = state, silent + 0.5
         await asyncio.sleep(0.5)
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #a8d4a77a
 @router.delete("/job/{job_id}", status_code=202, response_model=JobView, responses=_problems(401, 404, 409),
                dependencies=[Key])
 async def cancel(job_id: str) -> Response:
@@ -358,14 +358,14 @@ async def results(
 
 
 def _of_run(job_id: str, name: str) -> Path:
-    "A file of a job's run folder."
+    "Return the path of a file in a job's run folder."
     current = _find_job(job_id)
     path = Path(current.run or "") / name
     if not current.run or not path.exists():
         raise JobError(f"{job_id}: there is no {name} yet (the job is {current.state})", "ask again later")
     return path
 
-
+# %% ../../nbs/jobs/10_routes.ipynb #d9a09528
 @router.get("/job/{job_id}/notebook", response_class=Response, responses=_problems(404, 409))
 async def notebook(job_id: str) -> Response:
     "The executed notebook of a training, as far as it has got."
@@ -381,7 +381,7 @@ async def history(job_id: str) -> Response:
 
 @router.get("/job/{job_id}/report", response_class=Response, responses=_problems(404, 409))
 async def report(job_id: str) -> Response:
-    "The same as a page to read."
+    "The report of a job, as a page to read."
     return FileResponse(await asyncio.to_thread(_of_run, job_id, "report.html"), media_type="text/html")
 
 # %% ../../nbs/jobs/10_routes.ipynb #674b31bd
