@@ -27,7 +27,7 @@ COLUMNS = ("file", "label", "predicted", "confidence", "model", "engine", "corre
 def without_formulas(
     cell: Any, # of a table
 ) -> str: # that no spreadsheet takes for a formula
-    "A cell's text; numbers stay numbers."
+    "Return a cell's text; numbers stay numbers."
     text = "" if cell is None else str(cell)
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") and not isinstance(cell, int | float) else text
 
@@ -36,16 +36,27 @@ def table_text(
     columns: Iterable[str], # in their order
     rows: Iterable[dict[str, Any]], # column -> cell; missing cells are empty
 ) -> str: # CSV
-    "A table as CSV, free of formulas."
+    "Return a table as CSV, free of formulas."
     out, columns = io.StringIO(newline=""), list(columns)
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([without_formulas(row.get(c)) for c in columns] for row in rows)
     return out.getvalue()
 
+# %% ../../nbs/ui/02_corrections.ipynb #8f39e867
+def _safe(name: str) -> str:
+    "Return a file's name in plain characters, with its ending."
+    name = PurePosixPath(name.replace("\\", "/")).name
+    return ascii_name(name, "_")[-80:].lstrip(".-") or "image"
+
+
+def _inside(folder: Path, file: str) -> Path:
+    "Return an image of the folder, whatever path the table was edited to hold."
+    return folder / "images" / PurePosixPath(file).name
+
 # %% ../../nbs/ui/02_corrections.ipynb #529f6a60
 class Corrections:
-    "The folder of corrected images. Several processes may use it at once."
+    "The folder of corrected images, which several processes may use at once."
 
     def __init__(
         self,
@@ -55,18 +66,18 @@ class Corrections:
 
     @property
     def table(self) -> Path:
-        "The CSV."
+        "The path of the table."
         return self.folder / "labels.csv"
 
     def rows(self) -> list[dict[str, str]]:
-        "All corrections, oldest first; DataError where the table cannot be read."
+        "Return all corrections, oldest first. DataError if the table cannot be read."
         rows = [row for _, row in read_rows(self.table)] if self.table.exists() else []
         if any("sha256" not in row for row in rows):
             raise DataError(f"{self.table}: not a table of corrections", "move it elsewhere; a new one is begun then")
         return rows
 
     def labels(self) -> dict[str, str]: # SHA-256 -> class
-        "What has been put right so far."
+        "Return the labels that have been put right so far."
         return {row["sha256"]: row["label"] for row in self.rows()}
 
     def save(
@@ -77,7 +88,7 @@ class Corrections:
         label_set: LabelSet = LADOS, # of the model that answered
         **answer: Any, # what was said: predicted, confidence, model, engine
     ) -> dict[str, Any]: # its row
-        "Keep an image and its right label, in place of an earlier one."
+        "Keep an image and its right label, in place of an earlier one, and return its row."
         label_set.index(label) # raises where it is unknown
         digest = sha256_file(image)
         file = f"images/{digest[:12]}-{_safe(name)}"
@@ -90,7 +101,7 @@ class Corrections:
         return row
 
     def _keep_label_set(self, label_set: LabelSet) -> None:
-        "A table holds corrections of one label set; one that is not LADOS is written beside it, for the import."
+        "Write a label set that is not LADOS beside the table, for the import; a table has one label set."
         known = label_set_beside(self.folder) or (LADOS if self.table.exists() else None)
         if known is None and label_set.differs(LADOS):
             write_json(self.folder / LABEL_SET_FILES[-1], label_set.to_dict())
@@ -102,13 +113,13 @@ class Corrections:
         self,
         digest: str, # SHA-256 of an image
     ) -> None:
-        "Forget a correction; nothing happens where there is none."
+        "Delete a correction, if there is one."
         if self.table.exists():
             with locked(self.folder / ".lock"):
                 self._replace(digest)
 
     def _replace(self, digest: str, new: dict[str, Any] | None = None, image: str | Path | None = None) -> None:
-        "Put a row in the place of an image's old one; whatever happens meanwhile, no row lacks its image."
+        "Replace an image's row; whatever happens meanwhile, no row lacks its image."
         old, others = [], []
         for row in self.rows():
             (old if row["sha256"] == digest else others).append(row)
@@ -120,14 +131,3 @@ class Corrections:
         for row in old:
             if not new or row["file"] != new["file"]:
                 _inside(self.folder, row["file"]).unlink(missing_ok=True)
-
-
-def _safe(name: str) -> str:
-    "A file's name in plain characters, with its ending."
-    name = PurePosixPath(name.replace("\\", "/")).name
-    return ascii_name(name, "_")[-80:].lstrip(".-") or "image"
-
-
-def _inside(folder: Path, file: str) -> Path:
-    "An image of the folder, whatever path the table was edited to hold."
-    return folder / "images" / PurePosixPath(file).name

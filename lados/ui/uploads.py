@@ -24,7 +24,7 @@ from ..data.images import decode, image_suffixes, probe
 
 # %% ../../nbs/ui/01_uploads.ipynb #a08e63e3
 class SessionFolder:
-    "A folder for one page's files."
+    "The folder of one page's files, deleted with the page."
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class SessionFolder:
         atexit.register(self.close)
 
     def new(self) -> Path: # not there yet
-        "A path of its own for one more file."
+        "Return a new path for one more file."
         return self.folder / f"{next(self.numbers):06d}"
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ def preview(
     name: str = "", # what messages call it
     quality: int = 82, # of the JPEG
 ) -> bytes: # JPEG
-    "A small upright copy; raises ImageError where there is no image."
+    "Return a small upright copy. ImageError if there is no image."
     rgb = decode(source, at_least=side, name=name, max_memory=settings().max_decode_mb << 20)
     scale = side / max(rgb.shape[:2])
     if scale < 1:
@@ -72,7 +72,7 @@ def dimensions(
     source: str | Path, # an image file
     name: str = "", # what messages call it
 ) -> tuple[int, int]: # width and height, upright
-    "How large an image is, from its header."
+    "Return the size of an image, from its header."
     info = probe(source, name=name)
     return (info.height, info.width) if info.orientation > 4 else (info.width, info.height)
 
@@ -84,15 +84,19 @@ SPARE_DISK = 200 * 2 ** 20 # bytes to leave free on the disk
 
 
 def upload_limits() -> dict[str, Any]:
-    "What the browser must keep to: bytes, number of `cards`, and `suffixes` of the files to take from a folder."
+    "Return the limits for the browser: bytes, number of `cards`, and `suffixes` of the files to take from a folder."
     image = round(settings().max_upload_size_mb * 1e6)
     return {"image": image, "archive": ZIP_FACTOR * image, "cards": MAX_CARDS, "chunk": CHUNK,
             "suffixes": [*image_suffixes(), ".zip"]}
 
 
+def _too_large(limit: int) -> DataError:
+    return DataError(f"larger than {limit / 1e6:g} MB", "send it smaller; MAX_UPLOAD_SIZE_MB is the limit")
+
+# %% ../../nbs/ui/01_uploads.ipynb #5cdc7f3d
 @dataclass
 class BrowserUpload:
-    "A file on its way."
+    "A file that arrives in pieces."
 
     name: str
     path: Path
@@ -107,7 +111,7 @@ class BrowserUpload:
         size: int, # bytes, as the browser says
         files: SessionFolder,
     ) -> "BrowserUpload":
-        "Make room for a file; DataError where it is too large, ServeError where the disk is full."
+        "Open a file for pieces. DataError if it is too large, ServeError if the disk is full."
         limit = upload_limits()["archive" if name.lower().endswith(".zip") else "image"]
         if size > limit:
             raise _too_large(limit)
@@ -121,7 +125,7 @@ class BrowserUpload:
         offset: int, # of the piece in the file
         piece: memoryview | bytes,
     ) -> int: # bytes so far
-        "Append a piece; DataError where it does not fit."
+        "Append a piece and return the bytes so far. DataError if it does not fit."
         if offset != self.received or self.received + len(piece) > self.limit:
             lost = DataError("the pieces do not fit", "drop it again")
             raise lost if offset != self.received else _too_large(self.limit)
@@ -130,24 +134,20 @@ class BrowserUpload:
         return self.received
 
     def close(self, keep: bool = True) -> None:
-        "End it; `keep` says whether the file stays."
+        "Close the file; `keep` says whether it stays."
         self.file.close()
         if not keep:
             self.path.unlink(missing_ok=True)
 
     @property
     def archive(self) -> bool:
-        "Whether it is a zip, by its name or by its first bytes."
+        "Return True if it is a zip, by its name or its first bytes."
         with self.path.open("rb") as f:
             return self.name.lower().endswith(".zip") or f.read(4) in (b"PK\3\4", b"PK\5\6")
 
-
-def _too_large(limit: int) -> DataError:
-    return DataError(f"larger than {limit / 1e6:g} MB", "send it smaller; MAX_UPLOAD_SIZE_MB is the limit")
-
 # %% ../../nbs/ui/01_uploads.ipynb #7eee8dae
 class UploadIntake:
-    "The files that are on their way."
+    "The files that are arriving at a page."
 
     def __init__(
         self,
@@ -165,7 +165,7 @@ class UploadIntake:
         size: int, # bytes, as the browser says
         room: int, # files that may still come
     ) -> bool: # whether its pieces are wanted
-        "A file is about to come."
+        "Begin a file, or refuse it."
         try:
             if room <= 0:
                 raise DataError(f"more than {MAX_CARDS} at once", "download the results, clear the page, and go on")
@@ -200,11 +200,11 @@ class UploadIntake:
         self,
         key: str, # of a file
     ) -> None:
-        "Break a file off."
+        "Drop a file and what has come of it."
         if upload := self.uploads.pop(key, None):
             upload.close(keep=False)
 
     def clear(self) -> None:
-        "Break all off."
+        "Drop all files."
         for key in list(self.uploads):
             self.drop(key)

@@ -23,7 +23,7 @@ from ..core import ConfigError, ServeError, did_you_mean, settings
 
 # %% ../../nbs/ui/00_voila.ipynb #2a9825ec
 def apps_folder() -> Path:
-    "Where the pages are: `nbs/apps` of a checkout, or the copy inside an installed package."
+    "Return the folder of the pages: `nbs/apps` of a checkout, or the copy inside an installed package."
     here = Path(lados.__file__).resolve().parent
     for folder in (here.parent / "nbs" / "apps", here / "apps"):
         if (folder / "static").is_dir():
@@ -32,14 +32,14 @@ def apps_folder() -> Path:
 
 
 def page_names() -> list[str]:
-    "The pages there are."
+    "Return the names of all pages."
     return sorted(p.stem for p in apps_folder().glob("*.ipynb"))
 
 
 def page_file(
     name: str, # of a page: classifier
 ) -> Path: # its notebook
-    "The notebook of a page; ConfigError where there is none."
+    "Return the notebook of a page. ConfigError if there is none."
     path = apps_folder() / f"{name}.ipynb"
     if not path.exists():
         raise ConfigError(f"no page is called '{name}'", did_you_mean(name, page_names()))
@@ -49,7 +49,7 @@ def page_file(
 def kernel_environment(
     **changes: Any, # settings that differ from those of this process; None unsets one
 ) -> dict[str, str | None]: # variable -> value; None: not set
-    "All settings as environment variables that mean the same in every folder."
+    "Return all settings as environment variables that mean the same in every folder."
     values = {**settings().model_dump(), **changes}
     values = {n: v.absolute() if isinstance(v, Path) else v for n, v in values.items()}
     return {n.upper(): None if v is None else str(v) for n, v in values.items()}
@@ -69,18 +69,18 @@ CULL_AFTER_S = 1800 # a kernel without a browser ends after this
 def security_policy(
     port: int, # of the page
 ) -> str:
-    "The content security policy of a page: nothing from other hosts."
+    "Return the content security policy of a page: nothing from other hosts."
     here = f"'self' ws://127.0.0.1:{port} ws://localhost:{port}"
     return (f"default-src 'self'; connect-src {here} blob: data:; script-src 'self' 'unsafe-inline' 'unsafe-eval' "
             "blob:; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
             "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'none'; frame-ancestors 'self'")
 
-
+# %% ../../nbs/ui/00_voila.ipynb #6237199b
 def voila_config(
     name: str, # of a page
     port: int, # on this machine
 ) -> dict[str, dict[str, Any]]: # class -> trait -> value
-    "The configuration of Voila for a page."
+    "Return the configuration of Voila for a page."
     headers = {"Content-Security-Policy": security_policy(port), "Referrer-Policy": "no-referrer"}
     tornado = {"headers": headers, "allow_remote_access": False, "websocket_max_message_size": 100 * 2**20,
                "ws_ping_interval": 30_000, "ws_ping_timeout": 30_000, "disable_check_xsrf": True}
@@ -116,7 +116,7 @@ def _kernel_manager() -> type:
 def check_port(
     port: int, # 1..65535
 ) -> None:
-    "ServeError where the port of this machine cannot be had."
+    "Raise ServeError if the port of this machine cannot be had."
     try:
         with socket.socket() as s:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,9 +125,9 @@ def check_port(
         why = "is out of range" if isinstance(e, OverflowError) else f"cannot be had ({e.strerror})"
         raise ServeError(f"port {port} {why}", "end what runs there, or give another with --port") from None
 
-
+# %% ../../nbs/ui/00_voila.ipynb #11b444a4
 def _open_browser(url: str) -> None:
-    "Open the user's browser, where there is a screen; on others it would be one that takes over the terminal."
+    "Open the user's browser if there is a screen; elsewhere it would be one that takes over the terminal."
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
 
@@ -139,7 +139,7 @@ def serve_page(
     on_ready: Callable[[str], Any] = print, # called with the address when it answers
     **changes: Any, # settings for the page
 ) -> None:
-    "Serve a page until Ctrl-C. Raises ServeError where that cannot be done."
+    "Serve a page until Ctrl-C. Raises ServeError if that cannot be done."
     lacking = [p for p in ("voila", "ipykernel", "anywidget", "httpx") if find_spec(p) is None]
     if lacking:
         raise ServeError(f"pages need {', '.join(lacking)}, not installed", "pip install 'lados[app]'")
