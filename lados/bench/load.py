@@ -53,7 +53,7 @@ class LoadResult:
         good = self.latency.get(200)
         return float(np.quantile(good, q)) if good else float("nan")
 
-
+# %% ../../nbs/bench/01_load.ipynb #d13ba63c
 def _request(image: bytes, field_name: str = "file") -> bytes:
     body = (f'--lados\r\nContent-Disposition: form-data; name="{field_name}"; filename="sea.jpg"\r\n'
             "Content-Type: image/jpeg\r\n\r\n").encode() + image + b"\r\n--lados--\r\n"
@@ -106,7 +106,7 @@ async def _closed_loop(port: int, images: list[bytes], connections: int, seconds
     await asyncio.gather(*(keep_busy(k) for k in range(connections)))
     return seen
 
-
+# %% ../../nbs/bench/01_load.ipynb #a11ecf9b
 async def _open_loop(port: int, images: list[bytes], rate: float, seconds: float) -> LoadResult:
     "Images at a fixed rate, each on a connection that is free, or a new one."
     requests, result, free, tasks = [_request(p) for p in images], LoadResult(seconds), [], []
@@ -206,6 +206,18 @@ _START = {
 _OURS = "import sys; from lados.serve.server import listen, serve; serve(listen('127.0.0.1', int(sys.argv[1])))"
 
 
+def _await_ready(port: int, process: psutil.Process, log: Any) -> None:
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            if urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).status == 200:
+                return
+        except OSError:
+            time.sleep(0.1)
+    log.seek(0)
+    raise ServeError(f"the server does not start ({log.read()[-300:].decode(errors='replace')})", "see `lados serve`")
+
+# %% ../../nbs/bench/01_load.ipynb #3fe23859
 @contextmanager
 def server(
     bundle: Path, # its folder
@@ -230,15 +242,3 @@ def server(
             for left in psutil.wait_procs(family, 30)[1]:
                 left.kill()
             process.wait(30)
-
-
-def _await_ready(port: int, process: psutil.Process, log: Any) -> None:
-    until = time.monotonic() + 120
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            if urlopen(f"http://127.0.0.1:{port}/ready", timeout=5).status == 200:
-                return
-        except OSError:
-            time.sleep(0.1)
-    log.seek(0)
-    raise ServeError(f"the server does not start ({log.read()[-300:].decode(errors='replace')})", "see `lados serve`")

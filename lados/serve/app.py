@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Endpoint', 'Serving', 'API_KEY', 'router', 'BAD', 'Routes', 'problems', 'keyed', 'predict', 'predict_batch',
-           'explain', 'root', 'health', 'ready', 'models', 'promote', 'metrics', 'prometheus', 'Shortcut', 'create_app']
+           'explain', 'health', 'ready', 'models', 'promote', 'metrics', 'prometheus', 'Shortcut', 'create_app']
 
 # %% ../../nbs/serve/11_app.ipynb #d022b68b
 import asyncio
@@ -74,7 +74,7 @@ def problems(
     titles = {kind.status: kind.title for kind in known.values()}
     return {s: {"model": Problem, "description": titles.get(s, "Problem"), "content": _PROBLEM} for s in statuses}
 
-
+# %% ../../nbs/serve/11_app.ipynb #0e3f02a7
 def _service(request: Request) -> Service:
     return request.app.state.service
 
@@ -221,24 +221,15 @@ async def explain(
                          "request_id": request.state.request_id})
 
 # %% ../../nbs/serve/11_app.ipynb #f9770418
-@router.get("/", tags=["service"])
-async def root(request: Request) -> Response:
-    "Where to go on: the documentation, and every page that needs no parameter."
-    paths = request.app.openapi()["paths"]
-    pages = {ways["get"]["operationId"]: path for path, ways in paths.items() if "get" in ways and path[-1] not in "/}"}
-    links = {n: request.scope["root_path"] + path for n, path in {"docs": "/docs", **pages}.items() if "{" not in path}
-    return respond(200, {"name": request.app.title, "version": __version__, "links": links})
-
-
 @router.get("/health", response_model=Health, tags=["service"])
 async def health() -> Response:
-    "Whether the process is alive."
+    "Say that the process is alive."
     return respond(200, {"status": "alive", "version": __version__})
 
 
 @router.get("/ready", response_model=Ready, responses=problems(503), tags=["service"])
 async def ready(service: Serving) -> Response:
-    "Whether an image sent now would be answered: a model is loaded and warm, and the queue is not full."
+    "Say if an image sent now would be answered: a model is loaded and warm, and the queue is not full."
     loaded = service.ready()
     loaded.batcher.check(1, service.settings.deadline_s)
     return respond(200, {"status": "ready", "model": loaded.predictor.name, "engine": loaded.predictor.engine.name,
@@ -346,7 +337,7 @@ def _document(
 # %% ../../nbs/serve/11_app.ipynb #1221621c
 def _cors(settings: Settings) -> dict[str, Any] | None: # options; none: no page may ask
     origins = [o.strip() for o in (settings.cors_origins or "").split(",") if o.strip()]
-    return {"allow_origins": origins, "allow_methods": ["GET", "POST", "DELETE"], "expose_headers": ["X-Request-ID"],
+    return {"allow_origins": origins, "allow_methods": ["GET", "POST"], "expose_headers": ["X-Request-ID"],
             "allow_headers": ["X-API-Key", "X-Request-ID", "Content-Type"]} if origins else None
 
 
@@ -410,7 +401,7 @@ def _parts(app: FastAPI, settings: Settings, routers: Sequence[APIRouter]) -> No
         for collector in getattr(part, "collectors", ()):
             app.state.collectors.register(collector)
 
-
+# %% ../../nbs/serve/11_app.ipynb #fb7d70ac
 def create_app(
     settings: Settings, # read once, here
     routers: Sequence[APIRouter] = (), # of further parts of lados, such as jobs; best `Routes`

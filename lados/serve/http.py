@@ -60,6 +60,8 @@ PROBLEMS: Problems = {
     ServeError: ProblemKind(409, "model-cannot-be-served", "Model cannot be served"),
     ConfigError: ProblemKind(422, "not-a-valid-request", "Not a valid request"),
 }
+
+# %% ../../nbs/serve/10_http.ipynb #abb26859
 GONE = ProblemKind(499, "client-gone", "Client gone", "cancelled")
 DEFECT = ProblemKind(500, "internal-error", "Internal error")
 IMAGES = {"/predict", "/predict_batch", "/explain"} # paths that read their bodies piece by piece
@@ -93,7 +95,7 @@ def of_error(
         return problem(DEFECT, *told, path, request_id), DEFECT.outcome
     return problem(kind, error.problem, error.remedy, path, request_id), kind.outcome
 
-
+# %% ../../nbs/serve/10_http.ipynb #16a1c0e0
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode # of plain values, in a third of the time
 
 
@@ -169,8 +171,6 @@ class RequestLayer:
         start, status = time.perf_counter(), 499 # the client went before there was an answer
         path = scope["path"].removeprefix(scope["root_path"])
         headers, body = _headers(path, request_id), _Body(scope, path, receive)
-        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope # endpoints need not know HEAD
-        send = send if asked is scope else _without_body(send)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -180,9 +180,7 @@ class RequestLayer:
             await send(message)
 
         try:
-            if refusal := _encoded_body(scope):
-                raise refusal
-            await self.app(asked, body.receive, sending)
+            await self.app(scope, body.receive, sending)
         except ClientDisconnect:
             state["labels"].setdefault("outcome", "cancelled")
         except Exception as e:
@@ -194,28 +192,7 @@ class RequestLayer:
             log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
                         **state["labels"])
 
-
-def _without_body(send: Send) -> Send:
-    "Answers to HEAD are those to GET without what follows the headers, of which a stream might have no end."
-    begun = False
-
-    async def sending(message: Message) -> None:
-        nonlocal begun
-        if message["type"] == "http.response.start":
-            await send(message)
-        elif not begun:
-            begun = True
-            await send({"type": "http.response.body", "body": b""})
-
-    return sending
-
-
-def _encoded_body(scope: Scope) -> BadForm | None:
-    coding = next((v for k, v in scope["headers"] if k == b"content-encoding"), b"identity").strip().lower()
-    return None if coding in (b"identity", b"") else BadForm(
-        f"the body is compressed (Content-Encoding: {coding[:40].decode('latin-1')})", "send it as it is")
-
-
+# %% ../../nbs/serve/10_http.ipynb #13cee70f
 class _Body:
     "What a request may send: no more than `SMALL` bytes, unless the path reads its images itself; JSON holds none."
 
@@ -255,7 +232,7 @@ async def unless_gone(
     request: Request, # its body has been read
     work: Awaitable[Any],
 ) -> Any: # what `work` gives
-    "Do the work unless the client goes; raises ClientDisconnect if it does."
+    "Return what `work` gives, unless the client goes; raises ClientDisconnect if it does."
     me = asyncio.current_task()
     watching = asyncio.get_running_loop().create_task(_cancel_when_gone(request, me))
     try:

@@ -39,7 +39,7 @@ _LONG = _REFUSED % (b"400 Bad Request", b"bad-request", b"Bad request", 400, b"t
 
 # %% ../../nbs/serve/12_server.ipynb #cf8fbafd
 class Account:
-    "What a client has sent and nobody has taken yet, and since when something is waited for."
+    "The account of a connection: what its client has sent and nobody has taken, and since when something is waited for."
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Account:
         self,
         now: float, # on the clock of `time.monotonic`
     ) -> bool:
-        "Whether the client has had its time."
+        "True if the client has had its time."
         unread = self.unread is not None and now > self.unread + IDLE_SECONDS
         return unread or (not self.requests and now > self.since + (IDLE_SECONDS if self.idle else HEAD_SECONDS))
 
@@ -125,7 +125,7 @@ class Outlet:
         if not self._transport.is_closing():
             self._transport.write(data)
 
-
+# %% ../../nbs/serve/12_server.ipynb #541e7afb
 class Guard(asyncio.Protocol):
     "Stands in front of a server's protocol, and ends connections that waste."
 
@@ -218,7 +218,7 @@ def listen(
     sock.set_inheritable(True)
     return sock
 
-
+# %% ../../nbs/serve/12_server.ipynb #0baa9fa3
 def application() -> str:
     "The service, with jobs where what they need is installed."
     jobs = all(find_spec(package) for package in ("celery", "redis", "sqlalchemy", "fsspec"))
@@ -236,7 +236,7 @@ def config(
                           access_log=False, server_header=False, timeout_graceful_shutdown=patience,
                           ws="none", timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=15, **more)
 
-
+# %% ../../nbs/serve/12_server.ipynb #0f4643b7
 def serve(
     sock: socket.socket, # from `listen`
     workers: int = 1, # processes
@@ -246,7 +246,7 @@ def serve(
     if workers == 1:
         uvicorn.Server(config(app=app)).run(sockets=[sock])
         return
-    os.environ["LADOS_THREADS"] = os.environ.get("LADOS_THREADS") or str(max(1, settings().threads // workers))
+    os.environ.setdefault("LADOS_THREADS", str(max(1, settings().threads // workers)))
     shared = settings().lados_home.resolve() / "serve" / f"metrics-{os.getpid()}"
     shutil.rmtree(shared, ignore_errors=True)
     shared.mkdir(parents=True)

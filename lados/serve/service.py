@@ -57,12 +57,12 @@ def _model_entry(folder: Path) -> dict[str, Any]:
 
 # %% ../../nbs/serve/08_service.ipynb #02bb8b4e
 def promotion_path(settings: Settings) -> Path:
-    "Where a promotion is written down."
+    "The file in which a promotion is written down."
     return settings.lados_home / "serve" / "promoted.json"
 
 
 def configured_model(settings: Settings) -> Path:
-    "What the settings say is to be served: a bundle or a run."
+    "The bundle or run that the settings name."
     return settings.model_path or settings.lados_runs / "latest"
 
 
@@ -112,7 +112,7 @@ class LoadedModel:
         finally:
             self.users -= 1
 
-
+# %% ../../nbs/serve/08_service.ipynb #8c46cf88
 class RequestGroup:
     "A request of several images: they wait for one another, and only some of them in the queue."
 
@@ -155,11 +155,11 @@ class Service:
 
     @property
     def note(self) -> Path:
-        "Where a promotion is written down, for other processes and for the next start."
+        "The file in which a promotion is written down, for other processes and for the next start."
         return promotion_path(self.settings)
 
     def configured(self) -> Path:
-        "What the settings say is to be served."
+        "The bundle or run that the settings name."
         return configured_model(self.settings)
 
     def start(self) -> None:
@@ -305,7 +305,7 @@ class Service:
         return Overloaded("the deadline passed before the image was decoded", self.settings.deadline_s)
 
     async def _in_time(self, work: Any, deadline: float) -> Any:
-        "What `work` gives; Overloaded where images before this one take too long to decode."
+        "Return what `work` gives; Overloaded if images before this one take too long to decode."
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await work
@@ -319,7 +319,7 @@ class Service:
         name: str, # for messages
         label: str | None = None, # the class to explain; none: the likeliest
     ) -> Explanation:
-        "Where it comes from; the masked images take turns with others'. ImageError, ConfigError, Overloaded."
+        "Explain an answer; the masked images take turns with others'. ImageError, ConfigError, Overloaded."
         deadline, loop = time.monotonic() + 4 * self.settings.deadline_s, asyncio.get_running_loop()
         image = await self._in_time(self.decode(loaded, data, name), deadline)
         grid = await loop.run_in_executor(self._maps, loaded.predictor.engine.grid, image[None])
@@ -370,7 +370,7 @@ class Service:
 def in_one_scan(
     data: bytes, # a JPEG
 ) -> bool: # also false where that cannot be said
-    "Whether a JPEG is decoded line by line: baseline, and all its components in the first scan."
+    "True if a JPEG is decoded line by line: baseline, and all its components in the first scan."
     at, parts = 2, 0
     while at + 9 < len(data) and data[at] == 0xFF:
         kind = data[at + 1]
