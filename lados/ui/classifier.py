@@ -25,7 +25,7 @@ from .corrections import table_text
 # %% ../../nbs/ui/03_classifier.ipynb #33ca94f1
 @dataclass(frozen=True)
 class HeatOverlay:
-    "Where in an image an answer comes from."
+    "A heat map: where in an image an answer comes from."
 
     label: str # the class that is explained
     png: bytes # transparent where cold; to be stretched over the image
@@ -33,7 +33,7 @@ class HeatOverlay:
 
 
 class Classifier(Protocol):
-    "What a page asks. Every method may be called from any thread, and raises a LadosError that says what to do."
+    "The interface of a classifier to pages. Any thread may call it; errors are LadosErrors with a remedy."
 
     about: dict[str, Any] # model, engine, place, label_set{}
 
@@ -42,7 +42,7 @@ class Classifier(Protocol):
         path: Path, # an image
         name: str, # its file name
     ) -> dict[str, Any]: # the fields of `Answer`, and `timing_ms`
-        "The answer for one image."
+        "Return the answer for an image."
 
     def explain(
         self,
@@ -50,14 +50,14 @@ class Classifier(Protocol):
         name: str, # its file name
         label: str | None, # the class to explain; none: the likeliest
     ) -> HeatOverlay:
-        "Where the answer comes from."
+        "Return the heat map of an answer."
 
     def current(self) -> bool:
-        "Whether what is asked is still what the settings name."
+        "Return True if this is still the classifier that the settings name."
 
 # %% ../../nbs/ui/03_classifier.ipynb #8b7c6e72
 class LocalClassifier:
-    "A model in this process."
+    "A classifier whose model is in this process."
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class LocalClassifier:
                       "label_set": self.predictor.label_set.to_dict()}
 
     def current(self) -> bool:
-        "Whether `latest` still points to what was loaded."
+        "Return True if `latest` still points to the model that was loaded."
         return self.asked.resolve() == self.found
 
     def classify(
@@ -83,7 +83,7 @@ class LocalClassifier:
         path: Path, # an image
         name: str, # what messages call it
     ) -> dict[str, Any]: # the fields of `Answer`, and `timing_ms`
-        "The answer for one image; raises ImageError."
+        "Return the answer for an image; raises ImageError."
         times = [time.perf_counter()]
         image = self.predictor.decode(path, name)
         times.append(time.perf_counter())
@@ -101,7 +101,7 @@ class LocalClassifier:
         name: str, # what messages call it
         label: str | None = None, # the class to explain; none: the likeliest
     ) -> HeatOverlay:
-        "Where the answer comes from; takes some dozens of forward passes."
+        "Return the heat map of an answer; takes some dozens of forward passes."
         from lados.serve.explain import explain, heat_png
 
         image = self.predictor.decode(path, name)
@@ -109,9 +109,9 @@ class LocalClassifier:
             found = explain(self.predictor, image, label)
         return HeatOverlay(found.label, heat_png(found.heat), found.thirds)
 
-
+# %% ../../nbs/ui/03_classifier.ipynb #51eca037
 def model_folder() -> Path:
-    "The bundle or run that is meant where nothing else is said; RunError where there is none."
+    "Return the bundle or run that is used unless another is named. RunError if there is none."
     path = settings().model_path or settings().lados_runs / "latest"
     if not path.exists():
         raise RunError(f"{path}: no model there", "`lados demo` or `lados train` makes one; MODEL_PATH names another")
@@ -119,7 +119,7 @@ def model_folder() -> Path:
 
 # %% ../../nbs/ui/03_classifier.ipynb #c1314769
 class RemoteClassifier:
-    "An API that has the model."
+    "A classifier that asks an API."
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class RemoteClassifier:
         self.about = {**_served_name(models), "place": f"asked at {self.client.url}"}
 
     def current(self) -> bool:
-        "Never for long: another model may be promoted at any time."
+        "Return False: another model may be promoted at any time."
         return False
 
     def classify(
@@ -141,7 +141,7 @@ class RemoteClassifier:
         path: Path, # an image
         name: str, # its file name
     ) -> dict[str, Any]: # the fields of `Answer`, and `timing_ms`
-        "The answer for one image."
+        "Return the answer for an image."
         with service_errors():
             return self.client.predict(path, name)
 
@@ -151,14 +151,14 @@ class RemoteClassifier:
         name: str, # its file name
         label: str | None = None, # the class to explain; none: the likeliest
     ) -> HeatOverlay:
-        "Where the answer comes from."
+        "Return the heat map of an answer."
         with service_errors():
             heat = self.client.explain(path, label, name)
         return HeatOverlay(heat["label"], base64.b64decode(heat["heatmap_png"]), heat["thirds"])
 
 # %% ../../nbs/ui/03_classifier.ipynb #184c1379
 def _served_name(models: dict[str, Any]) -> dict[str, Any]:
-    "Name, engine and label set of the served model, from what /models tells."
+    "Return name, engine and label set of the served model, from the answer of /models."
     if "served" not in models:
         raise ServeError("what answers there is not lados", "correct LADOS_API_URL")
     if not models["served"]:
@@ -169,7 +169,7 @@ def _served_name(models: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_classifier() -> Classifier:
-    "The one that the settings name. Raises LadosError where it cannot be had."
+    "Return the classifier that the settings name. Raises LadosError if it cannot be had."
     url = settings().lados_api_url
     return RemoteClassifier(url) if url else LocalClassifier()
 
@@ -177,7 +177,7 @@ def open_classifier() -> Classifier:
 def class_list(
     label_set: LabelSet, # of the model that answers
 ) -> list[dict[str, str]]: # name, title, colour, hint
-    "The classes as the page shows them."
+    "Return the classes as the page shows them."
     return [{"name": c.name, "title": c.title, "colour": c.colour, "hint": c.hint} for c in label_set]
 
 # %% ../../nbs/ui/03_classifier.ipynb #81b82035
@@ -198,33 +198,33 @@ class Card:
     again: bool = False # whether to ask once more might help: the image is fine, the classifier was not
 
     def fail(self, error: LadosError | str) -> None:
-        "Say why there is no answer: `error`. Messages name the file, and so does the card."
+        "Mark the card as failed. The message loses the file's name, which the card shows already."
         self.again = self.path is not None and not isinstance(error, ImageError | str)
         problem, self.remedy = (error.problem, error.remedy) if isinstance(error, LadosError) else (error, "")
         self.state, self.error = "failed", problem.removeprefix(f"{self.name}: ")
 
     def shown(self) -> dict[str, Any]:
-        "What the browser needs to know."
+        "Return the card's state for the browser."
         return {"id": self.id, "name": self.name, "state": self.state, "error": self.error, "remedy": self.remedy,
                 "answer": self.answer, "label": self.label, "size": self.size, "again": self.again, "more": self.more()}
 
     def more(self) -> list[tuple[str, str]]: # name and value, for people
-        "Fields of the answer that other packages have added."
+        "Return fields of the answer that other packages have added."
         added = [f for f in answer_fields().values() if f.read and self.answer.get(f.name) is not None]
         return [(f.name.replace("_", " "), str(f.cell(self.answer[f.name]))) for f in added]
 
     def row(self) -> dict[str, Any]:
-        "Its line in the table of results."
+        "Return the card's line in the table of results."
         cells = answer_cells(self.answer, page=True)
         first = {n: cells[n] for n in ("predicted", "confidence", "prediction_set", "ask_a_human", "reason")}
         return {"file": self.name, **first, "corrected_to": self.label, **cells,
                 "total_ms": self.answer.get("timing_ms", {}).get("total"), "error": self.error, "sha256": self.digest}
 
-
+# %% ../../nbs/ui/03_classifier.ipynb #48891df7
 def results_table(
     cards: list[Card], # of all images
 ) -> bytes: # CSV in UTF-8, marked as such for spreadsheets
-    "All answers as a table."
+    "Return all answers as a table."
     answered = sorted(cards, key=lambda card: not card.answer) # an answer knows the columns of its classes
     columns = dict.fromkeys(name for card in answered or [Card("", "")] for name in card.row())
     return table_text(columns, [c.row() for c in cards]).encode("utf-8-sig")

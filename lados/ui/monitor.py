@@ -25,7 +25,7 @@ from .voila import apps_folder
 
 # %% ../../nbs/ui/05_monitor.ipynb #cf6ea5e8
 class JobWidget(anywidget.AnyWidget):
-    "A job, live."
+    "A job in a notebook cell, live."
 
     _esm = apps_folder() / "static" / "job.js"
     _css = (apps_folder() / "static" / "classifier.css").read_text("utf-8") + (
@@ -64,7 +64,7 @@ class JobWidget(anywidget.AnyWidget):
                 self.said = str(e)
 
     def stop(self) -> None:
-        "Cancel the job; a training keeps its checkpoint. JobError where it has ended."
+        "Cancel the job; a training keeps its checkpoint. JobError if it has ended."
         leases.cancel_job(open_store(), self.job_id)
         self._look()
 
@@ -72,21 +72,21 @@ class JobWidget(anywidget.AnyWidget):
         self,
         seconds: float | None = None, # at most; none: as long as it takes
     ) -> str: # the state
-        "Wait until the job has ended."
+        "Wait until the job has ended, and return its state."
         self._thread.join(seconds)
         return self.job["state"]
 
     def close(self) -> None:
-        "End the view; the job goes on."
+        "Close the view; the job goes on."
         self.over.set()
         super().close()
 
-
+# %% ../../nbs/ui/05_monitor.ipynb #4e1bddc2
 def submit_training(
     preset: str | None = None, # demo, small, resnet50 ..., or a YAML file; none: as `lados train`
     **parameters: Any, # stand above the preset; `lados train --help-params` lists them
 ) -> JobWidget:
-    "Hand in a training, and show it live. Raises ConfigError, DataError or BrokerError."
+    "Hand in a training, and return its live view. Raises ConfigError, DataError or BrokerError."
     request = {**parameters, **({"preset": preset} if preset else {})}
     job, _ = queue.submit_job(TRAIN, request, "jupyter")
     return JobWidget(job.id)
@@ -95,12 +95,34 @@ def submit_training(
 def watch_job(
     job: str, # its id, or the first characters of it
 ) -> JobWidget:
-    "Show a job live. NoSuchJob where there is none."
+    "Return the live view of a job. NoSuchJob if there is none."
     return JobWidget(get_job(open_store(), job).id)
+
+# %% ../../nbs/ui/05_monitor.ipynb #26aaf97d
+def _problem_text(error: ApiError) -> str:
+    "Return a problem in words."
+    return f"{error.detail}. {error.remedy}".strip()
+
+
+def _model(entry: dict[str, Any]) -> dict[str, Any]:
+    "Return the line of a model in a list of models."
+    card = entry["card"] or {}
+    test = (card.get("metrics") or {}).get("test") or {}
+    return {"name": entry["name"], "served": entry["served"], "error": entry["error"], "engines": entry["engines"],
+            "backbone": card.get("backbone"), "macro_f1": test.get("macro_f1"), "accuracy": test.get("accuracy"),
+            "view": test.get("view"), "images": test.get("images")}
+
+
+CHANGES: dict[str, tuple[Callable[[Client, dict[str, Any]], Any], str]] = { # how to ask, and what is true then
+    "cancel": (lambda c, m: c.cancel(str(m.get("id"))), "The job is being stopped."),
+    "retry": (lambda c, m: c.retry(str(m.get("id"))), "The job is queued again."),
+    "promote": (lambda c, m: c.promote(str(m.get("model"))), "The model is served from now on."),
+    "train": (lambda c, m: c.train(**(m.get("params") or {})), "The training is queued."),
+}
 
 # %% ../../nbs/ui/05_monitor.ipynb #dda7cd2c
 class ServiceWatch:
-    "What the service says of itself, put together for a page."
+    "The service's own account of itself, put together for a page."
 
     def __init__(
         self,
@@ -111,7 +133,7 @@ class ServiceWatch:
         self.counted: tuple[float, float] | None = None # time and answers of the look before
 
     def _open(self) -> Client:
-        "The client for looking; made when it is first needed, since that fails if the settings are wrong."
+        "Return the client for looking; made when it is first needed, since that fails if the settings are wrong."
         self.client = self.client or Client(self.url, self.key, timeout=20, retries=0, trust_env=False)
         return self.client
 
@@ -119,7 +141,7 @@ class ServiceWatch:
         self,
         chosen: list[str], # ids of jobs whose curves are wanted beside those that run
     ) -> dict[str, Any]:
-        "Everything a page shows; `problem` where the service cannot be asked."
+        "Return all that a page shows; `problem` if the service cannot be asked."
         try:
             service = self._open()
             jobs = service.jobs(limit=60)["jobs"]
@@ -144,7 +166,7 @@ class ServiceWatch:
         kind: str, # a key of `CHANGES`
         message: dict[str, Any], # of the page: the key that the visitor typed, and what the change needs
     ) -> tuple[bool, str]: # whether it was done, and a sentence for the visitor
-        "Ask for a change."
+        "Ask the service for a change, and return what came of it."
         ask, done = CHANGES[kind]
         try:
             with Client(self.url, str(message.get("key") or ""), retries=0, trust_env=False) as service:
@@ -153,34 +175,12 @@ class ServiceWatch:
             return False, _problem_text(e)
         return True, done
 
-
-CHANGES: dict[str, tuple[Callable[[Client, dict[str, Any]], Any], str]] = { # how to ask, and what is true then
-    "cancel": (lambda c, m: c.cancel(str(m.get("id"))), "The job is being stopped."),
-    "retry": (lambda c, m: c.retry(str(m.get("id"))), "The job is queued again."),
-    "promote": (lambda c, m: c.promote(str(m.get("model"))), "The model is served from now on."),
-    "train": (lambda c, m: c.train(**(m.get("params") or {})), "The training is queued."),
-}
-
-
-def _problem_text(error: ApiError) -> str:
-    "A problem in words."
-    return f"{error.detail}. {error.remedy}".strip()
-
-
-def _model(entry: dict[str, Any]) -> dict[str, Any]:
-    "What a list of models shows of one."
-    card = entry["card"] or {}
-    test = (card.get("metrics") or {}).get("test") or {}
-    return {"name": entry["name"], "served": entry["served"], "error": entry["error"], "engines": entry["engines"],
-            "backbone": card.get("backbone"), "macro_f1": test.get("macro_f1"), "accuracy": test.get("accuracy"),
-            "view": test.get("view"), "images": test.get("images")}
-
 # %% ../../nbs/ui/05_monitor.ipynb #d027d147
 AWAY_S = 150.0 # since a browser was heard of; hidden pages say something once a minute
 
 
 class MonitorPage(anywidget.AnyWidget):
-    "The monitor's page."
+    "The monitor's page as a widget."
 
     _esm = apps_folder() / "static" / "monitor.js"
     _css = "".join((apps_folder() / "static" / f"{n}.css").read_text("utf-8") for n in ("classifier", "monitor"))
@@ -204,7 +204,7 @@ class MonitorPage(anywidget.AnyWidget):
             self.heard.clear()
 
     def _take(self, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
-        "What the visitor asks for; done beside, since a promotion takes a while."
+        "Do what the visitor asks for, in a thread, since a promotion takes a while."
         self.seen = time.monotonic()
         self.heard.set()
         threading.Thread(target=self._do, args=(message,), daemon=True).start()
@@ -216,6 +216,6 @@ class MonitorPage(anywidget.AnyWidget):
             self.send({"kind": "said", "done": done, "text": text})
 
     def close(self) -> None:
-        "End it."
+        "Close the page."
         self.over = True
         super().close()

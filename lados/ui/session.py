@@ -35,7 +35,7 @@ Notify = Callable[..., Any] # called with a dict, and perhaps bytes
 def error_text(
     error: BaseException,
 ) -> dict[str, str]: # problem, remedy
-    "An error for the page; what nobody foresaw goes to the terminal, and only that it did to the page."
+    "Return an error in words for the page; the details of a defect go to the terminal only."
     if isinstance(error, LadosError):
         return {"problem": error.problem, "remedy": error.remedy}
     if isinstance(error, ModuleNotFoundError):
@@ -51,7 +51,7 @@ def error_text(
 
 # %% ../../nbs/ui/04_session.ipynb #2ee8e129
 class ClassifierHandle:
-    "The classifier, while it is being opened, when it is open, and when it would not open."
+    "A classifier that opens in a thread, with what became of that."
 
     def __init__(
         self,
@@ -76,33 +76,33 @@ class ClassifierHandle:
         return classifier
 
     def refresh(self) -> None:
-        "Open it anew where it failed, or is no longer current."
+        "Open the classifier anew if it failed or is no longer current."
         with self.lock:
             if self.opened.done() and (self.opened.exception() or not self.opened.result().current()):
                 self.opened = self.thread.submit(self._open)
 
     def __call__(self) -> Classifier: # waits for it
-        "The classifier; raises what kept it from opening."
+        "Return the classifier; raises the error that kept it from opening."
         return self.opened.result()
 
 # %% ../../nbs/ui/04_session.ipynb #73f38eb9
 class CardBoard:
-    "The cards of a page, and how files become cards."
+    "The cards of a page; files that arrive become cards."
 
     def __init__(
         self,
         tell: Notify, # messages for the page
     ):
-        self.tell, self.spool, self.lock = tell, SessionFolder(), threading.Lock()
+        self.tell, self.files, self.lock = tell, SessionFolder(), threading.Lock()
         self.cards: dict[str, Card] = {}
-        self.intake = UploadIntake(self.spool, self._arrived, self._refused)
+        self.intake = UploadIntake(self.files, self._arrived, self._refused)
         self.round = 0 # how often the page was cleared: a zip of an earlier round is no longer wanted
         many = 4 if settings().lados_api_url else max(2, min(4, settings().threads))
         self.workers = ThreadPoolExecutor(many, thread_name_prefix="classify")
 
     @property
     def room(self) -> int:
-        "How many images more it takes."
+        "The number of images that the page still takes."
         return MAX_CARDS - len(self.cards) - len(self.intake.uploads)
 
     def say(
@@ -117,7 +117,7 @@ class CardBoard:
         self,
         card: Card,
     ) -> None:
-        "Send the page a card's state, with a small image where there is one."
+        "Send the page a card's state, and its small image if there is one."
         small = card.path and card.path.with_suffix(".jpg")
         images = [small.read_bytes()] if small and small.exists() else []
         self.tell({"kind": "card", **card.shown()}, *images)
@@ -136,7 +136,7 @@ class CardBoard:
     def _unpack(self, key: str, upload: BrowserUpload, round_: int) -> None:
         try:
             limit = upload_limits()["image"]
-            for i, m in enumerate(unpack_images(upload.path, upload.name, self.spool.new, limit, max(1, self.room))):
+            for i, m in enumerate(unpack_images(upload.path, upload.name, self.files.new, limit, max(1, self.room))):
                 if round_ != self.round:
                     return
                 if m.path:
@@ -164,14 +164,14 @@ class AnswerQueue(CardBoard):
     def __init__(
         self,
         tell: Notify, # messages for the page
-        door: ClassifierHandle, # to the classifier
+        classifier: ClassifierHandle,
         corrections: Corrections,
     ):
         super().__init__(tell)
-        self.door, self.corrections = door, corrections
+        self.classifier, self.corrections = classifier, corrections
 
     def _answer(self, card: Card) -> None:
-        "In a thread: look at an image, ask for its class, tell."
+        "Look at an image, ask for its class, and tell the page; runs in a thread."
         if self.cards.get(card.id) is not card:
             return
         try:
@@ -179,7 +179,7 @@ class AnswerQueue(CardBoard):
                 return
             card.path.with_suffix(".jpg").write_bytes(preview(card.path, THUMB, card.name))
             card.size = dimensions(card.path, card.name)
-            card.answer = self.door().classify(card.path, card.name)
+            card.answer = self.classifier().classify(card.path, card.name)
             card.state, card.label = "done", self.known.get(card.digest)
         except Exception as e:
             card.fail(e if isinstance(e, LadosError) else LadosError(*error_text(e).values()))
@@ -190,14 +190,14 @@ class AnswerQueue(CardBoard):
 
     @cached_property
     def known(self) -> dict[str, str]: # SHA-256 -> class
-        "What was put right before this page was opened."
+        "The labels that were put right before this page was opened."
         try:
             return self.corrections.labels()
         except LadosError: # told when the next one is to be saved
             return {}
 
     def _seen_before(self, card: Card) -> bool:
-        "Whether the page has this very image; then the card goes."
+        "Return True if the page has this very image already, and remove the card."
         card.digest = card.digest or sha256_file(card.path)
         with self.lock:
             same = next((c for c in self.cards.values() if c.digest == card.digest and c is not card), None)
@@ -211,19 +211,19 @@ class AnswerQueue(CardBoard):
 
     def again(self) -> None:
         "Ask once more for the images whose classifier was not there."
-        self.door.refresh()
+        self.classifier.refresh()
         for card in list(self.cards.values()):
             if card.state == "failed" and card.again:
                 card.state, card.error = "waiting", ""
                 self._add(card)
 
     def stop(self) -> None:
-        "Let go of all that has no answer yet."
+        "Remove all cards without an answer."
         self.round += 1
         self._let_go([c for c in self.cards.values() if c.state == "waiting"])
 
     def clear(self) -> None:
-        "Let go of everything; corrections stay."
+        "Remove all cards; corrections stay."
         self.round += 1
         self._let_go(list(self.cards.values()))
 
@@ -273,7 +273,7 @@ class Session(AnswerQueue):
         try:
             if image:
                 self.tell({"kind": "large", "id": card.id}, preview(card.path, LARGE, card.name, 88))
-            heat = self.door().explain(card.path, card.name, label)
+            heat = self.classifier().explain(card.path, card.name, label)
             self.tell({"kind": "heat", "id": card.id, "label": heat.label, "thirds": heat.thirds}, heat.png)
         except Exception as e:
             if card.id in self.cards:
@@ -284,24 +284,24 @@ class Session(AnswerQueue):
         key: str, # of a card
         label: str | None, # the right class; none: undo
     ) -> None:
-        "Keep a correction, or forget it; raises LadosError where that cannot be done."
+        "Keep a correction, or undo it; raises LadosError if that cannot be done."
         card, answer = self.cards[key], self.cards[key].answer
         if label:
             answer_columns = {"predicted": answer.get("label"), "confidence": f"{answer.get('confidence', 0):.4f}",
                     "model": answer.get("model"), "engine": answer.get("engine")}
-            self.corrections.save(card.path, card.name, label, self.door.label_set, **answer_columns)
+            self.corrections.save(card.path, card.name, label, self.classifier.label_set, **answer_columns)
         else:
             self.corrections.undo(card.digest)
         card.label = self.known[card.digest] = label
         self.show(card)
 
     def results(self) -> bytes: # CSV
-        "All answers as a table, in the order in which the images came."
+        "Return all answers as a table, in the order in which the images came."
         return results_table(list(self.cards.values()))
 
 # %% ../../nbs/ui/04_session.ipynb #7c2a1c24
 class ClassifierPage(anywidget.AnyWidget):
-    "The classifier's page."
+    "The classifier's page as a widget."
 
     _esm = apps_folder() / "static" / "classifier.js"
     _css = apps_folder() / "static" / "classifier.css"
@@ -311,59 +311,59 @@ class ClassifierPage(anywidget.AnyWidget):
 
     def __init__(self, **options: Any):
         super().__init__(limits=upload_limits(), about={"state": "loading"})
-        self.desk = Session(self._tell, self._about, **options)
+        self.session = Session(self._tell, self._about, **options)
         self.on_msg(self._take)
 
     def _tell(self, message: dict[str, Any], *images: bytes) -> None:
         self.send(message, list(images))
 
     def _about(self, about: dict[str, Any]) -> None:
-        "The classifier has opened, or failed to; its classes come first, so that the page can show its answers."
+        "Take the state of the classifier; classes come first, so that the page can show its answers."
         classes = about.pop("classes", None)
         if classes:
             self.classes = classes
         self.about = about
 
     def _take(self, _: Any, message: dict[str, Any], buffers: list[memoryview]) -> None:
-        "Every message from the browser comes here."
+        "Take a message from the browser."
         answer = self._answers.get(message.get("kind"))
         try:
             if answer:
                 answer(self, message, buffers)
         except Exception as e:
             fault = error_text(e)
-            self.desk.say(f"{fault['problem']}: {fault['remedy']}" if fault["remedy"] else fault["problem"], "bad")
+            self.session.say(f"{fault['problem']}: {fault['remedy']}" if fault["remedy"] else fault["problem"], "bad")
 
     def _hello(self, message: dict, buffers: list) -> None:
-        self.desk.door.refresh()
-        for card in list(self.desk.cards.values()):
-            self.desk.show(card)
+        self.session.classifier.refresh()
+        for card in list(self.session.cards.values()):
+            self.session.show(card)
 
     def _begin(self, message: dict, buffers: list) -> None:
-        accepted = self.desk.intake.begin(message["id"], message["name"], int(message["size"]), self.desk.room)
+        accepted = self.session.intake.begin(message["id"], message["name"], int(message["size"]), self.session.room)
         self._tell({"kind": "ack", "id": message["id"], "wanted": accepted})
 
     def _piece(self, message: dict, buffers: list) -> None:
-        self.desk.intake.piece(message["id"], int(message["offset"]), buffers[0] if buffers else b"", message["last"])
+        self.session.intake.piece(message["id"], int(message["offset"]), buffers[0] if buffers else b"", message["last"])
         self._tell({"kind": "ack", "id": message["id"], "wanted": True})
 
     def _download(self, message: dict, buffers: list) -> None:
-        self._tell({"kind": "table", "name": "lados-results.csv"}, self.desk.results())
+        self._tell({"kind": "table", "name": "lados-results.csv"}, self.session.results())
 
     _answers: ClassVar[dict[str, Callable[..., None]]] = {
         "hello": _hello, "begin": _begin, "piece": _piece, "download": _download,
         "ping": lambda self, message, _: self._tell({"kind": "pong"}),
-        "stop": lambda self, message, _: self.desk.stop(),
-        "clear": lambda self, message, _: self.desk.clear(),
-        "again": lambda self, message, _: self.desk.again(),
-        "look": lambda self, message, _: self.desk.look(
+        "stop": lambda self, message, _: self.session.stop(),
+        "clear": lambda self, message, _: self.session.clear(),
+        "again": lambda self, message, _: self.session.again(),
+        "look": lambda self, message, _: self.session.look(
             message["id"], message.get("label"), message.get("large", True)),
-        "correct": lambda self, message, _: self.desk.correct(message["id"], message.get("label")),
+        "correct": lambda self, message, _: self.session.correct(message["id"], message.get("label")),
     }
 
 # %% ../../nbs/ui/04_session.ipynb #aa52343e
 def classifier_page() -> Any: # a widget
-    "The page, or a panel that says why there is none."
+    "Return the page, or a panel that says why there is none."
     try:
         return ClassifierPage()
     except LadosError as e:
@@ -371,7 +371,7 @@ def classifier_page() -> Any: # a widget
 
 
 class ProblemPage(anywidget.AnyWidget):
-    "The page's frame, with nothing but a problem in it."
+    "A page that shows nothing but a problem."
 
     _esm = apps_folder() / "static" / "classifier.js"
     _css = apps_folder() / "static" / "classifier.css"
