@@ -185,6 +185,7 @@ class Settings(BaseSettings):
     lados_data: _Place = Path("data") # where imported and downloaded datasets go
     lados_threads: int | None = Field(None, ge=1) # CPU threads for decoding and training; None: all the process may use
     max_pixels: int = 150_000_000 # an image with more pixels is refused before it is decompressed
+    lados_bands: str | None = Field(None, pattern=r"^[1-9]\d*(,[1-9]\d*,[1-9]\d*)?$") # one, or red,green,blue
     roboflow_api_key: str | None = None # for `lados data download --source roboflow`
     roboflow_url: str = "https://api.roboflow.com" # a mirror or a test server
     zenodo_url: str = "https://zenodo.org/api" # a mirror or a test server

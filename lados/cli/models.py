@@ -7,6 +7,7 @@ __all__ = ['bundle_of', 'evaluate', 'predict', 'progress_bar', 'images', 'show_a
 
 # %% ../../nbs/cli/02_models.ipynb #3c3a15fe
 import glob
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core import ConfigError, DataError
+from ..core import ConfigError, DataError, settings
 from ..files import read_json, write_json
 from .console import err, out, say
 
@@ -93,6 +94,7 @@ def predict(
     paths: Annotated[list[str], typer.Argument(help="Images, folders, globs, or a CSV with a column of files")],
     run: Annotated[str, typer.Option(help="A run (name, path or `latest`) or a bundle")] = "latest",
     engine: Annotated[str, typer.Option(help="auto, or one that `lados engines` lists")] = "auto",
+    bands: Annotated[str | None, typer.Option(help="Bands of a TIFF as red, green, blue: 4,3,2; or one")] = None,
     save: Annotated[Path | None, typer.Option("--out", help="Table of answers: .csv, .json or .parquet")] = None,
 ) -> None:
     "Classify images. Unreadable files become rows with an error, the rest goes on, and the exit code is 1."
@@ -100,6 +102,9 @@ def predict(
     from lados.serve.predictor import Predictor
     from lados.serve.table import classify
 
+    if bands:
+        os.environ["LADOS_BANDS"] = bands
+        settings.cache_clear()
     files = [f for p in paths for f in images(p)]
     if not files:
         raise DataError(f"no images in {', '.join(paths)}", "name files, folders or globs of images")

@@ -166,7 +166,8 @@ def build_cache(
     "Decode what the cache lacks. Restartable, safe beside other builders. Raises DataError where there is no room."
     if sha256s is not None and len(sha256s) != len(paths):
         raise DataError(f"{len(paths)} images but {len(sha256s)} SHA-256 sums", "give one for each image, or none")
-    folder = Path(home or settings().lados_home).resolve() / "cache" / f"v{RECIPE_VERSION}-{mode}-{size}"
+    bands = f"-bands{settings().lados_bands}" if settings().lados_bands else ""
+    folder = Path(home or settings().lados_home).resolve() / "cache" / f"v{RECIPE_VERSION}-{mode}-{size}{bands}"
     workers = workers or settings().threads
     try:
         _sweep(folder)

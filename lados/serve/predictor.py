@@ -64,6 +64,8 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
                 "distance to the training images, about 1 for the like of them", "distance",
                 schema={"examples": [1.08]}),
     AnswerField("unlike_training", bool, "the distance is above the bundle's threshold", schema={"examples": [False]}),
+    AnswerField("rendering", str | None, "how the image was made of deeper numbers or of several bands; null: it was "
+                "taken as it is", "rendering", schema={"examples": [None]}),
     AnswerField("model", str, "name of the run that made the model", "", "model",
                 schema={"examples": ["20260501T120000Z-train-lados"]}),
     AnswerField("engine", str, "what computed it", "", "engine", schema={"examples": ["openvino-int8"]}),
@@ -100,6 +102,7 @@ class Answer:
     reason: str | None # why
     distance: float | None # to the training images, about 1 for the like of them; none: it is not known
     unlike_training: bool # the distance is above the bundle's threshold
+    rendering: str | None # how the image was made of deeper numbers or of several bands; none: it was taken as it is
     model: str # name of the run
     engine: str # what computed it
     more: dict[str, Any] = field(default_factory=dict) # fields of other packages
@@ -191,6 +194,7 @@ class Predictor:
         self,
         probs: np.ndarray, # [classes]
         distance: float = float("nan"), # to the training images; NaN: not known
+        rendering: str = "", # of the image, as `decode` tells it
     ) -> Answer:
         "The answer for one image."
         classes, conformal, values = self.label_set.names, self.card.get("conformal"), probs.tolist()
@@ -199,7 +203,8 @@ class Predictor:
         unsure, best = is_unsure(probs, conformal, classes), int(probs.argmax())
         reason = _doubts([self.label_set[o].title for o in options or []], strange, unsure, self.most)
         return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, reason is not None,
-                      reason, None if np.isnan(distance) else float(distance), strange, self.name, self.engine.name,
+                      reason, None if np.isnan(distance) else float(distance), strange, rendering or None, self.name,
+                      self.engine.name,
                       {f.name: f.read(self, probs, distance) for f in self.more})
 
 # %% ../../nbs/serve/01_predictor.ipynb #3eb3a771
@@ -239,4 +244,4 @@ def _answered(predictor: Predictor, decoded: list[np.ndarray | str]) -> list[Ans
     "Answers in the places of images; errors stay where they are."
     good = [d for d in decoded if not isinstance(d, str)]
     answers = iter(zip(*predictor.predict(np.stack(good)), strict=True)) if good else iter(())
-    return [d if isinstance(d, str) else predictor.encode(*next(answers)) for d in decoded]
+    return [d if isinstance(d, str) else predictor.encode(*next(answers), getattr(d, "rendering", "")) for d in decoded]

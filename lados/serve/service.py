@@ -275,7 +275,7 @@ class Service:
         finally:
             late.cancel()
         QUEUE.set(loaded.batcher.waiting)
-        answer = loaded.predictor.encode(probs, float(away))
+        answer = loaded.predictor.encode(probs, float(away), getattr(item.image, "rendering", ""))
         loaded.recent.add(answer)
         seconds = {"decode": item.arrived - start, "queue": waited, "engine": engine, "total": time.monotonic() - start}
         return answer, seconds, together

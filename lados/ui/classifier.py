@@ -90,7 +90,7 @@ class LocalClassifier:
         with self.lock:
             times.append(time.perf_counter())
             probs, away = self.predictor.predict(image[None])
-        answer = self.predictor.encode(probs[0], away[0]).to_dict()
+        answer = self.predictor.encode(probs[0], away[0], getattr(image, "rendering", "")).to_dict()
         times.append(time.perf_counter())
         spent = [1000 * (b - a) for a, b in pairwise(times)] + [1000 * (times[-1] - times[0])]
         return {**answer, "timing_ms": dict(zip(("decode", "queue", "engine", "total"), spent, strict=True))}

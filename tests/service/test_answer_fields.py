@@ -69,13 +69,13 @@ def test_the_names_of_fields_and_columns_stay():
     from lados.ui.classifier import Card
 
     assert list(ANSWER_FIELDS) == ["label", "confidence", "probabilities", "prediction_set", "abstain", "reason", "distance",
-                                   "unlike_training", "model", "engine"]
+                                   "unlike_training", "rendering", "model", "engine"]
     answer = {"label": "oil", "confidence": 0.9, "probabilities": dict.fromkeys(CLASSES, 0.1), "prediction_set": ["oil", "sheen"],
-              "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "model": "m", "engine": "torch"}
+              "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "rendering": None, "model": "m", "engine": "torch"}
     cells = answer_cells(answer)
     probabilities = [f"p_{c}" for c in CLASSES]
-    assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "abstain", "reason", "distance"]
+    assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "abstain", "reason", "distance", "rendering"]
     assert cells["prediction_set"] == "oil|sheen" and cells["reason"] is None
     assert list(Card("1", "sea.png", answer=answer).row()) == [
         "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", *probabilities, "distance",
-        "model", "engine", "total_ms", "error", "sha256"]
+        "rendering", "model", "engine", "total_ms", "error", "sha256"]

@@ -145,8 +145,9 @@ def test_float_images():
     kelvin = 270 + 30 * unit
     kelvin[3, 3] = np.nan
     scaled = decode(encoded(kelvin, "TIFF"))
-    assert scaled[-1, -1, 0] == 255 and scaled[0, 0, 0] == 0 and scaled[3, 3, 0] == 0
-    assert (decode(encoded(np.full((4, 4), np.nan, np.float32), "TIFF")) == 0).all()
+    assert scaled[-1, -1, 0] == 255 and scaled[0, 0, 0] == 0 and scaled[3, 3].tolist() == list(FILL)
+    with pytest.raises(ImageError, match="holds data"):
+        decode(encoded(np.full((4, 4), np.nan, np.float32), "TIFF"))
     signed = encoded(np.linspace(-500, 70000, 256).reshape(16, 16).astype(np.int32), "TIFF")
     assert decode(signed).min() == 0 and decode(signed).max() == 255
 

@@ -678,7 +678,7 @@ class Viewer {
   facts(card) {
     const { answer, size } = card, t = answer.timing_ms ?? {}, ms = (x) => `${x < 10 ? x.toFixed(1) : Math.round(x)} ms`
     const known = [["Latency", t.total != null && `${ms(t.total)} (decode ${ms(t.decode)}, wait ${ms(t.queue)}, engine ${ms(t.engine)})`],
-      ["Engine", answer.engine], ["Model", answer.model], ["Image", size && `${size[0]} × ${size[1]} pixels`],
+      ["Engine", answer.engine], ["Model", answer.model], ["Image", size && `${size[0]} × ${size[1]} pixels`], ["Rendering", answer.rendering],
       ["Unlike training", answer.distance != null && `distance ${answer.distance.toFixed(2)}${answer.unlike_training ? ", beyond the threshold" : ""}`], ...(card.more ?? [])]
     return h("dl", {}, known.filter(([, v]) => v).flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))
   }
