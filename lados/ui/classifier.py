@@ -198,7 +198,7 @@ class Card:
     again: bool = False # whether to ask once more might help: the image is fine, the classifier was not
 
     def fail(self, error: LadosError | str) -> None:
-        "Mark the card as failed. The message loses the file's name, which the card shows already."
+        "Mark the card as failed by an error. The message loses the file's name, which the card shows already."
         self.again = self.path is not None and not isinstance(error, ImageError | str)
         problem, self.remedy = (error.problem, error.remedy) if isinstance(error, LadosError) else (error, "")
         self.state, self.error = "failed", problem.removeprefix(f"{self.name}: ")
