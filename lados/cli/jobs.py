@@ -47,7 +47,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="Watch until it has ended")] = False,
     save: Annotated[Path | None, typer.Option("--out", help="File for the results; waits for them")] = None,
 ) -> None:
-    "Hand in a job. What was handed in already, and has not ended, is not done twice."
+    "Hand in a job. The same work, handed in before and not ended, is not done twice."
     from lados.jobs.queue import submit_job
     from lados.jobs.tasks import job_kind
 
@@ -65,9 +65,9 @@ def submit(
     else:
         out.print(f"`lados job wait {job.id[:8]}` watches it")
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #52aed312
 def _check_results(kind: str, path: Path | None) -> None:
-    "ConfigError where a kind has no results in the format that a file's name asks for."
+    "Raise ConfigError if a kind has no results in the format that a file's name asks for."
     from lados.jobs.tasks import job_kind
 
     formats = list(job_kind(kind).results)
@@ -77,7 +77,7 @@ def _check_results(kind: str, path: Path | None) -> None:
 
 
 def _without_workers(queue: str = "") -> None:
-    "Print a note where no worker would do the work."
+    "Print a note if no worker would do the work."
     from lados.jobs.broker import BrokerError
     from lados.jobs.queue import live_workers
 
@@ -90,7 +90,7 @@ def _without_workers(queue: str = "") -> None:
 
 # %% ../../nbs/cli/05_jobs.ipynb #f39e22e8
 def _watch_job(job_id: str, save: Path | None = None) -> None:
-    "Show a job's progress until it has ended; RunError where it did not succeed."
+    "Show a job's progress until it has ended; RunError if it did not succeed."
     from lados.jobs.store import get_job
     from lados.jobs.store import ENDED, open_store
     from lados.jobs.routes import job_view
@@ -123,7 +123,7 @@ def _save(job: "Job", path: Path) -> None:
     if remark := job_kind(job.kind).remark(job):
         say("note", remark, "yellow", err)
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #df2e8568
 @job_app.command()
 def wait(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
@@ -162,7 +162,7 @@ def _row(job: "Job") -> list[str]:
     return [job.id[:8], job.kind, job.name[:40], state, f"{job_view(job)['fraction']:.0%}", since,
             (job.error or "").partition("\n")[0][:60]]
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #589bd0e2
 @job_app.command()
 def show(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
@@ -182,7 +182,7 @@ def show(
 
 
 def _readable(name: str, value: Any) -> str:
-    "A value for people; a table's lines stand below each other."
+    "Return a value for people; a table's lines stand below each other."
     if name in ("created", "started", "ended"):
         return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
     if not isinstance(value, dict):
@@ -193,7 +193,7 @@ def _readable(name: str, value: Any) -> str:
 def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #28b0a32a
 @job_app.command()
 def logs(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
@@ -222,12 +222,12 @@ def logs(
 
 
 def _line(event: dict[str, Any]) -> str:
-    "An event for people: `14:03:12 epoch  epoch=3 train_loss=0.41`."
+    "Return an event for people: `14:03:12 epoch  epoch=3 train_loss=0.41`."
     when = datetime.fromisoformat(event["time"]).astimezone().strftime("%H:%M:%S") if "time" in event else ""
     values = " ".join(f"{k}={_short(v)}" for k, v in event.items() if k not in ("time", "event") and v is not None)
     return f"{when} {event['event']:<10} {values}".rstrip()
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #fc2e9663
 @job_app.command()
 def cancel(
     job: Annotated[str, typer.Argument(help="Its id, or the first characters of it")],
@@ -300,7 +300,7 @@ def add(
     params = {**assignments(set_ or []), **({"preset": preset} if preset else {})}
     _show([add_schedule(open_store(), Schedule(name, params, times, labels, drift))])
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #783cbea5
 @schedule_app.command("list")
 def list_schedules(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
@@ -332,12 +332,12 @@ def _show(found: "list[Schedule]") -> None:
                      (s.job or "-")[:8]])
     out.print(rich_table(["schedule", "times (UTC)", "reasons", "training", "next", "last job"], rows))
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #a145ee44
 @schedule_app.command()
 def pause(
     name: Annotated[str, typer.Argument(help="Of the schedule")],
 ) -> None:
-    "Halt a schedule."
+    "Pause a schedule."
     _paused(name, True)
 
 
@@ -345,7 +345,7 @@ def pause(
 def resume(
     name: Annotated[str, typer.Argument(help="Of the schedule")],
 ) -> None:
-    "Let a schedule go on; what was missed while it was halted is not made up for."
+    "Let a schedule go on; times that passed meanwhile are not made up for."
     _paused(name, False)
 
 
@@ -360,7 +360,7 @@ def _paused(name: str, paused: bool) -> None:
 def remove(
     name: Annotated[str, typer.Argument(help="Of the schedule")],
 ) -> None:
-    "Forget a schedule; what it began goes on."
+    "Delete a schedule; a training that it began goes on."
     from lados.jobs import schedule
     from lados.jobs.store import open_store
 
@@ -382,7 +382,7 @@ def proposals() -> None:
         out.print(f"{run.path.name}  [{state}]\n  {p['verdict']}\n  report  {p['report'] or '-'}", highlight=False,
                   markup=False)
 
-
+# %% ../../nbs/cli/05_jobs.ipynb #cdcdc8e5
 @schedule_app.command()
 def propose(
     run: Annotated[str, typer.Argument(help="A run that succeeded (name, path or `latest`)")],

@@ -43,7 +43,7 @@ def list_runs(
 
 
 def _run_row(run: "Run") -> list[str]:
-    "One line of the list; a damaged folder is a line, too."
+    "Return one line of the list; a damaged folder is a line, too."
     from lados.metrics import METRICS, PRIMARY
     from lados.runs.folders import progress
 
@@ -61,11 +61,11 @@ def _run_row(run: "Run") -> list[str]:
     except LadosError as e:
         return [run.path.name, "damaged", "-", "-", "-", e.problem]
 
-
+# %% ../../nbs/cli/03_runs.ipynb #b9f59e09
 def is_main(
     name: str, # of a value in metrics.json, with dots
 ) -> bool:
-    "Whether a value is shown without `--all`: every metric over all classes, F1 by class, and what training cost."
+    "Return True if a value is shown without `--all`: metrics over all classes, F1 by class, cost of training."
     from lados.model import metrics
 
     keys = "|".join(map(re.escape, metrics.METRICS))
@@ -114,7 +114,7 @@ def bench_train(
     rounds: Annotated[int, typer.Option(help="Rounds after the warm-up")] = 3,
     only: Annotated[list[str] | None, typer.Option(help="bare step, lados, timm or stock fastai; repeatable")] = None,
 ) -> None:
-    "Training speed and memory: the bare step, lados, timm's loop and stock fastai, in turns."
+    "Measure training speed and memory: the bare step, lados, timm's loop and stock fastai, in turns."
     from lados.bench import train
     from lados.model.params import make_params
     from lados.core import rich_table
@@ -128,76 +128,10 @@ def bench_train(
     out.print(rich_table(["", "images/s (range)", "of the bare step", "peak memory"], rows,
                          caption=f"{backbone}, {size} px, batch {batch_size}"))
 
-# %% ../../nbs/cli/03_runs.ipynb #cdf65d18
-@bench_app.command("serve")
-def bench_serve(
-    backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
-    size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
-    run: Annotated[str | None, typer.Option(help="An exported run or a bundle instead")] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="Only these engines; repeatable")] = None,
-    connections: Annotated[list[int] | None, typer.Option(help="Clients at once (1, 16, 64); repeatable")] = None,
-    seconds: Annotated[float, typer.Option(help="For each measurement", min=0.5)] = 6.0,
-    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
-                                        help="Files in the folder for `lados predict`; 0: left out")] = 2000,
-    plain: Annotated[bool, typer.Option(help="Beside a plain FastAPI + torch server")] = True,
-    overload: Annotated[bool, typer.Option(help="Three times the sustainable rate, with the last engine")] = True,
-) -> None:
-    "Serving speed: bare engines, requests over HTTP beside a plain server, overload, and a folder of files."
-    from lados.bench import serve as bench
-    from lados.model.bundle import find_bundle
-
-    bundle = find_bundle(bundle_of(run)).resolve() if run else bench.bench_bundle(backbone, size).resolve()
-    could = bench.usable_engines(bundle)
-    if unknown := set(engine or ()) - set(could):
-        raise ConfigError(f"engine '{min(unknown)}' cannot be used here", did_you_mean(min(unknown), could))
-    names = engine or could
-    rates = _bench_http(bundle, names, tuple(connections or (1, 16, 64)), seconds, plain)
-    if overload:
-        _bench_overload(bundle, names[-1], rates[names[-1]], seconds)
-    if images:
-        _bench_folder(bundle, names, images)
-
-
-@bench_app.command("jobs")
-def bench_jobs(
-    backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
-    size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
-    engine: Annotated[str | None, typer.Option(help="One of `lados engines` (default: the last usable one)")] = None,
-    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
-                                        help="In the folder; 0: speed is left out")] = 5000,
-    kills: Annotated[int, typer.Option(help="At random moments; 0: survival is left out", min=0)] = 20,
-    seed: Annotated[int, typer.Option(help="Of victims and moments")] = 0,
-) -> None:
-    "What the queue costs beside `lados predict`, how long small jobs wait, and what is left after random kills."
-    import numpy as np
-
-    from lados.bench import jobs as bench
-    from lados.bench.serve import bench_bundle, usable_engines
-    from lados.core import rich_table
-
-    bundle = bench_bundle(backbone, size).resolve()
-    engine = engine or usable_engines(bundle)[-1]
-    waits = bench.bench_wait(bundle, engine)
-    say("waiting", f"from handing in to the start: median {np.median(waits) * 1e3:.0f} ms, "
-        f"95 % within {np.quantile(waits, 0.95) * 1e3:.0f} ms ({len(waits)} jobs)", "bold")
-    if images:
-        speed = bench.bench_speed(bundle, engine, images)
-        rows = [["`lados predict`", f"{speed.predict:.1f}", "1.00"],
-                ["queue, one worker", f"{speed.queue:.1f}", f"{speed.queue / speed.predict:.2f}"]]
-        if speed.one and speed.two:
-            rows += [["one worker, one core", f"{speed.one:.1f}", "1.00"],
-                     ["two workers, one core each", f"{speed.two:.1f}", f"{speed.two / speed.one:.2f}"]]
-        out.print(rich_table([f"{images} files, {backbone}, {engine}", "images/s", "ratio"], rows))
-    if kills:
-        left = bench.bench_survival(bundle, engine, kills, seed=seed, say=lambda line: err.print(line))
-        told = ", ".join(f"{n} x {kind}" for kind, n in left.kills.items())
-        say("survival", f"killed {told}; {left.seconds:.0f} s; jobs lost {left.lost}, rows or epochs twice "
-            f"{left.duplicated}, missing {left.missing}; attempts {left.attempts}", "bold")
-
-
+# %% ../../nbs/cli/03_runs.ipynb #3ed166df
 def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], seconds: float,
                 plain: bool) -> dict[str, float]:
-    "Print the tables of engines and of HTTP; the best rate of each engine."
+    "Print the tables of engines and of HTTP, and return the best rate of each engine."
     from lados.bench import serve as bench
     from lados.bench.load import LITSERVE, PLAIN
     from lados.core import rich_table
@@ -225,7 +159,7 @@ def _bench_http(bundle: Path, names: list[str], connections: tuple[int, ...], se
                          "CPU ms a request"))
     return rates
 
-
+# %% ../../nbs/cli/03_runs.ipynb #bd661fc2
 def _bench_overload(bundle: Path, name: str, sustainable: float, seconds: float) -> None:
     from lados.bench import serve as bench
 
@@ -246,3 +180,69 @@ def _bench_folder(bundle: Path, names: list[str], images: int) -> None:
         rows.append([name, f"{speed:.1f}", f"{beside:.1f}", f"{speed / beside:.2f}"])
         err.print(f"{name}: folder")
     out.print(rich_table([f"{images} files", "images/s", "bare engine", "ratio"], rows))
+
+# %% ../../nbs/cli/03_runs.ipynb #cdf65d18
+@bench_app.command("serve")
+def bench_serve(
+    backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
+    size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
+    run: Annotated[str | None, typer.Option(help="An exported run or a bundle instead")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help="Only these engines; repeatable")] = None,
+    connections: Annotated[list[int] | None, typer.Option(help="Clients at once (1, 16, 64); repeatable")] = None,
+    seconds: Annotated[float, typer.Option(help="For each measurement", min=0.5)] = 6.0,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
+                                        help="Files in the folder for `lados predict`; 0: left out")] = 2000,
+    plain: Annotated[bool, typer.Option(help="Beside a plain FastAPI + torch server")] = True,
+    overload: Annotated[bool, typer.Option(help="Three times the sustainable rate, with the last engine")] = True,
+) -> None:
+    "Measure serving: bare engines, requests over HTTP beside a plain server, overload, and a folder of files."
+    from lados.bench import serve as bench
+    from lados.model.bundle import find_bundle
+
+    bundle = find_bundle(bundle_of(run)).resolve() if run else bench.bench_bundle(backbone, size).resolve()
+    could = bench.usable_engines(bundle)
+    if unknown := set(engine or ()) - set(could):
+        raise ConfigError(f"engine '{min(unknown)}' cannot be used here", did_you_mean(min(unknown), could))
+    names = engine or could
+    rates = _bench_http(bundle, names, tuple(connections or (1, 16, 64)), seconds, plain)
+    if overload:
+        _bench_overload(bundle, names[-1], rates[names[-1]], seconds)
+    if images:
+        _bench_folder(bundle, names, images)
+
+# %% ../../nbs/cli/03_runs.ipynb #8445b4ef
+@bench_app.command("jobs")
+def bench_jobs(
+    backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
+    size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
+    engine: Annotated[str | None, typer.Option(help="One of `lados engines` (default: the last usable one)")] = None,
+    images: Annotated[int, typer.Option("--images", "--pictures", min=0,
+                                        help="In the folder; 0: speed is left out")] = 5000,
+    kills: Annotated[int, typer.Option(help="At random moments; 0: survival is left out", min=0)] = 20,
+    seed: Annotated[int, typer.Option(help="Of victims and moments")] = 0,
+) -> None:
+    "Measure the queue: its cost beside `lados predict`, how long small jobs wait, what is left after random kills."
+    import numpy as np
+
+    from lados.bench import jobs as bench
+    from lados.bench.serve import bench_bundle, usable_engines
+    from lados.core import rich_table
+
+    bundle = bench_bundle(backbone, size).resolve()
+    engine = engine or usable_engines(bundle)[-1]
+    waits = bench.bench_wait(bundle, engine)
+    say("waiting", f"from handing in to the start: median {np.median(waits) * 1e3:.0f} ms, "
+        f"95 % within {np.quantile(waits, 0.95) * 1e3:.0f} ms ({len(waits)} jobs)", "bold")
+    if images:
+        speed = bench.bench_speed(bundle, engine, images)
+        rows = [["`lados predict`", f"{speed.predict:.1f}", "1.00"],
+                ["queue, one worker", f"{speed.queue:.1f}", f"{speed.queue / speed.predict:.2f}"]]
+        if speed.one and speed.two:
+            rows += [["one worker, one core", f"{speed.one:.1f}", "1.00"],
+                     ["two workers, one core each", f"{speed.two:.1f}", f"{speed.two / speed.one:.2f}"]]
+        out.print(rich_table([f"{images} files, {backbone}, {engine}", "images/s", "ratio"], rows))
+    if kills:
+        left = bench.bench_survival(bundle, engine, kills, seed=seed, say=lambda line: err.print(line))
+        told = ", ".join(f"{n} x {kind}" for kind, n in left.kills.items())
+        say("survival", f"killed {told}; {left.seconds:.0f} s; jobs lost {left.lost}, rows or epochs twice "
+            f"{left.duplicated}, missing {left.missing}; attempts {left.attempts}", "bold")
