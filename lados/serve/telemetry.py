@@ -49,7 +49,7 @@ DRIFT = Gauge("inference_drift_score", "How far the latest images are from the t
               multiprocess_mode="livemostrecent", registry=METRICS)
 PROMOTIONS = Counter("model_promotions_total", "Changes of the served model", ["outcome"], registry=METRICS)
 
-
+# %% ../../nbs/serve/07_telemetry.ipynb #11ff692f
 class Recent:
     "The latest answers, for what a counter cannot tell: shares, confidence, drift."
 
@@ -106,7 +106,7 @@ def count(
     if answer and answer.abstain:
         ABSTENTIONS.labels("unlike_training" if answer.unlike_training else "prediction_set").inc()
 
-
+# %% ../../nbs/serve/07_telemetry.ipynb #1562b91e
 def registry() -> CollectorRegistry:
     "This process's metrics, or in multiprocess mode those of all processes."
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
