@@ -57,7 +57,7 @@ def installation(**variables: str) -> Iterator[Path]: # its folder; `variables` 
             os.environ.update(before)
             settings.cache_clear()
 
-
+# %% ../../nbs/bench/03_jobs.ipynb #4a983092
 @contextlib.contextmanager
 def worker_processes(
     queue: str, # train or predict
@@ -80,7 +80,7 @@ def worker_processes(
             p.wait()
         log.close()
 
-
+# %% ../../nbs/bench/03_jobs.ipynb #0d26026c
 def all_cores() -> str:
     "The cores of this process."
     return ",".join(map(str, sorted(os.sched_getaffinity(0))))
@@ -222,7 +222,7 @@ def _supervised(folder: Path) -> subprocess.Popen:
     with (folder / "supervisor.log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=log, stderr=log, start_new_session=True)
 
-
+# %% ../../nbs/bench/03_jobs.ipynb #21fa5341
 def bench_survival(
     bundle: Path, # a model
     engine: str, # of `ENGINES`
@@ -260,7 +260,7 @@ def bench_survival(
         *trainings, batch = [get_job(open_store(), j.id) for j in jobs]
         return _books(trainings, batch, images, dict(dead), time.perf_counter() - start)
 
-
+# %% ../../nbs/bench/03_jobs.ipynb #43a702cc
 def _books(trainings: list[Job], batch: Job | None, images: int, dead: dict[str, int], seconds: float) -> Survival:
     "What was left: jobs lost, and rows and epochs that came twice or not at all."
     numbers = [(_epochs(job), job.params["epochs"]) for job in trainings]
