@@ -1077,6 +1077,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'lados.model.backbones.autocast': ('model/backbones.html#autocast', 'lados/model/backbones.py'),
                                        'lados.model.backbones.batch_norms': ( 'model/backbones.html#batch_norms',
                                                                               'lados/model/backbones.py'),
+                                       'lados.model.backbones.check_backbone': ( 'model/backbones.html#check_backbone',
+                                                                                 'lados/model/backbones.py'),
                                        'lados.model.backbones.choose_precision': ( 'model/backbones.html#choose_precision',
                                                                                    'lados/model/backbones.py'),
                                        'lados.model.backbones.freeze_statistics': ( 'model/backbones.html#freeze_statistics',

@@ -246,11 +246,20 @@ def _queued(preset: str | None, given: dict[str, Any]) -> None:
 
 
 def _started(preset: str | None, given: dict[str, Any]) -> "Run":
-    "A new run folder with checked parameters."
+    "A new run folder with checked parameters; what cannot be trained on is refused before there is a folder."
+    from lados.data.importers import recognise
+    from lados.data.manifest import is_manifest
     from lados.runs.folders import new_run
     from lados.model.params import plain_params, training_params
 
     params = training_params(preset, given)
+    if not params.data:
+        say("data", "none given (--data): the network learns from drawn images, not from photographs", "yellow", err)
+    elif not is_manifest(Path(params.data)):
+        recognise(params.data)
+    from lados.model.backbones import check_backbone # torch is slow to load
+
+    check_backbone(params.backbone)
     return new_run("train", params.name or params.preset, plain_params(params))
 
 

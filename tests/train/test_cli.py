@@ -122,6 +122,7 @@ def test_unreadable_images_become_rows(lados, place):
     (["predict", "nowhere.csv"], "nowhere.csv"),
     (["predict", "toy", "--run=second"], "no such run"),
     (["train", "--data=x[/b]"], "x[/b]: no such file or folder"),
+    (["train", "--backbone=resnet5o"], "unknown backbone 'resnet5o'"),
     (["train", "--set=lr"], "not a parameter as key=value"),
     (["train", "--set=lr=[1"], "not a parameter as key=value"),
     (["train", "--set=preset=small"], "--preset"),

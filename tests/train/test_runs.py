@@ -218,6 +218,19 @@ def test_a_run_that_fails_says_why_and_keeps_what_there_is(toy_data, home):
     assert "What was asked" in (run.path / "notebook.ipynb").read_text() and (run.path / "report.html").exists()
 
 
+def test_a_kernel_that_another_python_left_behind_is_not_taken(toy_data, home, monkeypatch):
+    left = home / "user" / "kernels" / "python3"
+    left.mkdir(parents=True)
+    (left / "kernel.json").write_text(json.dumps({"argv": [str(home / "gone/bin/python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+                                                  "display_name": "Python 3", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(home / "user"))
+    monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "0") # as in a Python that is no virtual environment
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("run = ''; params = {}")])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nb, home / "empty.ipynb")
+    assert run_notebook(new_run("train", "fresh", params(toy_data, dry_run=True)), home / "empty.ipynb").state == "succeeded"
+
+
 @pytest.mark.parametrize("place", ["below a file", "/proc", "/sys"])
 def test_unwritable_run_folder(home, place):
     (home / "file").write_text("")
