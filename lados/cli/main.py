@@ -57,9 +57,9 @@ def at_home(
     "Return the words with `~` filled in where no shell does it: in `--out=~/answers.csv`."
     return [re.sub(r"^(--[\w-]+=(?:\w+=)?)~(?=/|$)", lambda m: m[1] + str(Path.home()), w) for w in words]
 
-
+# %% ../../nbs/cli/06_main.ipynb #ab0fdc4f
 def main() -> None:
-    "Entry point: runs the command and turns errors of lados into messages."
+    "Run the command, and turn errors of lados into messages: the entry point."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch") # deprecations inside timm
     if parent := os.environ.pop("LADOS_PARENT", None): # `lados up`, say
         follow_parent(int(parent))

@@ -132,7 +132,7 @@ def page_settings(
     run: str | None, # a run's name or path, `latest`, or a bundle; none: as the environment says
     engine: str | None, # a key of `ENGINES`, or auto; none: as the environment says
 ) -> dict[str, str | Path | None]: # settings that differ from the environment
-    "What the options of a page mean; RunError where there is no such run, ConfigError where there is no such engine."
+    "Return the settings that a page's options mean. RunError for an unknown run, ConfigError for an unknown engine."
     changes: dict[str, str | Path | None] = {}
     if run:
         from lados.cli.models import bundle_of
@@ -147,7 +147,7 @@ def page_settings(
         changes["lados_engine"] = engine
     return changes
 
-
+# %% ../../nbs/cli/04_serve.ipynb #3ab8672d
 @app_app.command()
 def classifier(
     port: Annotated[int, typer.Option(help="On this machine", min=1, max=65535)] = 8866,
@@ -188,7 +188,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
     wait: Annotated[float, typer.Option(help="Seconds to look again and again until all is well", min=0)] = 0,
 ) -> None:
-    "Look whether everything is there: API, model, Redis, workers, disks, monitoring. The exit code is 1 if it is not."
+    "Check that everything is there: API, model, Redis, workers, disks, monitoring. The exit code is 1 if it is not."
     from lados.jobs.healthcheck import is_healthy, is_running, run_checks
 
     until = time.monotonic() + wait
@@ -203,7 +203,7 @@ def check(
     if not is_healthy(results):
         raise typer.Exit(1)
 
-
+# %% ../../nbs/cli/04_serve.ipynb #ce05c35f
 _COLOURS = {"up": "green", "down": "bold red", "off": "dim"}
 
 
@@ -223,7 +223,7 @@ def ago(
     since: str, # ISO 8601, UTC
     now: datetime, # in UTC
 ) -> str:
-    "A time in words: `3 min`."
+    "Return the time that has passed in words: `3 min`."
     seconds = (now - datetime.fromisoformat(since)).total_seconds()
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 2 * size:
