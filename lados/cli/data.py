@@ -23,18 +23,18 @@ data_app = typer.Typer(help="Bring a dataset in, look where it comes from, split
 
 
 def _home(folder: Path | None, name: str) -> Path:
-    "The folder for a dataset: the one that is named, or one in LADOS_DATA."
+    "Return the folder for a dataset: the one that is named, or one in LADOS_DATA."
     return folder or settings().lados_data / name
 
 
 def _called(path: Path) -> str:
-    "A dataset's name: that of its folder, since tables tend to be called `labels.csv` or `manifest.csv`."
+    "Return a dataset's name: that of its folder, since tables tend to be called `labels.csv` or `manifest.csv`."
     path = path.resolve()
     return path.parent.name if path.is_file() else path.name
 
 
 def _refuse_another(folder: Path, origin: Path) -> None:
-    "Raise ConfigError where the folder holds the manifest of another dataset."
+    "Raise ConfigError if the folder holds the manifest of another dataset."
     note = folder / "manifest.json"
     if not note.exists():
         return
@@ -42,7 +42,7 @@ def _refuse_another(folder: Path, origin: Path) -> None:
     if there and Path(there).resolve() != origin.resolve():
         raise ConfigError(f"{folder} holds the manifest of another dataset, {there}", "give another folder with --out")
 
-
+# %% ../../nbs/cli/01_data.ipynb #fb7eb3cc
 @data_app.command("import")
 def import_(
     path: Annotated[Path, typer.Argument(help="A COCO export, PNG masks, class folders, or a CSV of file,label")],
@@ -83,7 +83,7 @@ def _warnings(warnings: list[dict], most: int = 10) -> None:
     if len(warnings) > most:
         say(f"{len(warnings) - most} more warnings", "in manifest.json")
 
-
+# %% ../../nbs/cli/01_data.ipynb #f3e8e463
 @data_app.command()
 def download(
     source: Annotated[str, typer.Option(help="roboflow (needs ROBOFLOW_API_KEY) or zenodo")] = "zenodo",
@@ -110,7 +110,7 @@ def synthetic(
     folder = draw(_home(out_, "synthetic"), sources, seed, size)
     out.print(f"{folder}\nnext: lados data import {folder}")
 
-
+# %% ../../nbs/cli/01_data.ipynb #153f8134
 @data_app.command()
 def audit(
     data: Annotated[Path, typer.Argument(help="A manifest, or anything `lados data import` reads")],
@@ -127,7 +127,7 @@ def audit(
 
 
 def _to_audit(data: Path, names_only: bool) -> "Manifest":
-    "The manifest to audit; by names only, tables whose images are elsewhere will do."
+    "Return the manifest to audit; by names only, tables whose images are elsewhere will do."
     from lados.data.manifest import is_manifest, load_manifest
     from lados.data.audit import manifest_of_names
     from lados.data.formats import labelled_tables, listed_names
@@ -140,7 +140,7 @@ def _to_audit(data: Path, names_only: bool) -> "Manifest":
         return manifest_of_names(names, labels, splits)
     return open_manifest(data)
 
-
+# %% ../../nbs/cli/01_data.ipynb #5a0078f9
 @data_app.command()
 def split(
     data: Annotated[Path, typer.Argument(help="A manifest, or anything `lados data import` reads")],
