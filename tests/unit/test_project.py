@@ -466,6 +466,13 @@ def test_every_command_that_is_shown_exists(name):
         assert {w.split("=")[0] for w in rest if w.startswith("--")} <= options, " ".join(words)
 
 
+def test_the_records_of_the_how_to_page_can_be_made():
+    text = (ROOT / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert len(blocks) == 5
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True, cwd=ROOT)
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "papermill_runs/README.md"])
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
