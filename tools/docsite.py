@@ -324,8 +324,7 @@ class Page:
             if kind in data:
                 name = f"{Path(self.page).stem}-{len(self.figures)}.{kind[6:]}"
                 self.figures[f"{posixpath.dirname(self.page)}/{name}"] = base64.b64decode(data[kind])
-                alt = o.get("metadata", {}).get(kind, {}).get("alt") or "Figure"
-                return f"![{html.escape(alt)}]({name}){{ loading=lazy .figure }}"
+                return f"![{html.escape(description(self.figures[f'{posixpath.dirname(self.page)}/{name}']))}]({name}){{ loading=lazy .figure }}"
         if "text/markdown" in data:
             return f"<div class=\"output\" markdown>\n\n{data['text/markdown']}\n\n</div>"
         if "text/html" in data and "<script" not in data["text/html"]:
@@ -337,6 +336,13 @@ class Page:
         text = re.sub(r"\x1b\[[0-9;]*m", "", data["text/plain"]).rstrip()
         fence = "````" if "```" in text else "```"
         return f"{fence} {{ .text .output }}\n{text}\n{fence}"
+
+
+def description(figure: bytes) -> str:
+    "What a figure's file says that it shows."
+    from PIL import Image
+
+    return re.sub(r"[\[\]\s]+", " ", Image.open(io.BytesIO(figure)).info.get("Description", "")).strip() or "Figure"
 
 
 def without_imports(source: str) -> str:

@@ -31,8 +31,9 @@ IMAGES = ("image/png", "image/jpeg")
 SHOWN = ("text/markdown", "text/html", "image/svg+xml", *IMAGES, "text/plain")
 MACHINE = re.compile(r"(?<![\w.])/(?:home|root|work|Users|var/folders)/|(?<![\w./])/tmp/|site-packages|/envs/")
 # what changes at each run: identifiers, moments, durations, speeds, sizes of processes
-VARIES = re.compile(r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b[0-9a-f]{8,}\b|\d+ [A-Z][a-z][a-z]\b|\d+-\d\d-\d\d[T ]?|\d+:\d\d(?::\d\d)?(?:\.\d+)?"
-                    r"|\d[\d.,]*(?:e-?\d+)?\s?(?:ns|[µum]?s|sec\w*|min\w*|h|x|[kMG]i?B|%|(?:\w+ )?(?:/s|a second))(?!\w)")
+VARIES = re.compile(r"b'[^']*\\\\x[^']*'|"
+                    r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b[0-9a-f]{8,}\b|\d+ [A-Z][a-z][a-z]\b|\d+-\d\d-\d\d[T ]?|\d+:\d\d(?::\d\d)?(?:\.\d+)?"
+                    r"|\d[\d.,]*(?:e-?\d+)?\s?(?:ns|[µum]?s|sec\w*|min\w*|h|x|[kMG]i?B|(?:\w+ )?(?:/s|a second))(?!\w)")
 HEADER = """# Notebooks that do not yet keep a rule of tools/outputs.py, and by how much. `make outputs` shortens this list; nothing may lengthen it.
 #   examples  example cells that are missing for one to each exported cell, imports aside
 #   long      exported cells of more than 40 lines
@@ -88,17 +89,20 @@ def plain(text: str, home: str) -> str:
     return re.sub(r"127\.0\.0\.1:(?:3[2-9]|[45]\d|6[0-5])\d{3}\b", "127.0.0.1:8000", text)
 
 
-def small(data: str, kind: str) -> str:
-    """A base64 figure that is small enough: without its metadata, then with a palette, then with fewer pixels."""
+def small(data: str, kind: str, alt: str) -> str:
+    """A base64 figure that is small enough: only its description beside the pixels, then with a palette, then fewer pixels."""
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
-    image = Image.open(io.BytesIO(base64.b64decode(data)))
+    image, note = Image.open(io.BytesIO(base64.b64decode(data))), PngInfo()
+    if said := alt or image.info.get("Description", ""):
+        note.add_itxt("Description", said)
     image = image.convert("RGB") if kind == "JPEG" or image.mode not in ("L", "P") else image
     tries = [image] + ([image.quantize(256, dither=Image.Dither.NONE)] if kind == "PNG" else [])
     while True:
         for candidate in tries:
             out = io.BytesIO()
-            candidate.save(out, kind, optimize=True)
+            candidate.save(out, kind, optimize=True, **({"pnginfo": note} if kind == "PNG" else {}))
             if out.tell() <= IMAGE_KB * 1000:
                 return base64.b64encode(out.getvalue()).decode()
         image = image.resize([round(n * 0.85) for n in image.size], Image.Resampling.LANCZOS)
@@ -120,17 +124,19 @@ def normal(outputs: list[dict], home: str) -> list[dict]:
         data = {k: o["data"][k] for k in SHOWN if k in o["data"]}
         if not data or "application/vnd.jupyter.widget-view+json" in o["data"]:
             continue
-        data = {k: small(v, k[6:].upper()) if k in IMAGES else plain(v, home).splitlines(keepends=True) for k, v in data.items()}
+        alt = {k: m.get("alt", "") for k, m in o.get("metadata", {}).items() if k in IMAGES} # nbdev-clean would drop it: into the file
+        data = {k: small(v, k[6:].upper(), alt.get(k, "")) if k in IMAGES else plain(v, home).splitlines(keepends=True) for k, v in data.items()}
         if re.match(r"<pre style=.white-space:pre", "".join(data.get("text/html", ""))): # rich's table, of which the text is enough
             del data["text/html"]
         if not "".join("".join(v) for v in data.values()).strip():
             continue # a bar that is gone
-        alt = {k: {"alt": m["alt"]} for k, m in o.get("metadata", {}).items() if k in data and m.get("alt")}
-        kept.append({"data": data, "metadata": alt, "output_type": o["output_type"]} | (
+        kept.append({"data": data, "metadata": {}, "output_type": o["output_type"]} | (
             {"execution_count": None} if o["output_type"] == "execute_result" else {}))
     for o in kept:
         if o["output_type"] == "stream":
-            o["text"] = plain(o["text"], home).splitlines(keepends=True)
+            lines = plain(o["text"], home).splitlines(keepends=True)
+            logged = [line for line in lines if line.startswith('{"@timestamp"')]
+            o["text"] = [line for line in lines if line not in logged] if len(logged) > 3 else lines # a service that talks in between
     return kept
 
 
