@@ -313,7 +313,7 @@ class Page:
         if all(isinstance(n, ast.Import | ast.ImportFrom) or ast.unparse(n).startswith("if TYPE_CHECKING") for n in tree.body):
             return ""
         names = public(tree)
-        if not names: # constants, or what only this module uses
+        if not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in tree.body): # constants
             return f"```python\n{without_imports(source)}\n```"
         source = f"<details class=\"source\" data-search-exclude markdown>\n<summary>Source</summary>\n\n```python\n{source}\n```\n\n</details>"
         return "\n".join(documented(n, notes, self.page) for n in names) + f"\n{source}"
