@@ -97,15 +97,6 @@ def test_doors_that_stay_shut(level):
         assert "lados.model.train" not in reached
 
 
-def test_the_check_sees_a_wrong_import(tmp_path):
-    "Relative, absolute and inner imports are all seen."
-    m = MODULES["lados.core"]
-    for text in ("from .model import train", "import lados.model.train", "def f():\n    from .model.train import train"):
-        m2 = object.__new__(Module)
-        m2.__dict__ = {**m.__dict__, "tree": ast.parse(text)}
-        assert "lados.model.train" in m2.house()
-
-
 BLOCKED = """if True:
     import importlib, sys
     class NotInstalled:
