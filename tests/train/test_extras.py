@@ -109,5 +109,5 @@ def test_lados_works_with_one_extra_alone(extra, tmp_path, environment):
     assert all(f"lados.{name} needs the package" in text and "pip install 'lados[" in text for name, text in said.items())
 
 
-def test_what_is_installed_for_tests_covers_every_extra():
-    assert set(MODULES) == set(extras()) - {"lab", "dev", "all"}
+def test_every_extra_that_brings_modules_is_tried():
+    assert set(extras()) - set(MODULES) <= {"lab", "dev", "docs", "geo", "all"} # tools, and a package that is asked for by name

@@ -232,6 +232,20 @@ def test_half_precision_on_a_cpu(data):
     assert all(v.dtype != torch.bfloat16 for v in trained.net.state_dict().values())
 
 
+def test_a_scaled_loss_makes_the_same_steps(data):
+    "Scaled, clipped and unscaled by powers of two: to the bit what is learned without."
+    ends = []
+    for scaler in (torch.amp.GradScaler("cpu", enabled=False), torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=3)):
+        params = tiny(precision="bf16", clip=0.5, accumulate=2, batch_size=4)
+        net = start_network(params)
+        place, prep = learner.choose_placement(params, net), preprocessing(net, 32)
+        batches = [training_batches(data, params, prep, place.device) for _ in range(2)]
+        cbs = [callbacks.SeedEpochs(0), callbacks.RateSchedule(params)]
+        learner.make_learner(place.put(net), learner.make_dataloaders(data, *batches), params, place, cbs, scaler=scaler).fit(2)
+        ends.append(weights(net))
+    assert same(*ends) and scaler.get_scale() > 1024
+
+
 def test_automatic_batch_size_is_settled_once(data, tmp_path, monkeypatch):
     params = tiny(batch_size="auto", epochs=3)
     stop_after(monkeypatch, 0)
