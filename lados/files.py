@@ -97,6 +97,11 @@ def write_json(
     return atomic_write(path, to_json(obj) + "\n")
 
 
+def _decoded(data: bytes) -> str:
+    "A file's text without the mark that some editors put in front; UTF-16 where that mark says so."
+    return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+
+
 def read_json(
     path: str | Path,
     what: str = "JSON file", # what the file is, for the error message
@@ -105,7 +110,7 @@ def read_json(
 ) -> Any:
     "Read a JSON file; a missing or broken one raises `error` and says where it breaks."
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), object_hook=hook)
+        return json.loads(_decoded(Path(path).read_bytes()), object_hook=hook)
     except FileNotFoundError:
         raise error(f"{path}: no such {what}", "check the path") from None
     except OSError as e:

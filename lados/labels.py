@@ -9,6 +9,7 @@ __all__ = ['PALETTE', 'LADOS', 'CLASSES', 'COLOURS', 'LABEL_SET_FILES', 'POLICIE
 
 # %% ../nbs/03_labels.ipynb #0d68c819
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -27,7 +28,8 @@ def class_key(
     name: str, # as an export writes it: `oil-platform`, `Kelp Forest`
 ) -> str: # `oil_platform`, `kelp_forest`
     "The spelling under which names of classes are compared and kept."
-    return name.strip().lower().replace("-", "_").replace(" ", "_")
+    plain = unicodedata.normalize("NFKC", name).replace("\u200b", "").replace("\ufeff", "")
+    return re.sub(r"[\s-]+", "_", plain.strip().lower())
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,7 @@ def read_label_set(
     if str(path) == "lados":
         return LADOS
     try:
-        return label_set_from(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}, str(path))
+        return label_set_from(yaml.safe_load(Path(path).read_text(encoding="utf-8-sig")) or {}, str(path))
     except OSError as e:
         raise ConfigError(f"{path}: cannot be read ({e.strerror})", "give a YAML file, or lados") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:

@@ -123,8 +123,13 @@ def certify_only(bundle, *engines):
 
 def encoded(pixels, fmt="PNG", **options) -> bytes:
     "An image file of an array or a Pillow image."
-    buffer = io.BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(buffer, fmt, **options)
+    buffer, im = io.BytesIO(), pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    if fmt == "HEIC":
+        import pillow_heif
+
+        pillow_heif.from_pillow(im).save(buffer, **options)
+    else:
+        im.save(buffer, fmt, **options)
     return buffer.getvalue()
 
 

@@ -133,7 +133,7 @@ class JobSpeed:
 PREDICT = """
 import sys, time
 from pathlib import Path
-from lados.data.annotations import images_in
+from lados.data.walk import images_in
 from lados.data.formats import write_table
 from lados.serve.predictor import Predictor
 from lados.serve.table import classify

@@ -33,7 +33,7 @@ def sample_jpegs(
     side: int = 640, # pixels
 ) -> list[bytes]:
     "Images of the drawn sample as JPEGs of LADOS's size."
-    from lados.data.annotations import images_in
+    from lados.data.walk import images_in
     from lados.synthetic.sample import synthetic
 
     files = images_in(synthetic(settings().lados_home / "bench" / "sample", sources=60), deep=True)[:count]

@@ -66,6 +66,7 @@ def import_(
     if manifest.label_set != LADOS:
         say("label set", ", ".join(manifest.label_set.names))
     _counts(manifest.counts())
+    _files(manifest.meta.get("files", {}))
     _warnings(manifest.meta.get("warnings", []))
 
 
@@ -76,12 +77,29 @@ def _counts(counts: dict[str, dict[str, int]]) -> None:
             for split, by_class in counts.items()]
     out.print(rich_table(["split", *next(iter(counts.values())), "all"], rows))
 
+# %% ../../nbs/cli/01_data.ipynb #01b538e3
+def _files(files: dict) -> None:
+    "Say what became of every file."
+    from lados.data.walk import reasons_text
 
-def _warnings(warnings: list[dict], most: int = 10) -> None:
-    for w in warnings[:most]:
-        say("warning", w["message"] if isinstance(w, dict) else w)
-    if len(warnings) > most:
-        say(f"{len(warnings) - most} more warnings", "in manifest.json")
+    if files:
+        parts = {"read": "images read", "annotations": "with their annotations",
+                 "left_out": "left out, see the warnings", "left_aside": "left aside"}
+        told = ", ".join(f"{files[k]} {words}" for k, words in parts.items() if files[k])
+        say("files", f"{files['total']}: {told}{': ' * bool(files['aside'])}{reasons_text(files['aside'])}")
+
+
+def _warnings(warnings: list[dict], most: int = 3) -> None:
+    "Show a few warnings of each kind, with the file, and how many more there are."
+    kinds: dict[str, list[dict]] = {}
+    for w in warnings:
+        kinds.setdefault(w["kind"], []).append(w)
+    for kind, alike in kinds.items():
+        for w in alike[:most]:
+            name = Path(w["file"]).name
+            say("warning", w["message"] if name in w["message"] else f"{name}: {w['message']}")
+        if len(alike) > most:
+            say(f"{len(alike) - most} more", f"of the kind {kind}, in manifest.json")
 
 # %% ../../nbs/cli/01_data.ipynb #f3e8e463
 @data_app.command()

@@ -139,27 +139,31 @@ def images(
     name: str, # an image, a folder, a pattern, or a CSV
 ) -> list[Path]:
     "The image files that one argument names; a missing file is kept, to become a row with an error."
-    from lados.data.annotations import images_in
+    from lados.data.formats import listed_files
+    from lados.data.walk import NameMatcher
 
     path = Path(name)
     if path.is_dir():
-        return images_in(path, deep=True)
+        return _below(path)
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _listed(path)
+        return listed_files(path)
     pattern = glob.has_magic(name) and not path.exists() # an image may well be called img[1].jpg
-    matches = glob.glob(name, recursive=True) if pattern else []  # noqa: PTH207 (absolute patterns)
-    return sorted(p for p in map(Path, matches) if p.is_file()) or [path]
+    matches = map(Path, glob.glob(name, recursive=True) if pattern else []) # noqa: PTH207 (absolute patterns)
+    if found := [f for p in sorted(matches) for f in (_below(p) if p.is_dir() and "**" not in name else [p])]:
+        return [f for f in dict.fromkeys(found) if not f.is_dir()]
+    same = NameMatcher([path.parent]).find(path.name) if path.parent.is_dir() and not os.path.lexists(path) else None
+    return [same if same and same.parent == path.parent else path]
 
 
-def _listed(path: Path) -> list[Path]:
-    "Files named by a table, relative to it."
-    from lados.data.formats import FILE_COLUMNS, read_rows
+def _below(folder: Path) -> list[Path]:
+    "The images of a folder, and what is refused; a line tells of the rest."
+    from lados.data.walk import ASIDE, REFUSED, grouped_reasons, reasons_text, walk
 
-    rows = [row for _, row in read_rows(path)]
-    column = next((c for c in FILE_COLUMNS if rows and c in rows[0]), None)
-    if column is None:
-        raise DataError(f"{path}: no column of files", f"name it one of {', '.join(FILE_COLUMNS)}")
-    return [path.parent / r[column] for r in rows if r[column]]
+    listing = walk(folder)
+    if aside := listing.having(ASIDE):
+        groups = grouped_reasons((str(f.path.relative_to(folder)), f.reason) for f in aside)
+        say("left aside", f"{len(aside)} of {len(listing.files)} files below {folder}: {reasons_text(groups)}", to=err)
+    return sorted([*listing.images, *(f.path for f in listing.having(REFUSED))])
 
 
 def show_answers(

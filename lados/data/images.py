@@ -25,7 +25,7 @@ from PIL import (
 )
 
 from ..core import ConfigError, ImageError, ImageTooLarge, NotAnImage, did_you_mean, settings
-from ..rasters import FILL, RasterImage, ValueRange, empty_share, nodata_value, open_tiff, valid_pixels
+from ..rasters import FILL, RasterImage, ValueRange, empty_share, nodata_value, open_tiff, tiff_tags, valid_pixels
 
 # %% ../../nbs/data/00_images.ipynb #b1759ad8
 @dataclass(frozen=True)
@@ -107,6 +107,9 @@ def _is_deep(im: Image.Image) -> bool:
 
 # %% ../../nbs/data/00_images.ipynb #481e011a
 _AGAIN = "copy or download it again, or leave it out"
+_RAW_TIFF = (".dng", ".cr2", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".pef", ".srw", ".3fr", ".fff", ".iiq", ".erf",
+             ".mef", ".gpr", ".dcr", ".k25", ".kdc", ".mos", ".rwl") # of cameras; TIFFs that begin with a thumbnail
+_DEVELOP = "develop it to JPEG or TIFF, or take the JPEG that the camera wrote beside it"
 
 
 def _tail(f: IO[bytes], most: int) -> bytes:
@@ -147,6 +150,27 @@ def _open_bmp(f: IO[bytes]) -> Image.Image:
     return im
 
 
+def _open_tiff(f: IO[bytes]) -> Image.Image:
+    "A TIFF that holds an image, and is not a camera's raw file, which begins with a thumbnail."
+    canon = f.read(12)[8:11] == b"CR\x02"
+    f.seek(0)
+    tags = tiff_tags(f)
+    thumbnail = 330 in tags and int(tags.get(254, 0) or 0) & 1 # further pages below, and the first a reduced one
+    if canon or thumbnail or 50706 in tags or Path(str(getattr(f, "name", ""))).suffix.lower() in _RAW_TIFF:
+        raise NotAnImage("a raw photograph is not read", _DEVELOP)
+    f.seek(0)
+    return open_tiff(f)
+
+
+def _open_heif(f: IO[bytes]) -> Image.Image:
+    "A HEIC or HEIF, which phones write; the thumbnails in it are never taken for it."
+    from pillow_heif import HeifImageFile
+
+    im = HeifImageFile(f, "")
+    im.draft = lambda mode, size: None
+    return im
+
+
 def reader(
     plugin: type[ImageFile.ImageFile], # a class of Pillow
 ) -> Callable[[IO[bytes]], Image.Image]:
@@ -160,19 +184,24 @@ for _format in (
     ImageFormat("PNG", rb"\x89PNG\r\n\x1a\n", (".png", ".apng"), "image/png", reader(PngImagePlugin.PngImageFile)),
     ImageFormat("WEBP", rb"RIFF....WEBP", (".webp",), "image/webp", reader(WebPImagePlugin.WebPImageFile), _webp_ends,
                 per_pixel(12)),
-    ImageFormat("TIFF", rb"II[*+]\x00|MM\x00[*+]", (".tif", ".tiff"), "image/tiff", open_tiff,
+    ImageFormat("TIFF", rb"II[*+]\x00|MM\x00[*+]", (".tif", ".tiff"), "image/tiff", _open_tiff,
                 memory=_strip_bytes, upright=True),
     ImageFormat("BMP", rb"BM", (".bmp", ".dib"), "image/bmp", _open_bmp),
     ImageFormat("GIF", rb"GIF8[79]a", (".gif",), "image/gif", reader(GifImagePlugin.GifImageFile)),
     ImageFormat("JPEG2000", rb"\xff\x4f\xff\x51|\x00\x00\x00\x0cjP  \r\n\x87\n",
                 (".jp2", ".j2k", ".jpx", ".jpf", ".j2c", ".jpc"), "image/jp2",
                 reader(Jpeg2KImagePlugin.Jpeg2KImageFile), memory=per_pixel(21)),
-    ImageFormat("AVIF", rb"....ftypavi[fs]", (".avif", ".avifs"), "image/avif", reader(AvifImagePlugin.AvifImageFile),
-                memory=per_pixel(10)),
+    ImageFormat("AVIF", rb"....ftyp(avi[fs]|(mif|msf)1.{4,12}avi[fs])", (".avif", ".avifs"), "image/avif",
+                reader(AvifImagePlugin.AvifImageFile), memory=per_pixel(10)),
+    ImageFormat("HEIC", rb"....ftyp(hei[cxms]|hev[cxms]|mif[12]|msf1)", (".heic", ".heif", ".hif", ".heics", ".heifs"),
+                "image/heic", _open_heif, memory=per_pixel(10), upright=True),
 ):
     register_format(_format)
 
-_FOREIGN = {"HEIC": rb"....ftyp(hei|hev|mif|msf)", "PDF": rb"%PDF", "SVG or web page": rb"\s*<"} # often met
+_FOREIGN = {"PDF": rb"%PDF", "SVG or web page": rb"\s*<", "JPEG XL": rb"\xff\x0a|\x00\x00\x00\x0cJXL ",
+            "a pointer of Git LFS: run git lfs pull": rb"version https://git-lfs", "a Photoshop file": rb"8BPS",
+            "a raw photograph": rb"FUJIFILMCCD-RAW|....ftypcrx|II(RO|RS|U\x00)|MMOR|FOVb|\x00MRM|II\x1a\x00{3}HEAPCCDR",
+            "a film": rb"....ftyp(isom|iso2|mp4|M4V|qt  |avc1|3gp)|\x1aE\xdf\xa3|RIFF....AVI "} # often met
 
 # %% ../../nbs/data/00_images.ipynb #be92256a
 @contextmanager
@@ -184,7 +213,10 @@ def _stream(source: str | Path | bytes, name: str) -> Iterator[IO[bytes]]:
     try:
         f = Path(source).open("rb") # noqa: SIM115
     except OSError as e:
-        raise ImageError(f"{name}: cannot be opened ({e.strerror})", "check the path and its permissions") from None
+        path = Path(source)
+        gone = path.is_symlink() and not path.exists()
+        why = f"a link to {path.readlink()}, which is not there" if gone else e.strerror
+        raise ImageError(f"{name}: cannot be opened ({why})", "check the path and its permissions") from None
     with f:
         yield f
 

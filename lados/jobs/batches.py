@@ -27,9 +27,9 @@ from fsspec.core import url_to_fs
 
 from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
 from ..files import disk_room, hold_lock, locked, read_json, sweep_folders, write_json
-from ..data.annotations import images_in
 from ..data.archives import ArchiveBomb, unpack_images
 from ..data.images import image_suffixes, named_as_image
+from ..data.walk import ASIDE, IMAGE, REFUSED, WalkedFile, add_reason, judge_name, walk
 
 # %% ../../nbs/jobs/03_batches.ipynb #07f85fcb
 def _local(where: str) -> str | None:
@@ -90,31 +90,36 @@ class ImageReference:
 def references(
     where: str, # a folder, an image, a zip, or a URL
     trusted: bool = False, # links may lead anywhere
+    aside: dict[str, dict] | None = None, # gets what is left aside, by reason, as `grouped_reasons` has it
 ) -> list[ImageReference]: # at least one
     "The images of a folder, zip or URL, sorted by name. DataError where there are none, or it cannot be read."
-    path = _local(where)
+    path, aside = _local(where), {} if aside is None else aside
     try:
-        images = list(_remote(where) if path is None else _below(Path(path).resolve(), None if trusted else _roots()))
+        images = list(_remote(where, aside) if path is None else
+                      _below(Path(path).resolve(), None if trusted else _roots(), aside))
     except (OSError, ValueError) as e:
         raise DataError(f"{where}: cannot be read ({getattr(e, 'strerror', None) or e})", "check the path") from None
     if not images:
         raise DataError(f"{where}: no images in it", f"images end in {', '.join(image_suffixes())}")
     return images
 
-
-def _below(where: Path, roots: list[Path] | None) -> Iterator[ImageReference]:
-    "Images of a folder; an image or a zip is itself one."
+# %% ../../nbs/jobs/03_batches.ipynb #7becc321
+def _below(where: Path, roots: list[Path] | None, aside: dict[str, dict]) -> Iterator[ImageReference]:
+    "Images of a folder, and what is refused; an image or a zip is itself one."
     one = where.is_file() and (named_as_image(where) or where.suffix.lower() == ".zip")
     if not one and not where.is_dir():
         raise DataError(f"{where}: no folder, image or zip", "check the path, as the server sees it")
-    for p in [where] if one else images_in(where, deep=True):
-        real, name = p.resolve(), os.fsencode(where.name if one else p.relative_to(where)).decode("utf-8", "replace")
-        out = roots is not None and not any(real.is_relative_to(r) for r in roots)
-        if out:
-            yield ImageReference(name, "", "a link out of what jobs may read")
+    inside = lambda real: roots is None or any(real.is_relative_to(r) for r in roots) # noqa: E731
+    files = [WalkedFile(where, IMAGE)] if one else walk(where, may_enter=inside).files
+    for f in files:
+        name = os.fsencode(where.name if one else f.path.relative_to(where)).decode("utf-8", "replace")
+        if f.verdict == ASIDE:
+            add_reason(aside, name, f.reason)
+        elif f.verdict == REFUSED or not inside(f.path.resolve()):
+            yield ImageReference(name, "", f.reason or "a link out of what jobs may read")
         else:
-            s = real.stat()
-            yield ImageReference(name, str(real), "", f"{real} {s.st_size} {s.st_mtime_ns}")
+            s = f.path.stat()
+            yield ImageReference(name, str(f.path.resolve()), "", f"{f.path.resolve()} {s.st_size} {s.st_mtime_ns}")
 
 # %% ../../nbs/jobs/03_batches.ipynb #1fa95680
 @contextmanager
@@ -134,16 +139,21 @@ def _open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     return url_to_fs(url)
 
 
-def _remote(url: str) -> Iterator[ImageReference]:
+def _remote(url: str, aside: dict[str, dict]) -> Iterator[ImageReference]:
     with _reading(url, DataError):
         fs, root = _open_filesystem(url)
         entries: dict[str, Any] = fs.find(root, detail=True)
     top = root.rstrip("/")
     for path in sorted(entries):
         # a web page may list links to elsewhere
-        if named_as_image(path) and (path == root or path.startswith(f"{top}/")):
-            there = fs.unstrip_protocol(path)
-            yield ImageReference(path.removeprefix(f"{top}/"), there, "", f"{there} {_mark(entries[path])}")
+        if path.endswith("/") or not (path == root or path.startswith(f"{top}/")):
+            continue
+        there, name = fs.unstrip_protocol(path), path.removeprefix(f"{top}/")
+        verdict, reason = judge_name(name if path != root else name.rpartition("/")[2])
+        if verdict == ASIDE:
+            add_reason(aside, name, reason)
+        else:
+            yield ImageReference(name, there if verdict == IMAGE else "", reason, f"{there} {_mark(entries[path])}")
 
 
 def _mark(info: dict[str, Any]) -> str:
@@ -216,6 +226,7 @@ class Incoming:
         self.folder, self.lock, self.guard, self.over = folder, lock, threading.RLock(), False
         self.numbers, self.images, self.bytes, self.key = count(), 0, 0, hashlib.sha256()
         self.current: _File | None = None
+        self.aside: dict[str, dict] = {} # files that are left aside, by reason
         self.arrived = (folder / "arrived.jsonl").open("w")
 
     def file(
@@ -246,7 +257,7 @@ class Incoming:
         trusted: bool = False, # whoever asks may read anything that this process may
     ) -> None:
         "Add images without copying them. ConfigError where it is not allowed, DataError where there are none."
-        for r in references(where if trusted else check_allowed(where), trusted):
+        for r in references(where if trusted else check_allowed(where), trusted, self.aside):
             with self._writing():
                 self._end()
                 self._count()
@@ -369,7 +380,7 @@ class Batch(Incoming):
         if not good:
             raise DataError(f"no images in the batch{why}", "send images, or a zip of them")
         return {"images": self.images, "key": self.key.hexdigest(), "left_out": self.images - good,
-                "offsets": offsets}
+                "left_aside": sum(g["files"] for g in self.aside.values()), "aside": self.aside, "offsets": offsets}
 
     def _rows(self) -> Iterator[dict[str, str]]:
         with (self.folder / "arrived.jsonl").open() as f:
@@ -384,7 +395,7 @@ class Batch(Incoming):
         try:
             most = MAX_IMAGES - self.images
             for m in unpack_images(archive, row["name"], self._new, int(s.max_upload_size_mb * 1e6), most,
-                            MAX_LIST_BYTES, s.max_batch_mb * 1e6 - self.bytes):
+                            MAX_LIST_BYTES, s.max_batch_mb * 1e6 - self.bytes, self.aside):
                 self._count()
                 self.bytes += m.path.stat().st_size if m.path else 0
                 path = m.path.relative_to(self.folder).as_posix() if m.path else ""

@@ -23,6 +23,7 @@ from lados.core import (
 )
 from ..files import read_record, sha256_text, to_json, write_json
 from ..data.formats import write_table
+from ..data.walk import reasons_text
 from ..runs.execution import GRACE, run_notebook
 from ..runs.folders import Run, advance_progress, new_run, progress
 from ..model.bundle import find_bundle, locate_model
@@ -377,7 +378,8 @@ def _prepare_batch(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     if not folder.exists():
         _seal(params.get("sources") or [], folder, params.get("trusted", True))
     batch = read_record(folder / "batch.json")
-    return {"bundle": str(bundle), "engine": params.get("engine") or "auto", "images": batch["images"],
+    aside = {"left_aside": batch["left_aside"]} if batch.get("left_aside") else {}
+    return {"bundle": str(bundle), "engine": params.get("engine") or "auto", "images": batch["images"], **aside,
             "chunk": settings().job_chunk, "format": "csv", "content": batch["key"]}
 
 
@@ -415,17 +417,24 @@ def _batch_table(job: Job, format: str) -> Path:
     return target if target.exists() or not source.exists() else write_table(pd.read_parquet(source), target)
 
 
+def _beside(params: dict[str, Any]) -> str:
+    return f", {params['left_aside']} other files left aside" if params.get("left_aside") else ""
+
+
 def _unread(job: Job) -> str:
     errors = pd.read_parquet(job_folder(job.id) / "results.parquet", columns=["error"])["error"]
     bad = int((errors != "").sum())
-    return f"{bad} of {len(errors)} images could not be read; the table says why" if bad else ""
+    told = [f"{bad} of {len(errors)} images could not be read; the table says why"] if bad else []
+    if aside := read_record(job_folder(job.id) / "batch.json").get("aside"):
+        told.append(f"left aside: {reasons_text(aside)}")
+    return "; ".join(told)
 
 
 _TABLES = {"csv": "text/csv", "json": "application/json", "parquet": "application/vnd.apache.parquet"}
 JOB_KINDS["predict"] = JobKind(
     "a batch of images", PREDICT, "images", run_prediction, _prepare_batch, _admit_batch,
-    title=lambda params: f"{params['images']} images", cut=_cut_batch, results=_TABLES, result=_batch_table,
-    remark=_unread, paths="sources", keeps_folder=True)
+    title=lambda params: f"{params['images']} images{_beside(params)}", cut=_cut_batch, results=_TABLES,
+    result=_batch_table, remark=_unread, paths="sources", keeps_folder=True)
 
 # %% ../../nbs/jobs/05_tasks.ipynb #513d066f
 def _say(what: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -21,6 +21,7 @@ from ..core import DataError, LadosError, settings
 from ..files import sha256_file
 from ..labels import LADOS, label_set_from
 from ..data.archives import unpack_images
+from ..data.walk import reasons_text
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from .corrections import Corrections
 from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, preview, upload_limits
@@ -135,14 +136,17 @@ class CardBoard:
 
     def _unpack(self, key: str, upload: BrowserUpload, round_: int) -> None:
         try:
-            limit = upload_limits()["image"]
-            for i, m in enumerate(unpack_images(upload.path, upload.name, self.files.new, limit, max(1, self.room))):
+            limit, aside = upload_limits()["image"], {}
+            members = unpack_images(upload.path, upload.name, self.files.new, limit, max(1, self.room), aside=aside)
+            for i, m in enumerate(members):
                 if round_ != self.round:
                     return
                 if m.path:
                     self._add(Card(f"{key}/{i}", m.name, m.path))
                 else:
                     self._refused(f"{key}/{i}", m.name, DataError(m.error))
+            if aside:
+                self.say(f"{upload.name}: left aside: {reasons_text(aside)}")
         except Exception as e:
             self._refused(f"{key}/", upload.name, LadosError(*error_text(e).values()))
         finally:

@@ -9,7 +9,7 @@ from PIL import Image, PpmImagePlugin
 from serving import START, encoded, make_run, serving
 
 from lados.core import ImageError
-from lados.data.annotations import images_in, inspect_image
+from lados.data.annotations import inspect_image
 from lados.data.archives import unpack_images
 from lados.data.cache import build_cache
 from lados.data.images import (
@@ -25,6 +25,7 @@ from lados.data.images import (
 from lados.data.importers import import_dataset
 from lados.data.manifest import source_stem
 from lados.data.phash import hash_images, image_hash
+from lados.data.walk import images_in
 from lados.ui.uploads import upload_limits
 
 PORTABLE = ImageFormat("PPM", rb"P[56]\s", (".ppm", ".pgm"), "image/x-portable-pixmap", reader(PpmImagePlugin.PpmImageFile))
