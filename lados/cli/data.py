@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..core import ConfigError, settings
-from ..files import read_json
+from ..files import check_place, read_json
 from .console import out, say
 
 if TYPE_CHECKING:
@@ -138,8 +138,9 @@ def audit(
     "Find which held-out images training knows, and by what."
     from lados.data.audit import audit as look
 
+    place = check_place(out_ or settings().lados_data / "audit" / _called(data), folder=True)
     result = look(_to_audit(data, names_only), hashes=not names_only)
-    folder = result.save(out_ or settings().lados_data / "audit" / _called(data))
+    folder = result.save(place)
     out.print(result.table())
     out.print(f"written to {folder}")
 
@@ -171,6 +172,8 @@ def split(
     "Share images out so that no source photograph is in two splits."
     from lados.model.datamodule import audit_and_split, open_manifest
 
+    check_place(out_, folder=True)
     opened = audit_and_split(open_manifest(data), how, fractions, seed, look)
+    saved = opened.manifest.save(out_)
     out.print(opened.report.table())
-    out.print(f"written to {opened.manifest.save(out_)}")
+    out.print(f"written to {saved}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core import ConfigError, RunError
-from ..files import to_json
+from ..files import check_place, to_json
 from .console import err, out, say
 from .models import assignments, bundle_of, progress_bar
 
@@ -74,6 +74,8 @@ def _check_results(kind: str, path: Path | None) -> None:
     if path and path.suffix[1:] not in formats:
         remedy = f"end the name in .{' or .'.join(formats)}" if formats else "leave --out out"
         raise ConfigError(f"{path}: a {kind} job has no results as '{path.suffix}'", remedy)
+    if path:
+        check_place(path)
 
 
 def _without_workers(queue: str = "") -> None:
@@ -113,12 +115,14 @@ def _watch_job(job_id: str, save: Path | None = None) -> None:
 def _save(job: "Job", path: Path) -> None:
     import shutil
 
-    from lados.files import write_json
+    from lados.files import atomic_write, write_json
     from lados.jobs.tasks import job_kind, job_results
 
     result = job_results(job, path.suffix[1:])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(result, path) if isinstance(result, Path) else write_json(path, result)
+    if isinstance(result, Path):
+        atomic_write(path, lambda tmp: shutil.copyfile(result, tmp))
+    else:
+        write_json(path, result)
     out.print(f"written to {path}")
     if remark := job_kind(job.kind).remark(job):
         say("note", remark, "yellow", err)

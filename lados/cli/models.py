@@ -44,13 +44,16 @@ def evaluate(
     from lados.data.formats import writable, write_table
 
     writable(save)
-    result, table = _on_own(bundle_of(run)) if data is None else _on_others(bundle_of(run), data, split)
+    result, table, show = _on_own(bundle_of(run)) if data is None else _on_others(bundle_of(run), data, split)
+    if save: # before it is shown
+        write_json(save, result) if save.suffix == ".json" else write_table(table, save)
+    show()
     if save:
-        out.print(f"written to {write_json(save, result) if save.suffix == '.json' else write_table(table, save)}")
+        out.print(f"written to {save}")
 
 
-def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame"]:
-    "Score and show a run's own held-out images."
+def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
+    "Score a run's own held-out images; with what shows the scores."
     from lados.data.manifest import load_manifest
     from lados.model.bundle import find_bundle
     from lados.model.evaluate import reevaluate
@@ -62,12 +65,11 @@ def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame"]:
         say("warning", "this model was refitted on all images of its run, its held-out ones too: give it others "
             "with --data", to=err)
     result, table = reevaluate(model, load_manifest(find_bundle(folder).parent))
-    out.print(test_sets_table(result))
-    return result, table
+    return result, table, lambda: out.print(test_sets_table(result))
 
 
-def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame"]:
-    "Score and show images that the run need not know."
+def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
+    "Score images that the run need not know; with what shows the scores."
     from lados.model.datamodule import open_manifest
     from lados.model.evaluate import baselines_on, evaluate_on, trained_on
     from lados.model.inference import load_model
@@ -81,13 +83,17 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
         say("warning", f"the run was trained on {len(seen)} of these images, such as {seen[0]}: the scores flatter",
             to=err)
     result, table, problems = evaluate_on(model, manifest)
-    out.print(scores_table(result))
+    scores = scores_table(result)
     result["baselines"] = baselines_on(folder, manifest)
-    for name, b in (result["baselines"] or {}).items():
-        out.print(f"beside it, {name}: {', '.join(f'{m.title} {m.text(b[m.key])}' for m in metrics_in(b))}")
-    for p in problems:
-        say("left out", p, to=err)
-    return result, table
+
+    def show() -> None:
+        out.print(scores)
+        for name, b in (result["baselines"] or {}).items():
+            out.print(f"beside it, {name}: {', '.join(f'{m.title} {m.text(b[m.key])}' for m in metrics_in(b))}")
+        for p in problems:
+            say("left out", p, to=err)
+
+    return result, table, show
 
 # %% ../../nbs/cli/02_models.ipynb #37381537
 def predict(
@@ -100,7 +106,7 @@ def predict(
     "Classify images. Unreadable files become rows with an error, the rest goes on, and the exit code is 1."
     from lados.data.formats import writable, write_table
     from lados.serve.predictor import Predictor
-    from lados.serve.table import classify
+    from lados.serve.table import AnswerJournal, classify
 
     if bands:
         os.environ["LADOS_BANDS"] = bands
@@ -113,11 +119,18 @@ def predict(
     writable(save)
     predictor, start = Predictor.setup(bundle_of(run), engine), time.perf_counter()
     say("model", f"{predictor.name}, engine {predictor.engine.name}", "bold", to=err)
+    journal = AnswerJournal(save, predictor) if save else None
+    if journal and journal.rows:
+        say("going on", f"with {len(journal.rows)} answers of a run that was cut off ({journal.path})", to=err)
     with progress_bar("classifying") as step:
-        table = classify(predictor, files, step)
-    show_answers(table, time.perf_counter() - start)
+        table = classify(predictor, files, step, journal)
+    seconds = time.perf_counter() - start
+    if journal: # saved before it is shown
+        write_table(table, save)
+        journal.done()
+    show_answers(table, seconds)
     if save:
-        out.print(f"written to {write_table(table, save)}")
+        out.print(f"written to {save}")
     if (table["error"] != "").any():
         raise typer.Exit(1)
 

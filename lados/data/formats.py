@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core import ConfigError, DataError, ImageError, did_you_mean
-from ..files import atomic_write
+from ..files import atomic_write, check_place
 from ..labels import LADOS, LabelSet, infer_label_set
 from .annotations import AnnotatedImage, Notes, map_threads, whole_number
 from .images import open_image
@@ -583,10 +583,10 @@ WRITERS: dict[str, Callable[[pd.DataFrame, Path], Any]] = {
 def writable(
     path: Path | None, # where a table shall go; none: nowhere
 ) -> Path | None: # `path`
-    "Check the ending of a table's file; ConfigError where it is none that is written."
-    if path and path.suffix not in WRITERS:
+    "Check a table's file before the work for it; ConfigError where its ending or its place is none that is written."
+    if path and path.suffix.lower() not in WRITERS:
         raise ConfigError(f"{path}: tables are not written as '{path.suffix}'", did_you_mean(path.suffix, WRITERS))
-    return path
+    return path and check_place(path)
 
 
 def write_table(
@@ -595,4 +595,4 @@ def write_table(
 ) -> Path: # `path`
     "Write a table, atomically."
     path = writable(Path(path))
-    return atomic_write(path, lambda tmp: WRITERS[path.suffix](table, tmp))
+    return atomic_write(path, lambda tmp: WRITERS[path.suffix.lower()](table, tmp))
