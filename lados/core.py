@@ -191,6 +191,7 @@ class Settings(BaseSettings):
     zenodo_url: str = "https://zenodo.org/api" # a mirror or a test server
     model_path: _Place | None = None # what is served: a bundle or a run folder; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
+    allow_lossy: bool = False # auto may take an engine that trades more accuracy for speed than can be excluded
     api_key: str | None = None # opens what changes the service; none: that stays closed
     root_path: str | None = None # the prefix under which a proxy shows the service, such as /oil
     cors_origins: str | None = None # web pages that may ask from a browser, comma-separated; none: no page

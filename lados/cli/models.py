@@ -119,6 +119,7 @@ def predict(
     writable(save)
     predictor, start = Predictor.setup(bundle_of(run), engine), time.perf_counter()
     say("model", f"{predictor.name}, engine {predictor.engine.name}", "bold", to=err)
+    _say_withheld(predictor.folder, engine)
     journal = AnswerJournal(save, predictor) if save else None
     if journal and journal.rows:
         say("going on", f"with {len(journal.rows)} answers of a run that was cut off ({journal.path})", to=err)
@@ -133,6 +134,14 @@ def predict(
         out.print(f"written to {save}")
     if (table["error"] != "").any():
         raise typer.Exit(1)
+
+
+def _say_withheld(bundle: Path, engine: str) -> None:
+    "Name the engines that `auto` leaves to the user."
+    from lados.serve.engines import withheld
+
+    for name, why in withheld(bundle).items() if engine == "auto" else ():
+        say("note", f"{name} is left out: {why}; --engine {name} takes it", to=err)
 
 
 @contextmanager
@@ -193,7 +202,16 @@ def show_answers(
     notes = [f"{len(table) - most} more"] * (len(table) > most)
     notes += [f"{abstained} of {len(table)} are left to a human"] if abstained else []
     notes += [f"{len(table) / seconds:.1f} images a second"] if seconds else []
+    notes += _claims(table)
     out.print(rich_table(["image", "class", "confidence", ""], rows, caption="; ".join(notes)))
+
+
+def _claims(table: "pd.DataFrame") -> list[str]:
+    "What the model does not promise, once for all rows; tables of older versions do not say."
+    first = {n: next((v for v in table[n] if isinstance(v, str) and v), "") for n in ("not_covered", "no_set") if n in table}
+    known = first.get("not_covered", "").replace("|", ", ")
+    return [f"nothing is claimed about {known}"] * bool(known) + \
+        [f"no prediction sets: {first['no_set']}"] * bool(first.get("no_set"))
 
 # %% ../../nbs/cli/02_models.ipynb #8a83f769
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ def export(
     more: Annotated[list[str] | None, typer.Argument(help="Further formats", show_default=False)] = None,
     as_job: Annotated[bool, typer.Option("--as-job", help="Hand it to a worker, and return at once")] = False,
 ) -> None:
-    "Write a run's network for other engines, and certify each on the validation images."
+    "Write a run's network for other engines, and certify each on the run's images."
     from lados.serve.engines import check_formats, usual_formats
-    from lados.serve.export import export_run, parity_table
+    from lados.model.uncertainty import doubt_words
+    from lados.serve.export import certificate_words, export_run, parity_table
 
     chosen = check_formats([*(formats or []), *(more or [])] or usual_formats())
     folder = bundle_of(run)
@@ -40,6 +41,8 @@ def export(
     for name, e in certificate["engines"].items():
         if not e["passed"]:
             say("failed", f"{name}: {'; '.join(e['failed'])}. It is kept, marked, and never chosen by itself", "red")
+    for line in [*certificate_words(certificate), *doubt_words(certificate["engines"].get("torch", {}))]:
+        out.print(line, highlight=False, markup=False)
     return None
 
 
@@ -58,28 +61,30 @@ def engines(
     from lados.model.bundle import find_bundle
     from lados.core import rich_table
     from lados.serve.engines import cached_measurements, candidates, certificate, choose_engine
-    from lados.serve.engines import engine_specs, missing
+    from lados.serve.engines import engine_specs, missing, withheld
 
     folder = find_bundle(bundle_of(run))
     passed, could = certificate(folder), candidates(folder)
-    speeds = cached_measurements(folder) if len(could) > 1 else {}
+    speeds, left = cached_measurements(folder) if len(could) > 1 else {}, withheld(folder)
     try:
         best = choose_engine(folder)
     except LadosError:
         best = ""
     rows = [[name, "; ".join(filter(None, [spec.doc, spec.speed])),
-             _state(passed.get(name), missing(folder, name), speeds.get(name, {})),
+             _state(passed.get(name), missing(folder, name), speeds.get(name, {}), left.get(name, "")),
              *_speed(speeds.get(name, {})), "auto" if name == best else ""] for name, spec in engine_specs().items()]
     out.print(rich_table(["engine", "", "here", "images/s, 1", "of 8", ""], rows))
 
 
-def _state(entry: dict[str, Any] | None, lacking: str, measured: dict[str, Any]) -> str:
+def _state(entry: dict[str, Any] | None, lacking: str, measured: dict[str, Any], left: str = "") -> str:
     if lacking:
         return lacking
     if "left_out" in measured:
         return measured["left_out"]
     if entry is None:
         return "not certified"
+    if left:
+        return f"passed, but only if you name it: {left}"
     return "passed" if entry["passed"] else f"failed: {'; '.join(entry['failed'])}"
 
 

@@ -80,7 +80,7 @@ class OptimParams(_Strict):
     cutmix: float = Field(0.0, ge=0, le=2, description="alpha of CutMix's Beta distribution; 0: off")
     patience: int | None = Field(10, ge=1, description="epochs without a better validation score before stopping")
     views: Literal[1, 2, 4] = Field(1, description="mirrored views averaged for each answer")
-    refit: bool = Field(False, description="after evaluation, train the kept model on all the images")
+    refit: bool = Field(False, description="train the kept model on all the images; `folds` (or 5) more trainings")
     folds: int = Field(0, ge=0, le=20, description="cross-validate over this many group-safe folds; 0: off")
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FOLD_NAMES', 'TrainingReport', 'begin_training', 'parameters', 'open_data', 'show_class_balance', 'leaks',
            'show_images', 'find_rate', 'fit', 'show_learning_curves', 'evaluate_run', 'per_class', 'classes_figure',
-           'confusion_figure', 'calibration_figure', 'show_worst_mistakes', 'cross_validation', 'write_bundle', 'cost',
+           'confusion_figure', 'calibration_figure', 'show_worst_mistakes', 'cross_validation', 'cost', 'write_bundle',
            'ComparisonReport', 'begin_comparison', 'choose_images', 'compare_runs', 'classes_compared', 'by_class',
            'differing_rows', 'differences']
 
@@ -29,15 +29,16 @@ from .batches import Dataset, prepare_dataset
 from .bundle import bundle_label_set, find_bundle, read_card
 from .datamodule import OpenedDataset, dataset_changes, open_dataset, open_manifest
 from lados.model.evaluate import (
-    Evaluation, both_answers, compare_answers, comparison_markdown, cross_validate, evaluate_trained, probe_baseline,
-    unknown_to_both,
+    Evaluation, both_answers, compare_answers, comparison_markdown, cross_fit, cross_validate, evaluate_trained,
+    probe_baseline, unknown_to_both,
 )
-from .inference import add_reference, save_bundle
+from .inference import HeldOut, add_reference, save_bundle
 from .metrics import figure_text, metrics_in, to_markdown
 from .params import TrainParams, make_params
 from .plots import ACCENT, INK, MUTED, chart, save, save as save_figure, style, title_of
 from .test_sets import test_sets_markdown
-from .train import Trained, lr_find, refit, train
+from .train import Trained, lr_find, refit, refit_params, train
+from .uncertainty import doubt_words, fit_doubts, without_sets
 from ..metrics import METRICS, PRIMARY, headline_metrics
 
 # %% ../../nbs/model/17_reports.ipynb #fda45583
@@ -51,6 +52,7 @@ class TrainingReport:
     data: Dataset | None = None
     trained: Trained | None = None
     result: Evaluation | None = None
+    held: HeldOut | None = None # what cross-validation's networks say of sources they have not seen
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -253,31 +255,16 @@ def cross_validation(job: TrainingReport) -> Markdown:
     if not job.params.folds or job.params.dry_run:
         return Markdown("Not asked for (`folds`).")
     try:
-        result = job.metrics["folds"] = cross_validate(job.params, job.data)
+        params = refit_params(job.params, job.trained) if job.params.refit else job.params
+        result, job.held = cross_validate(params, job.data)
     except (DataError, TrainingError) as e: # too few sources, say; the model above is none the worse for it
         return Markdown(f"Not possible with this data: {e.problem}.")
+    job.metrics["folds"] = result
     write_json(job.run / "metrics.json", job.metrics)
     rows = [[FOLD_NAMES[n], *(figure_text(m, s) for m in headline_metrics())] for n, s in result.items()]
     made = min(job.params.folds, job.data.manifest.frame["source_group"].nunique())
     return Markdown(f"{made} group-safe folds, every image predicted once by a network that never saw "
                     "its source:\n\n" + markdown_table(["", *(m.title for m in headline_metrics())], rows))
-
-
-def write_bundle(job: TrainingReport) -> Markdown:
-    "Write the bundle; trained on all the images where `refit` asks for it."
-    model, source = job.result.model, "the network that was scored above"
-    if job.params.refit:
-        model.net = refit(job.params, job.data, job.trained, job.run)
-        source = "a network trained in the same way on *all* the images; the scores above are of its twin that saw " \
-               "only the training split"
-    model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
-                   "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
-                   "policy": job.opened.manifest.meta.get("policy")}
-    add_reference(model, job.data)
-    save_bundle(job.run / "bundle", model)
-    job.events("end")
-    return Markdown(f"`bundle/` holds {source}. Use it with `lados predict --run {job.run.name} IMAGES` "
-                    f"or `lados evaluate --run {job.run.name} --data LABELLED`.")
 
 
 def cost(job: TrainingReport) -> Markdown:
@@ -288,6 +275,50 @@ def cost(job: TrainingReport) -> Markdown:
             ["peak memory", f"{c['peak_memory_gb']:.2f} GB"],
             ["ran on", f"{place.device}, {str(place.dtype).removeprefix('torch.')}"]]
     return Markdown(markdown_table(["", ""], rows))
+
+# %% ../../nbs/model/17_reports.ipynb #1ba4fb07
+def _cross_fitted(job: TrainingReport) -> str: # why there is nothing; empty where there is
+    "Have `job.held` filled, by cross-validation or by trainings of its own."
+    if job.held or job.params.dry_run:
+        return "" if job.held else "a dry run is no evidence"
+    job.events("evaluate", doing="training without each fold, for thresholds that hold")
+    try:
+        job.held, _ = cross_fit(refit_params(job.params, job.trained), job.data)
+    except (DataError, TrainingError) as e:
+        return f"cross-fitting is not possible with these images ({e.problem})"
+    return ""
+
+
+def _refitted(job: TrainingReport) -> None:
+    "Exchange the network for one fitted to all images, with thresholds from images that siblings have not seen."
+    model, why, classes = job.result.model, _cross_fitted(job), job.data.label_set.names
+    model.net, model.held = refit(job.params, job.data, job.trained, job.run), job.held
+    if why:
+        model.card |= {"calibration": {"method": "temperature", "temperature": 1.0},
+                       "conformal": without_sets(classes, why)}
+    else:
+        held = job.held
+        model.card |= fit_doubts(held.logits, held.labels, held.groups, classes, held.words)
+
+# %% ../../nbs/model/17_reports.ipynb #0c71b8b6
+def write_bundle(job: TrainingReport) -> Markdown:
+    "Write the bundle; trained on all the images where `refit` asks for it."
+    model, source = job.result.model, "the network that was scored above"
+    if job.params.refit:
+        _refitted(job)
+        source = "a network trained in the same way on *all* the images; the scores above are of its twin that saw " \
+               "only the training split"
+    job.metrics |= {"temperature": model.temperature, "coverage": model.card["conformal"].get("coverage")}
+    write_json(job.run / "metrics.json", job.metrics)
+    model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
+                   "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
+                   "policy": job.opened.manifest.meta.get("policy")}
+    add_reference(model, job.data)
+    save_bundle(job.run / "bundle", model)
+    job.events("end")
+    doubts = "\n".join(f"- {line}" for line in doubt_words(model.card))
+    return Markdown(f"`bundle/` holds {source}. Use it with `lados predict --run {job.run.name} IMAGES` "
+                    f"or `lados evaluate --run {job.run.name} --data LABELLED`.\n\nWhat it promises:\n\n{doubts}")
 
 # %% ../../nbs/model/17_reports.ipynb #4b4f0793
 @dataclass

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'save_state', 'load_state', 'with_prefix', 'under_prefix', 'optimizer_tensors', 'restore_optimizer',
            'write_history', 'read_history', 'Checkpoints', 'last_state', 'Trained', 'start_network', 'peak_memory',
-           'train', 'refit', 'lr_find']
+           'train', 'refit_params', 'refit', 'lr_find']
 
 # %% ../../nbs/model/13_train.ipynb #0c5bd540
 import json
@@ -363,6 +363,15 @@ def _train_spread(params: TrainParams, data: Dataset, run: Path | None, split: s
                    keeper["best_epoch"], keeper["stopped"], **result)
 
 # %% ../../nbs/model/13_train.ipynb #3475b824
+def refit_params(
+    params: TrainParams,
+    trained: Trained, # says how many epochs were best
+) -> TrainParams:
+    "How the kept network is trained where no image is left to choose an epoch."
+    return params.model_copy(update={"epochs": trained.best_epoch + 1 if trained.stopped else params.epochs,
+                                     "patience": None})
+
+
 def refit(
     params: TrainParams,
     data: Dataset,
@@ -370,8 +379,7 @@ def refit(
     run: Path | None = None,
 ) -> nn.Module: # evaluation mode
     "Train on all images; checkpoints lie in `refit/` of the run folder."
-    epochs = trained.best_epoch + 1 if trained.stopped else params.epochs
-    params = params.model_copy(update={"epochs": epochs, "patience": None})
+    params = refit_params(params, trained)
     folder = _folder_for(run / "refit", params, data) if run else None
     return train(params, data, folder, split="all").net
 

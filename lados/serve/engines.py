@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Run', 'EXACT', 'REDUCED', 'LOSSY', 'ENGINES', 'FOREIGN', 'CLEAR', 'MEAN', 'Engine', 'PrecisionClass', 'ExportSource',
            'EngineSpec', 'engine_specs', 'engine_files', 'missing', 'open_engine', 'export_formats', 'usual_formats',
-           'check_formats', 'machine', 'images_per_second', 'read_reference', 'check_engine', 'certificate',
+           'check_formats', 'machine', 'images_per_second', 'read_reference', 'check_engine', 'certificate', 'withheld',
            'candidates', 'measure', 'cached_measurements', 'choose_engine']
 
 # %% ../../nbs/serve/00_engines.ipynb #45fd0ef8
@@ -57,11 +57,13 @@ class PrecisionClass:
     agreement: float | None = None # share of the images with the same first class, at least
     f1_drop: float | None = None # macro-F1 may be lower by so much
     recall_drop: float | None = None # so may the recall of each class
+    bound: float | None = None # `auto` takes it where it is certain, to 95 %, that fewer images change their class
 
 
 EXACT = PrecisionClass("32 bits", agreement=0.99)
 REDUCED = PrecisionClass("16 bits", agreement=0.99)
-LOSSY = PrecisionClass("fewer bits, which shift answers on purpose", f1_drop=0.01, recall_drop=0.02)
+LOSSY = PrecisionClass("fewer bits, which shift answers on purpose", f1_drop=0.01, recall_drop=0.02,
+                       bound=0.01)
 
 
 @dataclass(frozen=True)
@@ -395,15 +397,34 @@ def certificate(
     return read_record(Path(folder) / "parity.json", "certificate", RunError)["engines"]
 
 
+def withheld(
+    folder: str | Path, # a bundle
+) -> dict[str, str]: # engine -> why
+    "Engines that passed and trade more accuracy for speed than `auto` may: named ones are served."
+    found = {} if settings().allow_lossy else certificate(folder)
+    limits = {n: engine_specs()[n].precision.bound for n in found if n in engine_specs()}
+    return {n: why for n, limit in limits.items() if limit and found[n].get("passed")
+            and (why := _too_lossy(found[n].get("disagreement"), limit))}
+
+
+def _too_lossy(found: dict[str, Any] | None, limit: float) -> str: # empty: it is not
+    if not found:
+        return "its certificate does not say how often it answers otherwise (an older version made it): export anew"
+    if found["upper"] < limit:
+        return ""
+    return f"it may give another class than torch for up to {found['upper']:.1%} of images (limit {limit:.0%}; " \
+           f"{found['changed']} of {found['images']} changed)"
+
+
 def candidates(
     folder: str | Path, # a bundle
 ) -> list[str]:
-    "Engines that passed and could be opened here; the torch engine, which evaluation runs, where nothing is certified."
-    passed = certificate(folder)
-    names = [n for n in engine_specs() if passed.get(n, {}).get("passed") and not missing(folder, n)]
+    "Engines that `auto` may take here; the torch engine, which evaluation runs, where nothing is certified."
+    passed, left = certificate(folder), withheld(folder)
+    names = [n for n in engine_specs() if passed.get(n, {}).get("passed") and n not in left and not missing(folder, n)]
     return names or ["torch"]
 
-
+# %% ../../nbs/serve/00_engines.ipynb #9a47c57f
 def measure(
     folder: str | Path, # a bundle
 ) -> dict[str, dict]: # engine -> images_per_s {"1", "8"}, or why it is left out
@@ -425,7 +446,7 @@ def cached_measurements(
 ) -> dict[str, dict]: # as `measure`
     "What `measure` says, from a process of its own; kept in `LADOS_HOME/engines` until bundle or machine change."
     sums = Path(folder) / SUMS
-    conditions = {"machine": machine(), "bundle": checksums(folder).get("card.json"),
+    conditions = {"machine": machine(), "candidates": candidates(folder), "bundle": checksums(folder).get("card.json"),
                   "sums": sums.read_text() if sums.exists() else str(Path(folder).resolve())}
     kept = settings().lados_home / "engines" / f"{sha256_text(to_json(conditions))[:24]}.json"
     with contextlib.suppress(LadosError): # not there yet, or damaged

@@ -21,7 +21,7 @@ from pydantic import Field
 from ..core import ImageError, ImageTooLarge, load_plugins, settings
 from ..data.images import load_square
 from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
-from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, prediction_set
+from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, kept_promise, prediction_set
 from .engines import Engine, Run, certificate, check_engine, choose_engine, open_engine, read_reference
 
 # %% ../../nbs/serve/01_predictor.ipynb #a1f2b0d2
@@ -56,8 +56,13 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
     AnswerField("confidence", _SHARE, "its calibrated probability", "confidence", schema={"examples": [0.86]}),
     AnswerField("probabilities", dict[str, _SHARE], "calibrated, of every class; sum 1", "p_*"),
     AnswerField("prediction_set", list[str] | None,
-                "classes that it may well be; holds the truth 9 times in 10 on images like the validation images. "
-                "null: the bundle has no thresholds", "prediction_set", cell="|".join),
+                "classes that it may well be, with those of `not_covered`; made to hold the truth 9 times in 10 on images "
+                "of new sources like those that thresholds were fitted on. null: see `no_set`", "prediction_set",
+                cell="|".join),
+    AnswerField("not_covered", list[str],
+                "classes that nothing is claimed about: no image of theirs was held out, or those of one source only. "
+                "They are in every prediction set", "not_covered", cell="|".join, schema={"examples": [[]]}),
+    AnswerField("no_set", str | None, "why there is no prediction set", "no_set", schema={"examples": [None]}),
     AnswerField("abstain", bool, "a human should look", "abstain", "ask_a_human", schema={"examples": [False]}),
     AnswerField("reason", str | None, "why a human should look", "reason"),
     AnswerField("distance", Annotated[float, Field(ge=0)] | None,
@@ -97,7 +102,9 @@ class Answer:
     label: str # the likeliest of the model's classes
     confidence: float # its calibrated probability, 0..1
     probabilities: dict[str, float] # of every class; sum 1
-    prediction_set: list[str] | None # holds the truth 9 times in 10; none: the bundle knows no thresholds
+    prediction_set: list[str] | None # made to hold the truth 9 times in 10; none: see `no_set`
+    not_covered: list[str] # classes that nothing is claimed about; in every prediction set
+    no_set: str | None # why there is no prediction set
     abstain: bool # a human should look
     reason: str | None # why
     distance: float | None # to the training images, about 1 for the like of them; none: it is not known
@@ -112,12 +119,14 @@ class Answer:
         return {**{name: getattr(self, name) for name in self.__slots__[:-1]}, **self.more}
 
 
-def _doubts(words: list[str], strange: bool, unsure: bool, most: int) -> str | None:
-    "Why a human should look; none where none needs to."
+def _doubts(words: list[str], strange: bool, unsure: bool, unclaimed: bool, most: int) -> str | None:
+    "Why a human should look; none where none needs to. `words` are the classes that evidence leaves, likeliest first."
     if strange:
         return "unlike the training images: ask a human"
     if len(words) > most:
         return f"{', '.join(words[:-1])} or {words[-1]}: ask a human"
+    if unclaimed:
+        return f"{words[0]}, about which nothing is claimed: ask a human"
     return f"{words[0]}, but less surely than most: ask a human" if unsure else None
 
 # %% ../../nbs/serve/01_predictor.ipynb #a9dc1363
@@ -136,7 +145,9 @@ class Predictor:
         known = reference.get("embeddings", ())
         self.space = FeatureSpace.of(known) if len(known) > 1 else None
         self.outlier = card.get("outlier") if self.space else None
-        self.most = settings().abstain_above
+        self.most, conformal = settings().abstain_above, card.get("conformal") or {}
+        self.not_covered = list(conformal.get("not_covered", {}))
+        self.no_set = conformal.get("no_set") or "the bundle has no thresholds"
         self.more = [f for f in answer_fields().values() if f.read] # fields of other packages
 
     @classmethod
@@ -153,6 +164,7 @@ class Predictor:
         check_engine(opened, reference, card["calibration"]["temperature"])
         own = certificate(folder).get(opened.name, {})
         card |= {k: own[k] for k in ("conformal", "outlier") if own.get(k)} # thresholds for this engine's numbers
+        card["conformal"] = kept_promise(card.get("conformal"), card.get("refit", False))
         ready = cls(card, opened, reference, folder)
         ready._warm(ready.predict)
         return ready
@@ -198,12 +210,14 @@ class Predictor:
     ) -> Answer:
         "The answer for one image."
         classes, conformal, values = self.label_set.names, self.card.get("conformal"), probs.tolist()
-        options = prediction_set(probs, conformal, classes)
+        options, likely = (prediction_set(probs, conformal, classes, always) for always in (True, False))
         strange = bool(self.outlier and distance > self.outlier["threshold"])
         unsure, best = is_unsure(probs, conformal, classes), int(probs.argmax())
-        reason = _doubts([self.label_set[o].title for o in options or []], strange, unsure, self.most)
-        return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, reason is not None,
-                      reason, None if np.isnan(distance) else float(distance), strange, rendering or None, self.name,
+        unclaimed = options is not None and classes[best] in self.not_covered
+        reason = _doubts([self.label_set[o].title for o in likely or []], strange, unsure, unclaimed, self.most)
+        return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, self.not_covered,
+                      None if options else self.no_set, reason is not None, reason,
+                      None if np.isnan(distance) else float(distance), strange, rendering or None, self.name,
                       self.engine.name,
                       {f.name: f.read(self, probs, distance) for f in self.more})
 

@@ -68,14 +68,16 @@ def test_the_names_of_fields_and_columns_stay():
     from lados.serve.predictor import ANSWER_FIELDS, answer_cells
     from lados.ui.classifier import Card
 
-    assert list(ANSWER_FIELDS) == ["label", "confidence", "probabilities", "prediction_set", "abstain", "reason", "distance",
-                                   "unlike_training", "rendering", "model", "engine"]
+    assert list(ANSWER_FIELDS) == ["label", "confidence", "probabilities", "prediction_set", "not_covered", "no_set", "abstain", "reason",
+                                   "distance", "unlike_training", "rendering", "model", "engine"]
     answer = {"label": "oil", "confidence": 0.9, "probabilities": dict.fromkeys(CLASSES, 0.1), "prediction_set": ["oil", "sheen"],
+              "not_covered": ["oil"], "no_set": None,
               "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "rendering": None, "model": "m", "engine": "torch"}
     cells = answer_cells(answer)
     probabilities = [f"p_{c}" for c in CLASSES]
-    assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "abstain", "reason", "distance", "rendering"]
+    assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "not_covered", "no_set", "abstain", "reason",
+                           "distance", "rendering"]
     assert cells["prediction_set"] == "oil|sheen" and cells["reason"] is None
     assert list(Card("1", "sea.png", answer=answer).row()) == [
-        "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", *probabilities, "distance",
-        "rendering", "model", "engine", "total_ms", "error", "sha256"]
+        "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", *probabilities, "not_covered", "no_set",
+        "distance", "rendering", "model", "engine", "total_ms", "error", "sha256"]

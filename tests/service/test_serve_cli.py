@@ -50,13 +50,15 @@ def test_a_run_hands_on_its_doubts(place):
 def test_export_prints_and_keeps_the_certificate(place):
     assert place.exported.returncode == 0, place.exported.stderr
     found = read_json(bundle(place) / "parity.json")
-    assert found["images"] == 12 and found["machine"]["threads"] == 1
+    assert found["images"] == 48 and found["learned"] == 24 and found["machine"]["threads"] == 1
     names = {"torch", "onnxruntime", "openvino", "openvino-int8", "torchscript", "torch-export"}
     assert names <= set(found["engines"]) and all(name in place.exported.stdout for name in names)
     for name in ("torch", "onnxruntime", "openvino", "torchscript", "torch-export"):
         e = found["engines"][name]
         assert e["passed"] and e["agreement"] == 1 and e["max_difference"] < 1e-3 + ROUNDING, name
         assert e["bytes"] > 0 and e["images_per_s"]["1"] > 0 and e["conformal"]["images"] == 12
+    assert "other, at most" in " ".join(place.exported.stdout.split()) and "auto leaves it to you" in " ".join(place.exported.stdout.split())
+    assert "No claim is made about sheen" in " ".join(place.exported.stdout.split())
     sums = subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=bundle(place))
     assert sums.returncode == 0, "the seal is what sha256sum reads"
 
@@ -64,6 +66,7 @@ def test_export_prints_and_keeps_the_certificate(place):
 def test_engines_say_which_is_taken(place):
     done = place("engines", "--run=first")
     assert done.returncode == 0 and done.stdout.count("auto") == 1 and "passed" in done.stdout
+    assert "only if you name it" in " ".join(done.stdout.split()), "48 images cannot exclude that int8 differs on 1 %"
 
 
 def test_predict_answers_alike_with_every_engine(place):

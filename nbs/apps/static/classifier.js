@@ -508,7 +508,7 @@ class Page {
           card.label ? h("span", { class: "mark" }, icon("check", 15), card.label === answer.label ? "confirmed" : "corrected") : h("span", { class: "sure" }, percent(answer.confidence))),
         this.stack(answer),
         h("p", { class: doubt ? "reason" : "set" }, doubt ? sentence(answer.reason)
-          : options.length ? `Set: ${options.map((o) => this.title(o)).join(", ")}` : "No set: the model knows no thresholds"),
+          : options.length ? `Set: ${options.map((o) => this.title(o)).join(", ")}` : `No set: ${answer.no_set ?? "the model knows no thresholds"}`),
         h("div", { class: "foot" }, name, this.corrector(card)))]
   }
 
@@ -660,7 +660,10 @@ class Viewer {
       answer.abstain && !card.label && h("p", { class: "reason" }, icon("flag", 17), sentence(answer.reason)),
       h("h3", {}, "How likely each class is"),
       h("div", { class: "bars" }, page.classes.map((c) => this.row(c, answer))),
-      h("p", { class: "note" }, "A filled name is in the set that holds the truth 9 times in 10. Choose a class to see what speaks for it."),
+      h("p", { class: "note" }, answer.prediction_set ? "A filled name is in the set, which is made to hold the truth 9 times in 10. Choose a class to see what speaks for it."
+        : `There is no set: ${answer.no_set ?? "the model knows no thresholds"}. Choose a class to see what speaks for it.`),
+      answer.not_covered?.length > 0 && h("p", { class: "note", "data-of": "not-covered" },
+        `Nothing is claimed about ${answer.not_covered.map((o) => page.title(o)).join(", ")}: too few sources to try it on, so it is in every set.`),
       h("h3", {}, "What it really is"), h("div", { class: "labels" }, page.labels(card)),
       h("p", { class: "note" }, "A click keeps the image and this label for the next training. Keys 1 to 6 do the same."),
       this.facts(card))
