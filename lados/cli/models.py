@@ -208,7 +208,8 @@ def show_answers(
 
 def _claims(table: "pd.DataFrame") -> list[str]:
     "What the model does not promise, once for all rows; tables of older versions do not say."
-    first = {n: next((v for v in table[n] if isinstance(v, str) and v), "") for n in ("not_covered", "no_set") if n in table}
+    names = [n for n in ("not_covered", "no_set") if n in table]
+    first = {n: next((v for v in table[n] if isinstance(v, str) and v), "") for n in names}
     known = first.get("not_covered", "").replace("|", ", ")
     return [f"nothing is claimed about {known}"] * bool(known) + \
         [f"no prediction sets: {first['no_set']}"] * bool(first.get("no_set"))

@@ -268,7 +268,7 @@ def check_coverage(
     groups: np.ndarray, # [n] their source groups
     classes: Sequence[str], # their names, in the order of the columns
     level: float = LEVEL, # share of images whose set shall hold the truth, 0..1
-) -> dict[str, Any] | None: # images, sources, over_images, over_sources, interval, size, worst{}; none: it cannot be tried
+) -> dict[str, Any] | None: # images, sources, over_images, over_sources, interval, size, worst{}; none: too few
     "How often sets hold the truth for sources that their thresholds do not know, of classes with a claim."
     groups, held_in = np.asarray(groups).astype(str), np.full(len(y), np.nan)
     sizes, claimed = np.zeros(len(y)), np.zeros(len(y), bool)
@@ -309,7 +309,8 @@ def fit_doubts(
     calibration = settle_temperature(logits, y, groups)
     probs = apply_temperature(logits, calibration["temperature"])
     conformal = fit_conformal(probs, y, groups, classes, source=source)
-    return {"calibration": calibration, "conformal": conformal | {"coverage": check_coverage(probs, y, groups, classes)}}
+    coverage = check_coverage(probs, y, groups, classes)
+    return {"calibration": calibration, "conformal": conformal | {"coverage": coverage}}
 
 
 def _temperature_words(c: dict[str, Any]) -> str:

@@ -36,7 +36,8 @@ from lados.model.inference import (
     stack_images,
 )
 from lados.model.uncertainty import (
-    LEARNED, FeatureSpace, apply_temperature, check_coverage, fit_conformal, fit_outliers, held_out_distances, without_sets,
+    LEARNED, FeatureSpace, apply_temperature, check_coverage, fit_conformal, fit_outliers, held_out_distances,
+    without_sets,
 )
 from lados.serve.engines import (
     EXACT, FOREIGN, LOSSY, EngineSpec, ExportSource, PrecisionClass, check_formats, engine_files, engine_specs,
@@ -222,7 +223,10 @@ class ReferenceAnswers:
         "Names of the classes, in the order of the logits."
         return self.data.label_set.names
 
-    def probs(self, logits: np.ndarray) -> np.ndarray:
+    def probs(
+        self,
+        logits: np.ndarray, # [m, classes] of any engine
+    ) -> np.ndarray: # [m, classes]
         "Calibrated probabilities."
         return apply_temperature(logits, self.temperature)
 
@@ -319,8 +323,7 @@ def _thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndar
 
 def _own_thresholds(truth: ReferenceAnswers, logits: np.ndarray, embeddings: np.ndarray) -> dict[str, Any]:
     "By the engine's own numbers for the validation images."
-    new = truth.unseen
-    if not new.any():
+    if not (new := truth.unseen).any():
         return {"conformal": without_sets(truth.classes, "there are no validation images"), "outlier": None}
     probs, y, groups = truth.probs(logits[new]), truth.labels[new], truth.groups[new]
     away = held_out_distances(embeddings[new], groups, truth.known, truth.known_groups)
@@ -446,7 +449,8 @@ def parity_table(
 ) -> Table:
     "The certificate, for people."
     rows = [[name, "passed" if e["passed"] else "FAILED", *_figures(e)] for name, e in parity["engines"].items()]
-    titles = ["engine", "", "max diff", "same class", "other, at most", "macro-F1", "sets hold", "MB", "images/s, 1", "of 8"]
+    titles = ["engine", "", "max diff", "same class", "other, at most", "macro-F1", "sets hold", "MB", "images/s, 1",
+              "of 8"]
     learned = f", {parity['learned']} of them learned" if "learned" in parity else ""
     return rich_table(titles, rows, caption=f"{parity['images']} images of the run{learned}; "
                       f"{parity['machine']['cpu']}, {parity['machine']['threads']} threads")

@@ -56,9 +56,9 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
     AnswerField("confidence", _SHARE, "its calibrated probability", "confidence", schema={"examples": [0.86]}),
     AnswerField("probabilities", dict[str, _SHARE], "calibrated, of every class; sum 1", "p_*"),
     AnswerField("prediction_set", list[str] | None,
-                "classes that it may well be, with those of `not_covered`; made to hold the truth 9 times in 10 on images "
-                "of new sources like those that thresholds were fitted on. null: see `no_set`", "prediction_set",
-                cell="|".join),
+                "classes that it may well be, with those of `not_covered`; made to hold the truth 9 times in 10 on "
+                "images of new sources like those that thresholds were fitted on. null: see `no_set`",
+                "prediction_set", cell="|".join),
     AnswerField("not_covered", list[str],
                 "classes that nothing is claimed about: no image of theirs was held out, or those of one source only. "
                 "They are in every prediction set", "not_covered", cell="|".join, schema={"examples": [[]]}),
