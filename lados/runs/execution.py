@@ -198,8 +198,8 @@ def _settled_state(run: Run, status: int) -> dict[str, Any]:
 
 # %% ../../nbs/runs/02_execution.ipynb #2b11a1ea
 def _quiet() -> dict[str, str]:
-    """The environment without what has no place in a report: notes to developers, and bars that nobody sees; with the kernel of this
-    Python, not one that another has left in the user's home."""
+    """The environment without what has no place in a report: notes to developers, and bars that nobody sees. The kernel
+    is this Python's, not one that another has left in the user's home."""
     hidden = "ignore::FutureWarning,ignore::UserWarning,ignore:IProgress not found"
     return {"PYTHONWARNINGS": hidden, "TQDM_DISABLE": "1", **os.environ, "JUPYTER_PREFER_ENV_PATH": "1"}
 

@@ -39,7 +39,7 @@ _LONG = _REFUSED % (b"400 Bad Request", b"bad-request", b"Bad request", 400, b"t
 
 # %% ../../nbs/serve/12_server.ipynb #cf8fbafd
 class Account:
-    "The account of a connection: what its client has sent and nobody has taken, and since when something is waited for."
+    "The account of a connection: what its client has sent and nobody has taken, and since when it waits."
 
     def __init__(
         self,

@@ -348,7 +348,8 @@ class ClassifierPage(anywidget.AnyWidget):
         self._tell({"kind": "ack", "id": message["id"], "wanted": accepted})
 
     def _piece(self, message: dict, buffers: list) -> None:
-        self.session.intake.piece(message["id"], int(message["offset"]), buffers[0] if buffers else b"", message["last"])
+        data = buffers[0] if buffers else b""
+        self.session.intake.piece(message["id"], int(message["offset"]), data, message["last"])
         self._tell({"kind": "ack", "id": message["id"], "wanted": True})
 
     def _download(self, message: dict, buffers: list) -> None:
