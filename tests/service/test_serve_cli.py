@@ -115,20 +115,22 @@ def test_serve_answers_and_ends_on_ctrl_c(place):
         port = sock.getsockname()[1]
         taken = place("serve", "--run=first", f"--port={port}")
         assert taken.returncode == 2 and "another program listens there" in taken.stderr
-    process = subprocess.Popen([*LADOS, "serve", "--run=first", f"--port={port}"], cwd=place.folder, env=place.env,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = place.folder / "log.jsonl" # a pipe that nobody reads would fill up while the model loads
+    with log.open("w") as out:
+        process = subprocess.Popen([*LADOS, "serve", "--run=first", f"--port={port}"], cwd=place.folder, env=place.env,
+                                   stdout=out, stderr=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{port}"
         assert url in process.stderr.readline()
         image = (place.folder / "toy" / "test0.png").read_bytes()
         request = urllib.request.Request(f"{url}/predict", image, {"Content-Type": "image/png"})
-        answer = _patiently(lambda: json.load(urllib.request.urlopen(request)))
+        answer = _patiently(lambda: json.load(urllib.request.urlopen(request, timeout=30)))
         assert answer["label"] == "oil" and answer["model"].endswith("first")
     finally:
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=30)
+        process.communicate(timeout=30)
     assert process.returncode in (0, -signal.SIGINT, 130)
-    assert all(json.loads(line) for line in out.splitlines()), "every line is JSON"
+    assert all(json.loads(line) for line in log.read_text().splitlines()), "every line is JSON"
 
 
 def _patiently(ask, seconds=60):
