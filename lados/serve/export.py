@@ -82,7 +82,7 @@ def _example(model: Model) -> torch.Tensor:
     size = model.prep.size
     return torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-
+# %% ../../nbs/serve/03_export.ipynb #b29a300f
 def program(model: Model) -> Any: # torch.export.ExportedProgram
     "The traced graph, with a free number of images."
     with _quiet_exporter(), torch.no_grad():
@@ -106,7 +106,7 @@ def write_torchscript(
     served, example = ServingModule(source.model).eval(), _example(source.model)
     torch.jit.trace(served, example, check_trace=False).save(str(folder / "model.pt"))
 
-
+# %% ../../nbs/serve/03_export.ipynb #d5ddb107
 def write_onnx(
     source: ExportSource,
     folder: Path, # to write into
@@ -283,7 +283,7 @@ def _worst_class(truth: ReferenceAnswers, changed: np.ndarray, change: np.ndarra
     name = max(each, key=lambda c: (each[c]["changed"] / each[c]["images"], each[c]["upper"]))
     return {"class": name, **each[name]}
 
-
+# %% ../../nbs/serve/03_export.ipynb #9b96996e
 def compare_engine(
     truth: ReferenceAnswers,
     logits: np.ndarray, # [n, classes] of an engine

@@ -49,7 +49,7 @@ class AnswerField:
             return {column.replace("*", c): self.cell(v) for c, v in (value or {}).items()}
         return {column: None if value is None else self.cell(value)} if column else {}
 
-
+# %% ../../nbs/serve/01_predictor.ipynb #05098c3a
 _SHARE = Annotated[float, Field(ge=0, le=1)]
 ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON and tables
     AnswerField("label", str, "the likeliest class", "predicted"),
@@ -76,7 +76,7 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
     AnswerField("engine", str, "what computed it", "", "engine", schema={"examples": ["openvino-int8"]}),
 )}
 
-
+# %% ../../nbs/serve/01_predictor.ipynb #1f64b937
 def answer_fields() -> dict[str, AnswerField]:
     "Return all fields of an answer, also those of other packages."
     for name, record in load_plugins("lados.answer_fields").items():
