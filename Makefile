@@ -29,7 +29,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
-	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,lab,docs,dev]' -c $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,geo,lab,docs,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images

@@ -36,8 +36,7 @@ def carried() -> list[Path]:
     return sorted(here / p for p in found if not any(part.startswith(".") for part in p.parts))
 
 
-names = ("data", "predict", "train", "serve", "jobs", "export", "app", "lab", "docs", "dev")
-extras = {name: words(f"{name}_requirements") for name in names}
+extras = {key.removesuffix("_requirements"): words(key) for key in cfg if key.endswith("_requirements")}
 extras["predict"] = extras["data"] + extras["predict"]
 extras["train"] = extras["predict"] + extras["train"]
 extras["app"] = extras["data"] + extras["serve"] + extras["app"]

@@ -181,7 +181,11 @@ def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     shutil.copytree(ROOT, tree, ignore=lambda folder, names: [n for n in names if Path(folder) == ROOT and n not in (
         "lados", "nbs", "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")])
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, tree], check=True)
-    inside = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    inside = wheel.namelist()
+    about = wheel.read(next(n for n in inside if n.endswith("/METADATA"))).decode()
+    named = re.findall(r"^(\w+)_requirements", (ROOT / "settings.ini").read_text(), re.M)
+    assert {*re.findall(r"^Provides-Extra: (\w+)", about, re.M)} == {*named, "all"}, "every extra of settings.ini can be asked for"
     jobs = {p.name for p in (ROOT / "nbs" / "papermill").iterdir() if p.suffix in (".ipynb", ".yaml")}
     assert {f"lados/papermill/{n}" for n in jobs} <= set(inside) and "train.ipynb" in jobs
     pages = {f"lados/{p.relative_to(ROOT / 'nbs').as_posix()}" for p in (ROOT / "nbs" / "apps").rglob("*") if p.is_file()}
