@@ -227,7 +227,7 @@ def _decoded(predictor: "Predictor", image: Any) -> "np.ndarray": # uint8 [size,
 def _several(images: Any) -> list | None: # none: it is one image
     "The images that are meant, in order."
     if isinstance(images, str | Path) and Path(images).is_dir():
-        from lados.data.annotations import images_in
+        from lados.data.walk import images_in
 
         return images_in(Path(images), deep=True)
     one = isinstance(images, str | Path | bytes) or hasattr(images, "convert") or getattr(images, "ndim", 4) == 3
