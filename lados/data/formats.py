@@ -270,7 +270,11 @@ def folder_class(
     label_set: LabelSet = LADOS,
 ) -> str | None: # None where it is none
     "The class that a folder's name means."
-    return label_set.canonical(name) or label_set.canonical(re.sub(r"^\d+[\s._-]*", "", name) or name)
+    return label_set.canonical(name) or label_set.canonical(_unnumbered(name))
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"^\d+[\s._-]*", "", name) or name
 
 
 def class_folders(
@@ -290,8 +294,9 @@ def class_folders(
 def folder_names(
     path: str | Path, # of the dataset
 ) -> list[str]:
-    "The names that the folders of an ImageFolder tree have."
-    return list(dict.fromkeys(folder_class(p.name) or p.name for p, _ in class_folders(path)))
+    "The names that the folders of an ImageFolder tree have, without a number in front of a known one."
+    names = [p.name for p, _ in class_folders(path)]
+    return list(dict.fromkeys(_unnumbered(n) if LADOS.canonical(_unnumbered(n)) else n for n in names))
 
 # %% ../../nbs/data/07_formats.ipynb #98a5a2f9
 def read_folders(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Endpoint', 'Serving', 'API_KEY', 'router', 'BAD', 'Routes', 'problems', 'keyed', 'predict', 'predict_batch',
-           'explain', 'health', 'ready', 'models', 'promote', 'metrics', 'prometheus', 'Shortcut', 'create_app']
+           'explain', 'root', 'health', 'ready', 'models', 'promote', 'metrics', 'prometheus', 'Shortcut', 'create_app']
 
 # %% ../../nbs/serve/11_app.ipynb #d022b68b
 import asyncio
@@ -221,6 +221,15 @@ async def explain(
                          "request_id": request.state.request_id})
 
 # %% ../../nbs/serve/11_app.ipynb #f9770418
+@router.get("/", tags=["service"])
+async def root(request: Request) -> Response:
+    "Where to go on: the documentation, and every page that needs no parameter."
+    paths = request.app.openapi()["paths"]
+    pages = {ways["get"]["operationId"]: path for path, ways in paths.items() if "get" in ways and path[-1] not in "/}"}
+    links = {n: request.scope["root_path"] + path for n, path in {"docs": "/docs", **pages}.items() if "{" not in path}
+    return respond(200, {"name": request.app.title, "version": __version__, "links": links})
+
+
 @router.get("/health", response_model=Health, tags=["service"])
 async def health() -> Response:
     "Say that the process is alive."
@@ -337,7 +346,7 @@ def _document(
 # %% ../../nbs/serve/11_app.ipynb #1221621c
 def _cors(settings: Settings) -> dict[str, Any] | None: # options; none: no page may ask
     origins = [o.strip() for o in (settings.cors_origins or "").split(",") if o.strip()]
-    return {"allow_origins": origins, "allow_methods": ["GET", "POST"], "expose_headers": ["X-Request-ID"],
+    return {"allow_origins": origins, "allow_methods": ["GET", "POST", "DELETE"], "expose_headers": ["X-Request-ID"],
             "allow_headers": ["X-API-Key", "X-Request-ID", "Content-Type"]} if origins else None
 
 

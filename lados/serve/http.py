@@ -171,6 +171,8 @@ class RequestLayer:
         start, status = time.perf_counter(), 499 # the client went before there was an answer
         path = scope["path"].removeprefix(scope["root_path"])
         headers, body = _headers(path, request_id), _Body(scope, path, receive)
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope # endpoints need not know HEAD
+        send = send if asked is scope else _without_body(send)
 
         async def sending(message: MutableMapping[str, Any]) -> None:
             nonlocal status
@@ -180,7 +182,9 @@ class RequestLayer:
             await send(message)
 
         try:
-            await self.app(scope, body.receive, sending)
+            if refusal := _encoded_body(scope):
+                raise refusal
+            await self.app(asked, body.receive, sending)
         except ClientDisconnect:
             state["labels"].setdefault("outcome", "cancelled")
         except Exception as e:
@@ -191,6 +195,28 @@ class RequestLayer:
             body.end()
             log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
                         **state["labels"])
+
+# %% ../../nbs/serve/10_http.ipynb #f8e820d1
+def _without_body(send: Send) -> Send:
+    "Answers to HEAD are those to GET without what follows the headers, of which a stream might have no end."
+    begun = False
+
+    async def sending(message: Message) -> None:
+        nonlocal begun
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not begun:
+            begun = True
+            await send({"type": "http.response.body", "body": b""})
+
+    return sending
+
+
+def _encoded_body(scope: Scope) -> BadForm | None:
+    coding = next((v for k, v in scope["headers"] if k == b"content-encoding"), b"identity").strip().lower()
+    return None if coding in (b"identity", b"") else BadForm(
+        f"the body is compressed (Content-Encoding: {coding[:40].decode('latin-1')})", "send it as it is")
+
 
 # %% ../../nbs/serve/10_http.ipynb #13cee70f
 class _Body:
