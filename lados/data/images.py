@@ -305,7 +305,7 @@ def decoder_memory(
     "What the decoder holds beside 4 bytes a pixel. Raises ImageError where decoding takes too long."
     im = opened.image
     with _named(opened.name):
-        return opened.format.memory(im) + (16 * im.width * im.height if _is_deep(im) else 0)
+        return opened.format.memory(im) + (16 * im.width * im.height if _is_deep(im) or im.mode in ("F", "I") else 0)
 
 
 def _check_memory(im: Image.Image, beside: int, most: int | None, name: str) -> None:
