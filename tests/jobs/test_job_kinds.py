@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import install_package
 from serving import KEY, ROOT, wait_for
 from working import ended, environment, service, working
 
@@ -53,11 +54,7 @@ print(*Retention(every=0, first=0)(open_store()))
 def package(tmp_path_factory):
     "An installed package that brings the kind `count`."
     folder = tmp_path_factory.mktemp("package")
-    (folder / "counting.py").write_text(PLUGIN)
-    about = folder / "counting-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[lados.job_kinds]\ncount = counting:COUNT\nbroken = counting:NOTHING\n")
+    install_package(folder, "counting", PLUGIN, "lados.job_kinds", count="COUNT", broken="NOTHING")
     return {"PYTHONPATH": f"{ROOT}:{folder}"}
 
 

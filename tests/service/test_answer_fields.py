@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from commands import install_package
 from serving import ROOT, colours, runs, serving
 
 PLUGIN = """
@@ -27,11 +28,7 @@ print(json.dumps({"card": card.shown(), "table": results_table([card]).decode("u
 def package(tmp_path_factory):
     "An environment in which a package brings the field `margin`."
     folder = tmp_path_factory.mktemp("package")
-    (folder / "margins.py").write_text(PLUGIN)
-    about = folder / "margins-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: margins\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[lados.answer_fields]\nmargin = margins:MARGIN\n")
+    install_package(folder, "margins", PLUGIN, "lados.answer_fields", margin="MARGIN")
     return {"PYTHONPATH": f"{ROOT}:{folder}", "LADOS_HOME": str(folder / "home")}
 
 

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from commands import runner
 from PIL import Image
 from toy import ROUNDING, TINY, toy_manifest
 
-from lados.cli import main
 from lados.core import settings
 from lados.data.manifest import load_manifest
 from lados.files import read_json, write_json
@@ -46,16 +46,7 @@ def lados(place, monkeypatch, capsys):
         monkeypatch.setenv(name, env[name])
     settings.cache_clear()
 
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["lados", *map(str, words)])
-        with pytest.raises(SystemExit) as e:
-            main.main()
-            raise SystemExit(0)
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return e.value.code or 0, printed.out + printed.err
-
-    yield command
+    yield runner(monkeypatch, capsys)
     settings.cache_clear()
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from commands import runner
 from PIL import Image
 from serving import wait_for
 
-from lados.cli import main
 from lados.core import settings
 from lados.model.backbones import make_backbone, preprocessing
 from lados.model.bundle import make_card
@@ -86,14 +86,7 @@ def lados(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     settings.cache_clear()
 
-    def command(*words):
-        monkeypatch.setattr(sys, "argv", ["lados", *map(str, words)])
-        with pytest.raises(SystemExit) as e:
-            main.main()
-            raise SystemExit(0)
-        return e.value.code or 0, "".join(capsys.readouterr())
-
-    yield command
+    yield runner(monkeypatch, capsys)
     settings.cache_clear()
 
 
