@@ -83,7 +83,7 @@ def plain(text: str, home: str) -> str:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
     text = re.sub(r"[^\n]*\r(?!\n)", "", text) # what a progress bar wrote over
     text = re.sub(rf"{re.escape(home)}/tmp/(lados-|tmp)\w*", "tmp", text)
-    for place, name in ((f"{home}/tmp", "tmp"), (f"{home}/home", "~"), (f"{home}/here", "."), (str(ROOT), "."), (sys.prefix, ".venv")):
+    for place, name in ((f"{home}/tmp", "tmp"), (f"{home}/home", "~"), (f"{home}/here", "."), (sys.prefix, ".venv"), (str(ROOT), ".")):
         text = text.replace(place, name)
     text = re.sub(r"\b0x[0-9a-f]{6,}", "0x…", text)
     return re.sub(r"127\.0\.0\.1:(?:3[2-9]|[45]\d|6[0-5])\d{3}\b", "127.0.0.1:8000", text)

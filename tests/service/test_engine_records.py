@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from commands import install_package
 from serving import ROOT, colours, runs, serving
 
 from lados.core import ConfigError
@@ -47,11 +49,7 @@ def place(tmp_path_factory):
     "A run, and an environment in which a package brings the engine `halved`; a call runs a command of lados."
     folder = tmp_path_factory.mktemp("place")
     shutil.copytree(runs() / "second", folder / "runs" / "second")
-    (folder / "halving.py").write_text(PLUGIN)
-    about = folder / "halving-1.0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: halving\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[lados.engines]\nhalved = halving:HALVED\n")
+    install_package(folder, "halving", PLUGIN, "lados.engines", halved="HALVED")
     env = {**os.environ, "LADOS_HOME": str(folder / "home"), "LADOS_RUNS": str(folder / "runs"), "OMP_NUM_THREADS": "1",
            "LADOS_THREADS": "1", "PYTHONPATH": f"{ROOT}:{folder}", "COLUMNS": "250"}
 
@@ -94,13 +92,19 @@ def test_it_serves(place):
 
 
 def test_the_limits_are_those_of_the_precision():
+    from lados.data.manifest import Manifest
+    from lados.model.batches import Dataset
     from lados.serve.export import ReferenceAnswers, compare_engine
 
     rng = np.random.default_rng(0)
     labels = rng.integers(0, len(CLASSES), 400)
     probs = np.full((400, len(CLASSES)), 0.02)
     probs[np.arange(400), labels] = 1 - 0.02 * (len(CLASSES) - 1)
-    truth = ReferenceAnswers(np.zeros((400, 1, 1, 3), np.uint8), labels, probs, 1.0, np.arange(400), np.zeros((0, 9)), np.zeros(0))
+    frame = pd.DataFrame({"image": [f"{i}.png" for i in range(400)], "split": "valid", "label": [CLASSES[i] for i in labels],
+                          "source_group": [str(i) for i in range(400)]})
+    data = Dataset(Manifest(frame, Path()), [], [], labels)
+    truth = ReferenceAnswers(data, np.arange(400), np.log(probs), np.zeros((400, 9)), 1.0, np.ones(400, bool), np.zeros((0, 9)),
+                             np.zeros(0))
     logits = np.log(probs)
     logits[:6] = np.roll(logits[:6], 1, axis=1) # one answer in seventy is another
     assert not compare_engine(truth, logits, EXACT)["passed"] and not compare_engine(truth, logits, REDUCED)["passed"]
