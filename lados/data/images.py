@@ -304,8 +304,9 @@ def decoder_memory(
 ) -> int: # bytes
     "What the decoder holds beside 4 bytes a pixel. Raises ImageError where decoding takes too long."
     im = opened.image
+    wide = _is_deep(im) or im.mode in ("F", "I") # floats while their range is stretched
     with _named(opened.name):
-        return opened.format.memory(im) + (16 * im.width * im.height if _is_deep(im) or im.mode in ("F", "I") else 0)
+        return opened.format.memory(im) + 16 * im.width * im.height * wide
 
 
 def _check_memory(im: Image.Image, beside: int, most: int | None, name: str) -> None:
