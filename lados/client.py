@@ -424,6 +424,38 @@ class _Reading:
         "Return the report of a training."
         return self._ask(_Call("GET", _of(job_id, "/report"), parse=lambda a: a.text))
 
+# %% ../nbs/04_client.ipynb #45396b4e
+class _Correcting:
+    "Requests about what people say of answers; they need the key."
+
+    def correct(
+        self,
+        image: Image,
+        label: str, # what it is; the same as was predicted: confirmed
+        answer: Mapping[str, Any] | None = None, # of `predict`, which is kept beside it
+        name: str | None = None, # None: as in the answer, else the name of the file
+    ) -> Answer: # sha256, label, predicted, verdict (confirmed or corrected) ...
+        "Keep an image with what a person says it is."
+        said = answer or {}
+        query = {"label": label, "predicted": said.get("label"), **{n: said.get(n) for n in _SAID}}
+        form = _Form("file", [_part(image, name or said.get("filename"))])
+        return self._ask(_Call("POST", "/corrections", query, form))
+
+    def corrections(self) -> Answer: # corrections, images, confirmed, corrected
+        "List what people have said of images, oldest first."
+        return self._ask(_Call("GET", "/corrections"))
+
+    def undo_correction(
+        self,
+        sha256: str, # of the image's bytes
+    ) -> Answer: # removed
+        "Take back what was said of an image."
+        return self._ask(_Call("DELETE", f"/corrections/{quote(sha256, safe='')}"))
+
+
+_SAID = ("confidence", "model", "engine")
+
+
 # %% ../nbs/04_client.ipynb #fec9affb
 class _Serving:
     "Requests about the service and its models."
@@ -531,7 +563,7 @@ class _Following:
         return max(self.events.retry_s, self.attempts.pause(error))
 
 # %% ../nbs/04_client.ipynb #d65844b9
-class _Service(_Images, _Beginning, _Reading, _Serving):
+class _Service(_Images, _Beginning, _Reading, _Correcting, _Serving):
     "What the two clients share."
 
     _transport: Callable[..., Any]

@@ -64,7 +64,7 @@ PROBLEMS: Problems = {
 # %% ../../nbs/serve/10_http.ipynb #abb26859
 GONE = ProblemKind(499, "client-gone", "Client gone", "cancelled")
 DEFECT = ProblemKind(500, "internal-error", "Internal error")
-IMAGES = {"/predict", "/predict_batch", "/explain"} # paths that read their bodies piece by piece
+IMAGES = {"/predict", "/predict_batch", "/explain", "/corrections"} # paths that read their bodies piece by piece
 MAX_PLAIN_BODY = 65_536 # bytes of a body, where no images are sent
 
 

@@ -87,7 +87,7 @@ def test_a_clock_that_was_set_back(store):
 
 
 def test_new_labels_lead_to_one_training(store):
-    from lados.ui.corrections import Corrections
+    from lados.data.corrections import Corrections
 
     add_schedule(store, Schedule("labels", {"preset": "demo"}, labels=2))
     back(store, "labels", 60)

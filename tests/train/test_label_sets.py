@@ -140,8 +140,8 @@ def test_a_model_of_other_classes_is_not_promoted(service):
 
 
 def test_the_page_follows_the_model(coast, run, home, monkeypatch):
+    from lados.data.corrections import Corrections
     from lados.ui.classifier import Card, LocalClassifier, class_list, results_table
-    from lados.ui.corrections import Corrections
     from lados.ui.session import ClassifierHandle
 
     monkeypatch.setenv("LADOS_ENGINE", "openvino")
