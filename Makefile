@@ -23,13 +23,18 @@ setup: $(READY) ## make .venv and install lados into it; does nothing where that
 
 HAS_TORCH = import sys; from importlib.metadata import version; sys.exit(tuple(map(int, version("torch").split(".")[:2])) < (2, 11))
 
+# what runs for minutes tells every ten seconds how far it is
+PULSE = pulse() { "$$@" & local pid=$$! start=$$SECONDS; while sleep 10; kill -0 $$pid 2> /dev/null; do \
+	echo "  $$((SECONDS - start)) s, $$(du -sh $(VENV) 2> /dev/null | cut -f1) there"; done; wait $$pid; };
+
 # a torch that the base Python has (a GPU image, say) is seen from the environment, and kept if it is new enough
 $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("lados needs Python 3.11 or newer: make setup PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
-	$(BIN)/python -m pip install -q -e '.[train,export,app,jobs,geo,lab,docs,dev]' -c $(VENV)/constraints.txt
+	@$(PULSE) echo "installing lados and what it needs, some 7 GB, into $(VENV)"; \
+	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,geo,lab,docs,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images

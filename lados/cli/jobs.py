@@ -84,11 +84,18 @@ def _without_workers(queue: str = "") -> None:
     from lados.jobs.queue import live_workers
 
     try:
-        there = [q for queues in live_workers(0.5).values() for q in queues if not queue or q == queue]
-    except BrokerError: # the job is written down, and that is what counts
-        there = []
+        # one that is busy, or on a machine that is, may need longer to answer
+        there = any(_serves(live_workers(seconds), queue) for seconds in (0.5, 1.5, 4))
+    except BrokerError as e: # the job is written down, and that is what counts
+        return say("note", f"nobody knows whether workers are there: {e.problem}", "yellow", err)
     if not there:
         say("note", "no worker answers; `lados worker` starts some, and the job waits for them", "yellow", err)
+    return None
+
+
+def _serves(workers: dict[str, list[str]], queue: str) -> bool:
+    "Return True if one of the workers takes from the queue."
+    return any(not queue or queue in queues for queues in workers.values())
 
 # %% ../../nbs/cli/05_jobs.ipynb #f39e22e8
 def _watch_job(job_id: str, save: Path | None = None) -> None:

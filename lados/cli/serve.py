@@ -7,6 +7,7 @@ __all__ = ['app_app', 'export', 'engines', 'serve', 'app_group', 'page_settings'
 
 # %% ../../nbs/cli/04_serve.ipynb #9e82861b
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,7 +74,7 @@ def engines(
     rows = [[name, "; ".join(filter(None, [spec.doc, spec.speed])),
              _state(passed.get(name), missing(folder, name), speeds.get(name, {}), left.get(name, "")),
              *_speed(speeds.get(name, {})), "auto" if name == best else ""] for name, spec in engine_specs().items()]
-    out.print(rich_table(["engine", "", "here", "images/s, 1", "of 8", ""], rows))
+    out.print(rich_table(["engine", "what it is", "here", "images/s, 1 at a time", "8 at a time", "taken by"], rows))
 
 
 def _state(entry: dict[str, Any] | None, lacking: str, measured: dict[str, Any], left: str = "") -> str:
@@ -102,7 +103,7 @@ def serve(
 ) -> None:
     "Serve a model over HTTP, until Ctrl-C or SIGTERM; what was accepted is answered first."
     from lados.serve.engines import engine_specs
-    from lados.serve.server import listen
+    from lados.serve.server import listen, serving_note
     from lados.serve.server import serve as run_server
 
     if run:
@@ -113,8 +114,11 @@ def serve(
     settings() # a mistake in the environment is said before the port is taken
     sock = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
-    say("serving", f"http://{shown}:{sock.getsockname()[1]}  (documentation at /docs, Ctrl-C ends it)", "bold", err)
-    run_server(sock, workers)
+    url = f"http://{shown}:{sock.getsockname()[1]}"
+    reach = url.replace("0.0.0.0", "127.0.0.1").replace("[::]", "[::1]")
+    threading.Thread(target=_say_ready, args=(url, reach), daemon=True).start()
+    with serving_note(reach):
+        run_server(sock, workers)
 
 
 def _known_engine(name: str, names: list[str]) -> str:
@@ -123,6 +127,26 @@ def _known_engine(name: str, names: list[str]) -> str:
     if name not in names:
         raise ConfigError(f"unknown engine '{name}'", did_you_mean(name, names))
     return name
+
+# %% ../../nbs/cli/04_serve.ipynb #1ce4fb50
+def _say_ready(url: str, reach: str) -> None:
+    "Say that it serves once it does, and why not as long as it does not."
+    from lados.client import ApiError, Client
+
+    said = ""
+    with Client(reach, timeout=5, retries=0, trust_env=False) as service:
+        while True:
+            try:
+                ready = service.ready()
+                model = f"{ready['model']}, engine {ready['engine']}"
+                say("serving", f"{url}  {model}  (documentation at /docs, Ctrl-C ends it)", "bold", err)
+                return
+            except ApiError as e:
+                why = e.detail if (e.status or 0) == 503 else "starting"
+            if why != said:
+                say("waiting", f"{url}  {why}", to=err)
+            said = why
+            time.sleep(0.5)
 
 # %% ../../nbs/cli/04_serve.ipynb #f4385f49
 app_app = typer.Typer(help="Pages for the browser, served on this machine.", no_args_is_help=True)
@@ -216,7 +240,7 @@ def _show(rows: "list[CheckResult]") -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("", "state", "since", "")
+    table = Table("part", "state", "since", "detail")
     for f in rows:
         detail = f"{f.detail}\n-> {f.remedy}" if f.remedy else f.detail
         since = ago(f.since, datetime.now(UTC))

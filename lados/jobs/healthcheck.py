@@ -30,6 +30,7 @@ import sqlalchemy as sa
 from ..core import ConfigError, LadosError, settings
 from ..files import read_json, utc_now, write_json
 from ..client import ApiError, Busy, Client, TimedOut
+from ..serve.server import noted_servers
 from .broker import broker_error, broker_url, client, is_embedded, redacted, socket_path
 from .queue import live_workers, queue_lengths
 from .store import JOBS, Store, store_url
@@ -86,6 +87,7 @@ def _why(error: Exception) -> str:
 def _api_url() -> tuple[str, bool]: # whether somebody has said that it should be there
     note = settings().lados_home / "up.json" # of a `lados up` in this folder
     address = settings().lados_api_url or (read_json(note).get("api") if note.exists() else None)
+    address = address or next(iter(noted_servers()), None) # of a `lados serve`, on whatever port
     return address or "http://127.0.0.1:8000", bool(address)
 
 
@@ -149,7 +151,7 @@ def check_queues() -> CheckResult:
     if is_embedded() and not socket_path().exists():
         return CheckResult("workers", "off", "no queue is open")
     try:
-        lengths, workers = queue_lengths(), live_workers(1.5)
+        lengths, workers = queue_lengths(), live_workers(1.5) or live_workers(2.5)
     except LadosError as e:
         return _down("workers", f"cannot be asked: {e.problem}", e.remedy)
     served = {q for of in workers.values() for q in of}

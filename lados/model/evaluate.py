@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'LEVEL', 'Evaluation', 'answers', 'evaluate_trained', 'probe_baseline', 'cross_fit', 'cross_validate',
-           'evaluate_on', 'reevaluate', 'baselines_on', 'trained_on', 'run_images', 'unknown_to_both', 'both_answers',
-           'paired_difference', 'disagreement', 'compare_models', 'compare_answers', 'comparison_markdown']
+           'evaluate_on', 'reevaluate', 'baselines_on', 'trained_on', 'run_images', 'unknown_to_both',
+           'images_unknown_to', 'both_answers', 'paired_difference', 'disagreement', 'compare_models',
+           'compare_answers', 'comparison_markdown']
 
 # %% ../../nbs/model/16_evaluate.ipynb #2f4b42bd
 from collections.abc import Callable, Sequence
@@ -69,10 +70,10 @@ def answers(
     return out.assign(**{f"p_{c}": probs[:, i] for i, c in enumerate(classes)})
 
 
-def _logits(model: Model, data: Dataset, rows: np.ndarray) -> np.ndarray:
+def _logits(model: Model, data: Dataset, rows: np.ndarray, progress: Callable | None = None) -> np.ndarray:
     device, dtype = running_on(model)
-    part = data.subset(rows)
-    return predict_logits(model.net, plain_batches(part, "all", model.prep, device), dtype, model.card["views"])
+    batches = plain_batches(data.subset(rows), "all", model.prep, device)
+    return predict_logits(model.net, batches, dtype, model.card["views"], progress)
 
 
 def evaluate_trained(
@@ -181,12 +182,13 @@ def evaluate_on(
 def reevaluate(
     model: Model,
     manifest: Manifest, # of the run
+    progress: Callable[[int, int], None] | None = None, # called with (done, total)
 ) -> tuple[dict[str, dict], pd.DataFrame]: # test sets, table of answers
     "Score a run's network on every test set of its own held-out images."
     model.label_set.require(manifest.label_set, "the images of the run")
     data = prepare_dataset(manifest, model.prep.size)
     rows = np.flatnonzero(rows_to_score(data.manifest))
-    probs = model.probabilities(_logits(model, data, rows))
+    probs = model.probabilities(_logits(model, data, rows, progress))
     return evaluate_test_sets(data.manifest, probs, model.label_set.names), answers(data.manifest, rows, probs)
 
 
@@ -243,7 +245,7 @@ def unknown_to_both(
     label_set = bundle_label_set(candidate)
     label_set.require(bundle_label_set(served), "the served model")
     label_set.require(manifest.label_set, "the labelled images")
-    new = _unknown(manifest.frame, [frame for frame in runs if frame is not None])
+    new = images_unknown_to(manifest.frame, [frame for frame in runs if frame is not None])
     if not new.any():
         raise DataError(f"none of the {len(manifest)} images is new to both models: each is of a photograph that "
                         "one of them was trained or selected on",
@@ -253,8 +255,11 @@ def unknown_to_both(
     return left
 
 
-def _unknown(frame: pd.DataFrame, runs: list[pd.DataFrame]) -> np.ndarray:
-    "Which rows are tied to nothing that a run has learned from."
+def images_unknown_to(
+    frame: pd.DataFrame, # images: source_group, sha256
+    runs: list[pd.DataFrame], # the same of the images of runs, and `learned`
+) -> np.ndarray: # bool, one a row
+    "Which rows are tied to nothing that a run has learned from, by content or source group."
     columns = ["source_group", "sha256"]
     rows = [f[columns].assign(learned=f.get("learned", False), asked=f is frame) for f in (frame, *runs)]
     both = pd.concat(rows, ignore_index=True)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['INK', 'MUTED', 'GRID', 'ACCENT', 'SERIES', 'MAX_BYTES', 'Chart', 'png_bytes', 'save', 'chart', 'style', 'title_of',
-           'learning_curves', 'confusion', 'class_scores', 'calibration_curve', 'class_balance', 'contact_sheet',
-           'worst_mistakes', 'lr_find_plot', 'runs_compare']
+           'learning_curves', 'confusion', 'class_scores', 'calibration_curve', 'precision_recall', 'class_balance',
+           'contact_sheet', 'worst_mistakes', 'under_heat', 'lr_find_plot', 'runs_compare']
 
 # %% ../../nbs/model/05_plots.ipynb #68c6ed84
 import io
@@ -22,6 +22,7 @@ from PIL.PngImagePlugin import PngInfo
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
+from sklearn.metrics import average_precision_score, precision_recall_curve
 
 from ..core import DataError
 from ..files import atomic_write
@@ -70,7 +71,7 @@ def _encoded(fig: Figure, dpi: float, max_bytes: int) -> bytes:
     image.quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True, pnginfo=text)
     return out.getvalue()
 
-
+# %% ../../nbs/model/05_plots.ipynb #654d9026
 def save(
     fig: Figure,
     path: str | Path, # ends in .png
@@ -79,7 +80,7 @@ def save(
     "Write the figure as PNG of at most `max_bytes`, atomically."
     return atomic_write(path, png_bytes(fig, max_bytes))
 
-# %% ../../nbs/model/05_plots.ipynb #654d9026
+
 def chart(
     width: float, # inches
     height: float, # inches
@@ -92,7 +93,7 @@ def chart(
     fig.alt = alt
     return fig, fig.subplots(**{"squeeze": False, **grid})
 
-
+# %% ../../nbs/model/05_plots.ipynb #638c5c5c
 def style(
     ax: Axes,
     title: str = "",
@@ -148,14 +149,14 @@ def _panels() -> dict[str, dict[str, tuple[str, str]]]:
     return {"Loss": {"train_loss": ("training", "--"), "valid_loss": ("validation", "-")}, "Validation scores": lines,
             "Learning rate": {"lr": ("", "-")}, "Images a second": {"images_per_s": ("", "-")}}
 
-# %% ../../nbs/model/05_plots.ipynb #61c9ed60
+
 def _best(runs: Mapping[str, pd.DataFrame]) -> str:
     "The best primary score of each run, in words."
     scored = {name: f[PRIMARY].max() for name, f in runs.items() if PRIMARY in f and f[PRIMARY].notna().any()}
     parts = [f"{name} best {METRICS[PRIMARY].title} {best:.3f}".strip() for name, best in scored.items()]
     return ", ".join(parts) or "no scores yet"
 
-
+# %% ../../nbs/model/05_plots.ipynb #61c9ed60
 def _curves(ax: Axes, frame: pd.DataFrame, columns: Mapping[str, tuple], run: str, colour: str | None) -> None:
     "The lines of one run in one panel; the best epoch gets a dot."
     there = [(c, *columns[c]) for c in columns if c in frame and frame[c].notna().any()]
@@ -265,6 +266,39 @@ def _reliability_line(top: Axes, low: Axes, name: str, table: Mapping, colour: s
     low.bar(width["low"], share, np.subtract(width["high"], width["low"]), align="edge", color=colour, alpha=0.35,
             edgecolor=colour)
 
+# %% ../../nbs/model/05_plots.ipynb #77adc327
+def precision_recall(
+    truth: np.ndarray, # [n] class indices
+    probs: np.ndarray, # [n, k] probabilities
+    classes: Sequence[str], # k names, in the order of the columns
+    colours: Mapping[str, str] = COLOURS, # class -> #RRGGBB
+) -> Figure:
+    "Precision over recall of each class that has images, with the point where the likeliest class is taken."
+    there, styles = [k for k in range(len(classes)) if (truth == k).any()], cycle(("-", "--", "-.", ":"))
+    curves = {k: _precision_recall_curve(truth == k, probs[:, k]) for k in there}
+    areas = ", ".join(f"{title_of(classes[k])} {c[2]:.2f}" for k, c in curves.items())
+    fig, axes = chart(5.6, 5.2, f"Precision over recall, average precision: {areas}")
+    ax = style(axes[0, 0], "Precision over recall", "recall: share of the class that is found",
+               "precision: share of alarms that are true", "both")
+    for k, (recall, precision, area) in curves.items():
+        colour = colours.get(classes[k], ACCENT)
+        ax.plot(recall, precision, next(styles), color=colour, linewidth=1.6, drawstyle="steps-post",
+                label=f"{title_of(classes[k])}: {area:.2f}, {_some(int((truth == k).sum()), 'image')}")
+        said, right = probs.argmax(1) == k, (probs.argmax(1) == k) & (truth == k)
+        if said.any():
+            point = right.sum() / (truth == k).sum(), right.sum() / said.sum()
+            ax.plot(*point, "o", color=colour, markersize=7, clip_on=False)
+    ax.set(xlim=(0, 1.01), ylim=(0, 1.03))
+    ax.legend(title="average precision", frameon=False, fontsize=8.5, labelcolor=INK, loc="lower left",
+              title_fontsize=8.5)
+    return fig
+
+
+def _precision_recall_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    "Recall, precision and the average precision, over falling thresholds."
+    precision, recall, _ = precision_recall_curve(truth, score)
+    return recall[::-1], precision[::-1], float(average_precision_score(truth, score))
+
 # %% ../../nbs/model/05_plots.ipynb #b0126987
 def class_balance(
     manifest: Manifest,
@@ -318,7 +352,7 @@ def contact_sheet(
         _photograph(ax, image, titles[i] if i < len(titles) else "", colours[i] if i < len(colours) else "")
     return fig
 
-# %% ../../nbs/model/05_plots.ipynb #3ce324fc
+
 def _photograph(ax: Axes, image: np.ndarray, title: str, colour: str) -> None:
     "One image, its middle square, with a bar of colour on top."
     h, w = image.shape[:2]
@@ -331,7 +365,7 @@ def _photograph(ax: Axes, image: np.ndarray, title: str, colour: str) -> None:
     lines = [textwrap.shorten(t, 26, placeholder="…") if " " in t else t[:24] for t in title.splitlines()]
     ax.set_title("\n".join(lines), fontsize=8, color=INK, pad=2, loc="left")
 
-
+# %% ../../nbs/model/05_plots.ipynb #3ce324fc
 def worst_mistakes(
     images: Sequence[np.ndarray], # uint8 [h, w, 3] of wrongly classified images
     truth: Sequence[str], # class names
@@ -345,6 +379,22 @@ def worst_mistakes(
     titles = [f"says {title_of(predicted[i])} {confidence[i]:.0%}\nis {title_of(truth[i])}" for i in order]
     return contact_sheet([images[i] for i in order], titles, columns, [colours.get(truth[i], ACCENT) for i in order],
                          "The surest mistakes")
+
+
+_HEAT = LinearSegmentedColormap.from_list("heat", ["#1B2A6B", "#2FA3C4", "#F2E34C", "#E8702A", "#A3120F"])
+
+
+def under_heat(
+    image: np.ndarray, # uint8 [h, w, 3]
+    heat: np.ndarray, # float, 0..1; any size
+) -> np.ndarray: # uint8 [h, w, 3]
+    "The image in grey under its heat map: blue is cold, red is hot, and what is cold stays to be seen."
+    h, w = image.shape[:2]
+    scaled = Image.fromarray(np.asarray(heat, np.float32)).resize((w, h), Image.Resampling.BILINEAR)
+    warm = np.clip(np.asarray(scaled), 0, 1)[..., None]
+    grey = image.mean(-1, keepdims=True).repeat(3, -1)
+    cover = 0.25 + 0.4 * warm
+    return np.rint(grey * (1 - cover) + 255 * _HEAT(warm[..., 0])[..., :3] * cover).astype(np.uint8)
 
 # %% ../../nbs/model/05_plots.ipynb #a2c5efa3
 def lr_find_plot(

@@ -71,9 +71,9 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
     AnswerField("unlike_training", bool, "the distance is above the bundle's threshold", schema={"examples": [False]}),
     AnswerField("rendering", str | None, "how the image was made of deeper numbers or of several bands; null: it was "
                 "taken as it is", "rendering", schema={"examples": [None]}),
-    AnswerField("model", str, "name of the run that made the model", "", "model",
+    AnswerField("model", str, "name of the run that made the model", "model",
                 schema={"examples": ["20260501T120000Z-train-lados"]}),
-    AnswerField("engine", str, "what computed it", "", "engine", schema={"examples": ["openvino-int8"]}),
+    AnswerField("engine", str, "what computed it", "engine", schema={"examples": ["openvino-int8"]}),
 )}
 
 # %% ../../nbs/serve/01_predictor.ipynb #1f64b937

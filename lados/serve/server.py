@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEAD_SECONDS', 'IDLE_SECONDS', 'LOOK_SECONDS', 'AHEAD', 'QUEUED', 'DRAIN', 'CONNECTIONS', 'Account', 'Outlet',
-           'Guard', 'let_go', 'listen', 'application', 'config', 'serve']
+           'Guard', 'let_go', 'listen', 'serving_note', 'noted_servers', 'application', 'config', 'serve']
 
 # %% ../../nbs/serve/12_server.ipynb #72b6e987
 import asyncio
@@ -14,8 +14,10 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar
 
 import uvicorn
@@ -24,6 +26,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
 from ..core import ServeError, settings
+from ..files import read_json, write_json
 
 # %% ../../nbs/serve/12_server.ipynb #775add2e
 HEAD_SECONDS, IDLE_SECONDS, LOOK_SECONDS = 10.0, 30.0, 1.0 # for a head; for anything else; between two looks
@@ -217,6 +220,36 @@ def listen(
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock
+
+# %% ../../nbs/serve/12_server.ipynb #ae36f68e
+@contextmanager
+def serving_note(
+    url: str, # by which this machine reaches it
+) -> Iterator[Path]: # the note
+    "Leave a note of where this process serves, as long as it does."
+    path = settings().lados_home / "serve" / f"api-{os.getpid()}.json"
+    with suppress(OSError): # a home that cannot be written keeps nobody from serving
+        write_json(path, {"url": url, "pid": os.getpid()})
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def noted_servers() -> list[str]: # URLs, the newest first
+    "Where processes of this home serve; notes of those that were killed are passed over."
+    notes = sorted((settings().lados_home / "serve").glob("api-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    return [read_json(p)["url"] for p in notes if _lives(int(p.stem.removeprefix("api-")))]
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError: # it is another user's
+        return True
+    return True
 
 # %% ../../nbs/serve/12_server.ipynb #0baa9fa3
 def application() -> str:

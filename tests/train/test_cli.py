@@ -227,3 +227,17 @@ def test_the_bench_measures_speed_and_memory(place):
     done = subprocess.run([*LADOS, *words], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "lados " in done.stdout and "GB" in done.stdout
+
+
+def test_the_best_run_is_named_and_runs_are_compared_on_a_page(lados, place, tmp_path):
+    code, _ = lados("train", "--data=toy", "--name=long", *ASKED, "--epochs=6", "--set=audit=false")
+    assert code == 0
+    code, text = lados("runs", "best", "--metric", "log_loss")
+    losses = {r.path.name: r.metrics["test"]["log_loss"] for r in list_runs() if not r.params["dry_run"]}
+    assert code == 0 and min(losses, key=losses.get) in text.splitlines(), text
+    code, text = lados("runs", "best", "--metric", "acuracy")
+    assert code == 2 and "accuracy" in text
+    code, text = lados("runs", "compare", "first", "long", "--html", str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert code == 0 and "that both were tested on" in text and "No paired difference" not in text
+    assert "Learning curves" in page and "Parameters that differ" in page and "interval over source photographs" in page

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import numpy as np
@@ -112,6 +113,18 @@ def short_notebook(folder):
     return folder / "short.ipynb"
 
 
+def check_report(run, html):
+    "The verdict stands first, then results, how it was trained, parameters; nothing is empty, and mistakes lead to their images."
+    head, body = html.split("</header>")
+    assert "Macro-F1" in head and run.path.name in head and "cores" in head and "lados " in head
+    parts = [body.index(f">{t}</h2>") for t in ("Results", "How it was trained", "Parameters")]
+    assert parts == sorted(parts) and parts[0] < body.index("Validation beside test") < parts[1] < parts[2]
+    assert not re.findall(r"</h3>\s*</section>", body) and "Precision over recall" in body
+    links = re.findall(r'<a href="([^"]+)" class="images">', body)
+    assert all((run.path / unquote(link)).is_file() for link in links)
+    assert body.count("<img") >= 2 * len(links), "each mistake beside its heat map"
+
+
 def check_folder(run):
     "Everything that DESIGN promises of a run folder."
     nb = nbformat.read(run.path / "notebook.ipynb", 4)
@@ -123,6 +136,7 @@ def check_folder(run):
     assert not re.findall(r"""(?:import\(|from\s+|importScripts\()["']https?://""", html)
     assert html.count("data:image/png") >= 6
     assert "data:image" in html and "Traceback" not in html
+    check_report(run, html)
     metrics = read_json(run.path / "metrics.json")
     assert 0 <= metrics["test"]["macro_f1"] <= 1 and metrics["cost"]["epochs"] == gapless(run)
     assert read_json(run.path / "params.json")["backbone"] == "test_resnet"
@@ -215,7 +229,7 @@ def test_a_run_that_fails_says_why_and_keeps_what_there_is(toy_data, home):
     assert "DataError" in str(e.value) and "report.html" in e.value.remedy
     assert "--resume" not in e.value.remedy, "there is no epoch to go on from"
     assert run.state == "failed" and "nowhere" in run.info["error"]
-    assert "What was asked" in (run.path / "notebook.ipynb").read_text() and (run.path / "report.html").exists()
+    assert "What was asked for" in (run.path / "notebook.ipynb").read_text() and (run.path / "report.html").exists()
 
 
 def test_a_kernel_that_another_python_left_behind_is_not_taken(toy_data, home, monkeypatch):
