@@ -126,6 +126,7 @@ def predict(
         table = classify(predictor, files, step, journal)
     seconds = time.perf_counter() - start
     table["image"] = [shown_name(f) for f in files]
+    table["error"] = [e.replace(str(f), n) for e, f, n in zip(table["error"], files, table["image"], strict=True)]
     if journal: # saved before it is shown
         write_table(table, save)
         journal.done()
