@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lab bench outputs docs docs-serve readme clean
+.PHONY: help setup demo test test-fast coverage lab bench outputs docs docs-serve readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,6 +63,14 @@ test-fast: setup ## two minutes: style, the notebooks of core, data and model, a
 	step "notebooks of core, data and model" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$|tutorials|synthetic|runs|serve|jobs|ui|bench|cli)'; \
 	echo "== tests/unit"; $(PYTEST) tests/unit
 
+COVERED = coverage report --format=total --include="$$folder/*.py"
+
+coverage: setup ## which lines the tests reach, processes that they start included; of some tests: make coverage TESTS=tests/unit
+	@export PATH="$(BIN):$$PATH"; coverage erase; \
+	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
+	coverage combine -q; coverage report --skip-covered --sort=miss | tail -n +1; \
+	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
+
 outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
 	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)
 
@@ -78,5 +86,5 @@ readme: setup ## write README.md from nbs/index.ipynb
 	$(BIN)/python tools/sync.py readme
 
 clean: ## remove caches and build outputs; data, runs, jobs, schedules, promotions and .venv stay
-	rm -rf build dist _docs *.egg-info .pytest_cache .ruff_cache .lados/cache .lados/bench .lados/engines nbs/.last_checked
+	rm -rf build dist _docs .coverage .coverage.* *.egg-info .pytest_cache .ruff_cache .lados/cache .lados/bench .lados/engines nbs/.last_checked
 	find lados nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

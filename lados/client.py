@@ -42,9 +42,10 @@ class ApiError(Exception):
         title: str = "", # the kind of problem in words
         retry_after: float | None = None, # seconds after which another attempt makes sense; None: not known
         request_id: str = "", # under which the service's log knows the request
+        code: str = "", # of the cause, as the service gives it: bundle-damaged
     ):
         self.detail, self.remedy, self.status, self.type, self.title = detail, remedy, status, type, title
-        self.retry_after, self.request_id = retry_after, request_id
+        self.retry_after, self.request_id, self.code = retry_after, request_id, code
         super().__init__(f"{detail}\n  -> {remedy}" if remedy else detail)
 
     @staticmethod
@@ -56,7 +57,7 @@ class ApiError(Exception):
         status, text = document.get("status"), {k: str(document.get(k) or "") for k in ("detail", "title", "remedy")}
         return _CLASSES.get(status, ApiError)(
             text["detail"] or text["title"], text["remedy"], status, str(document.get("type") or "about:blank"),
-            text["title"], retry_after, str(document.get("request_id") or ""))
+            text["title"], retry_after, str(document.get("request_id") or ""), str(document.get("code") or ""))
 
 # %% ../nbs/04_client.ipynb #6b97d1a2
 class Unavailable(ApiError):

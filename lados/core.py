@@ -31,60 +31,82 @@ class LadosError(Exception):
     "Base of every error that lados raises on purpose; `exit_code` is what the command line returns for it."
 
     exit_code = 2
+    code = "failed" # stable, for programs and for searching: docs/how-to/errors.md lists all
 
     def __init__(
         self,
         problem: str, # what was wrong, naming the file or the value
         remedy: str = "", # what to do about it
+        code: str = "", # of this cause, where it is a common one; none: that of the class
     ):
-        self.problem, self.remedy = problem, remedy
+        self.problem, self.remedy, self.code = problem, remedy, code or type(self).code
         super().__init__(f"{problem}\n  -> {remedy}" if remedy else problem)
 
 
 class ConfigError(LadosError):
     "A parameter, preset or environment variable that cannot be used."
 
+    code = "invalid-value"
+
 
 class DataError(LadosError):
     "A dataset, export or manifest that cannot be read as one."
 
+    code = "dataset-unusable"
 
+# %% ../nbs/00_core.ipynb #5a411ad8
 class ImageError(DataError):
     "One image that cannot be decoded."
+
+    code = "picture-cannot-be-read"
 
 
 class NotAnImage(ImageError):
     "Bytes of a kind that is not read at all: text, a film, an empty file."
 
+    code = "not-a-picture"
+
 
 class ImageTooLarge(ImageError):
     "An image with more pixels or bytes than is allowed."
+
+    code = "picture-too-large"
 
 
 class SourceError(LadosError):
     "A download that failed: network, key, checksum or protocol."
 
+    code = "download-failed"
+
 
 class WeightsError(LadosError):
     "Pretrained weights that cannot be had or do not fit the backbone."
 
+    code = "weights-unusable"
 
+# %% ../nbs/00_core.ipynb #c497ec68
 class TrainingError(LadosError):
     "A training run that cannot start or go on."
 
-    exit_code = 1
+    exit_code, code = 1, "training-failed"
 
 
 class RunError(LadosError):
     "A run folder or bundle that is missing, unreadable, or from another version."
 
+    code = "run-unusable"
+
 
 class ServeError(LadosError):
     "Serving that cannot start or go on: a port in use, an engine that is not installed or does not hold its promise."
 
+    code = "cannot-serve"
+
 
 class DiskFull(ServeError):
     "A disk that takes no more."
+
+    code = "disk-full"
 
     def __init__(
         self,
@@ -258,12 +280,13 @@ def check_env_file(
         data = path.read_bytes() if path.is_file() else b""
         data.decode("utf-8-sig")
     except OSError as e:
-        raise ConfigError(f"{path}: cannot be read ({e.strerror})", "check its permissions") from None
+        raise ConfigError(f"{path}: cannot be read ({e.strerror})", "check its permissions",
+                          code="environment-invalid") from None
     except UnicodeDecodeError as e:
         kind = "UTF-16" if b"\0" in data else f"not UTF-8 (line {data[:e.start].count(10) + 1})"
-        raise ConfigError(f"{path} is {kind}", "save it as UTF-8") from None
+        raise ConfigError(f"{path} is {kind}", "save it as UTF-8", code="environment-invalid") from None
     if b"\0" in data:
-        raise ConfigError(f"{path} is UTF-16", "save it as UTF-8")
+        raise ConfigError(f"{path} is UTF-16", "save it as UTF-8", code="environment-invalid")
 
 
 def _in_words(name: str, value: object, problem: str) -> str:
@@ -280,7 +303,8 @@ def settings() -> Settings:
         return Settings()
     except ValidationError as e:
         wrong = "; ".join(_in_words(".".join(map(str, x["loc"])), x["input"], x["msg"]) for x in e.errors())
-        raise ConfigError(f"environment: {wrong}", "correct the variable, or the line in .env") from None
+        raise ConfigError(f"environment: {wrong}", "correct the variable, or the line in .env",
+                          code="environment-invalid") from None
 
 # %% ../nbs/00_core.ipynb #2c5a4040
 LONGEST_CELL = 60 # characters of a path

@@ -113,7 +113,7 @@ class LabelSet:
     ) -> int:
         "The place of a class; ConfigError with the nearest name for an unknown one."
         if name not in self.names:
-            raise ConfigError(f"unknown class '{name}'", self.remedy(name))
+            raise ConfigError(f"unknown class '{name}'", self.remedy(name), code="unknown-name")
         return self.names.index(name)
 
     def canonical(
@@ -161,7 +161,8 @@ class LabelSet:
         "Raise DataError where the other set does not mix with this one."
         if difference := self.differs(other):
             raise DataError(f"{what}: another label set: {difference}", "use data and models of one label set; "
-                            "`lados data import --label-set FILE.yaml` merges and renames classes")
+                            "`lados data import --label-set FILE.yaml` merges and renames classes",
+                            code="label-set-differs")
 
     def to_dict(self) -> dict[str, Any]:
         "As plain JSON values."
@@ -185,7 +186,7 @@ def _known_keys(values: Any, known: Iterable[str], where: str) -> dict[str, Any]
         raise ConfigError(f"{where}: not a mapping: {str(values)[:60]!r}", f"its keys are {', '.join(known)}")
     for key in values:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key '{key}'", did_you_mean(str(key), known))
+            raise ConfigError(f"{where}: unknown key '{key}'", did_you_mean(str(key), known), code="unknown-name")
     return dict(values)
 
 
@@ -226,7 +227,8 @@ def _merged(records: list[LabelClass], merge: Any, where: str) -> tuple[LabelCla
     out = {c.name: c for c in records if c.name not in goes}
     for new in goes.values():
         if new not in out:
-            raise ConfigError(f"{where}: 'merge' names the unknown class '{new}'", did_you_mean(new, out))
+            raise ConfigError(f"{where}: 'merge' names the unknown class '{new}'", did_you_mean(new, out),
+                              code="unknown-name")
     for name, c in out.items():
         own = [s for r in records if goes.get(r.name) == name for s in r.aliases]
         more = [old for old, new in goes.items() if new == name]
@@ -277,7 +279,7 @@ def infer_label_set(
         wrong, meant = next(iter(near.items()))
         raise DataError(f"{where}: unknown class '{wrong}'", f"did you mean '{meant}'? Rename it, or give --label-set "
                         f"a YAML file: `merge: {{{class_key(wrong)}: {meant}}}` merges it, a list `classes` makes "
-                        "it a class")
+                        "it a class", code="unknown-class")
     keys = sorted(dict.fromkeys(map(class_key, names)))
     nothing = next((k for k in LADOS.spellings if LADOS.spellings[k] == LADOS.background and k in keys), None)
     nothing = nothing or (LADOS.background if outlined else None)
@@ -360,5 +362,5 @@ def label_policy(
 ) -> LabelPolicy:
     "The policy of that name; an unknown name raises ConfigError with the nearest known one."
     if name not in POLICIES:
-        raise ConfigError(f"unknown label policy '{name}'", did_you_mean(name, POLICIES))
+        raise ConfigError(f"unknown label policy '{name}'", did_you_mean(name, POLICIES), code="unknown-name")
     return POLICIES[name]

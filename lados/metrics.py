@@ -31,7 +31,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.source not in ("confusion", "probabilities"):
-            raise ConfigError(f"metric {self.key}: unknown source '{self.source}'", "use confusion or probabilities")
+            raise ConfigError(f"metric {self.key}: unknown source '{self.source}'", "use confusion or probabilities",
+                              code="unknown-name")
         if self.interval and self.source != "confusion":
             raise ConfigError(f"metric {self.key}: intervals are drawn from confusion matrices", "leave `interval` out")
 

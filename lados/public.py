@@ -53,7 +53,7 @@ def needs(
         extra = EXTRAS[name] if extra is None else extra
         what = f"[{extra}]" if extra else ""
         raise ConfigError(f"lados.{name} needs the package {package}, which is not installed",
-                          f"pip install 'lados{what}'") from None
+                          f"pip install 'lados{what}'", code="package-missing") from None
 
 # %% ../nbs/07_public.ipynb #efdfb94d
 def _there(*packages: str) -> None:

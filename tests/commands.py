@@ -1,10 +1,15 @@
 "What tests of commands share: a command run in this process, and a package that brings something to lados."
 
+import contextlib
+import io
+import os
 import sys
+from subprocess import CompletedProcess
 
 import pytest
 
 from lados.cli import main
+from lados.core import settings
 
 
 def runner(monkeypatch, capsys):
@@ -19,6 +24,26 @@ def runner(monkeypatch, capsys):
         return e.value.code or 0, printed.out + printed.err
 
     return command
+
+
+def run_here(folder, env, *words):
+    "Run a command of lados in this process, from a folder and with an environment: what `subprocess.run` gives, in a fraction of its time."
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["lados", *map(str, words)])
+        try:
+            os.environ |= env
+            settings.cache_clear()
+            main.main()
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+            settings.cache_clear()
+    return CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def install_package(folder, name, source, group, **records):

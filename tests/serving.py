@@ -38,7 +38,7 @@ if __name__ == "__main__":
 """
 
 
-def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
+def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, train=48, held=24, **card):
     "A run folder with a toy's manifest and a bundle: trained and calibrated, or, without epochs, of random weights."
     import torch
 
@@ -50,7 +50,7 @@ def make_run(folder, seed=0, backbone="test_resnet", size=32, epochs=4, **card):
     from lados.model.train import train as fit
 
     folder = Path(folder)
-    manifest = toy_manifest(folder, train=48, held=24, seed=seed)
+    manifest = toy_manifest(folder, train=train, held=held, seed=seed)
     card = {"run": folder.name, **card}
     if epochs:
         params, data = tiny(epochs=epochs, seed=seed), prepare_dataset(manifest, size, size)
@@ -83,19 +83,36 @@ def edit_card(bundle, **changes):
 
 
 @functools.cache
-def runs() -> Path:
-    """A folder of runs, made once for all processes of a test run: `first`, a trained toy with every export, and `second`, another one,
-    exported to OpenVINO."""
+def _shared_folder() -> Path:
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    folder = Path(tempfile.gettempdir(), f"lados-runs-{run}") if run else Path(tempfile.mkdtemp(prefix="lados-runs-"))
+    folder = Path(tempfile.gettempdir(), f"lados-tests-{run}") if run else Path(tempfile.mkdtemp(prefix="lados-tests-"))
     folder.mkdir(exist_ok=True)
     atexit.register(shutil.rmtree, folder, ignore_errors=True) # processes of a test run end together
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / ".made").exists():
-            _make_runs(folder)
-            (folder / ".made").touch()
     return folder
+
+
+def made_once(name, make) -> Path:
+    "A folder that `make` has filled, once for all processes of a test run."
+    folder = _shared_folder() / name
+    with (_shared_folder() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (_shared_folder() / f"{name}.made").exists():
+            make(folder)
+            (_shared_folder() / f"{name}.made").touch()
+    return folder
+
+
+def runs() -> Path:
+    """A folder of runs: `first`, a trained toy with every export, and `second`, another one, exported to OpenVINO."""
+    return made_once("runs", _make_runs)
+
+
+def draw_bench_images(home):
+    "Give a home the images that benches use; drawing them takes longer than the tests of what is done with them."
+    from lados.synthetic.sample import synthetic
+
+    Path(home, "bench").mkdir(parents=True, exist_ok=True)
+    Path(home, "bench", "sample").symlink_to(made_once("bench", lambda folder: synthetic(folder, sources=60, workers=1)))
 
 
 def _make_runs(folder):

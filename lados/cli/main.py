@@ -16,9 +16,9 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from ..core import LadosError
+from ..core import ConfigError, LadosError
 from ..processes import follow_parent
-from .console import err, say
+from .console import err, say_error
 from .data import data_app
 from .jobs import job_app, schedule_app, up, worker
 from .models import demo, evaluate, predict, train
@@ -58,6 +58,16 @@ def at_home(
     return [re.sub(r"^(--[\w-]+=(?:\w+=)?)~(?=/|$)", lambda m: m[1] + str(Path.home()), w) for w in words]
 
 # %% ../../nbs/cli/06_main.ipynb #ab0fdc4f
+def _told(error: Exception) -> LadosError | None:
+    "Return what a user is told of an error; None: it is a defect, and its traceback is what helps."
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lados"):
+        return ConfigError(f"this needs the package {error.name}, which is not installed",
+                           "pip install 'lados[train]'; for `lados data` alone 'lados[data]' will do", code="package-missing")
+    if isinstance(error, OSError): # a full disk, a read-only folder
+        return ConfigError(str(error), "check that the place exists, is yours to write, and has room", code="file-system")
+    return error if isinstance(error, LadosError) else None
+
+
 def main() -> None:
     "Run the command, and turn errors of lados into messages: the entry point."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch") # deprecations inside timm
@@ -65,22 +75,12 @@ def main() -> None:
         follow_parent(int(parent))
     try:
         app(at_home(sys.argv[1:]))
-    except LadosError as e:
-        if os.environ.get("LADOS_DEBUG"):
-            raise
-        say("error", str(e), "bold red", err)
-        sys.exit(e.exit_code)
-    except ModuleNotFoundError as e:
-        if not e.name or e.name.startswith("lados") or os.environ.get("LADOS_DEBUG"):
-            raise
-        say("error", f"this needs the package {e.name}, which is not installed\n  -> pip install 'lados[train]'; "
-            "for `lados data` alone 'lados[data]' will do", "bold red", err)
-        sys.exit(2)
-    except OSError as e: # a full disk, a read-only folder
-        if os.environ.get("LADOS_DEBUG"):
-            raise
-        say("error", f"{e}\n  -> check that the place exists, is yours to write, and has room", "bold red", err)
-        sys.exit(2)
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)
+    except Exception as e:
+        told = None if os.environ.get("LADOS_DEBUG") else _told(e)
+        if told is None:
+            raise
+        say_error(told)
+        sys.exit(told.exit_code)

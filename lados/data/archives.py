@@ -74,6 +74,8 @@ MOST_LISTED = 4_000_000 # bytes of an archive's list of members, some 40,000 nam
 class ArchiveBomb(DataError):
     "An archive that promises more than anyone wants of it."
 
+    code = "archive-too-large"
+
 
 @dataclass(frozen=True)
 class ArchiveMember:
@@ -106,7 +108,8 @@ def unpack_images(
     except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError) as e:
         if getattr(e, "errno", None) in DISK_FULL:
             raise DiskFull(f"{name}: the disk is full where it is unpacked") from None
-        raise DataError(f"{name}: not a readable zip ({e})", "pack it again, or drop the folder itself") from None
+        raise DataError(f"{name}: not a readable zip ({e})", "pack it again, or drop the folder itself",
+                        code="dataset-unreadable") from None
 
 
 def _all_wanted(z: zipfile.ZipFile, name: str, total: float, aside: dict[str, dict]) -> list[zipfile.ZipInfo]:
@@ -119,7 +122,8 @@ def _all_wanted(z: zipfile.ZipFile, name: str, total: float, aside: dict[str, di
             members.append(info)
     if not members:
         held = f" ({reasons_text(aside)})" if aside else ""
-        raise DataError(f"{name}: no images in it{held}", f"images end in {', '.join(image_suffixes())}")
+        raise DataError(f"{name}: no images in it{held}", f"images end in {', '.join(image_suffixes())}",
+                        code="no-images")
     size = sum(i.file_size for i in members if _judged(i)[0] == IMAGE)
     if size > total:
         raise ArchiveBomb(f"{name} would unpack to {size_text(size)}, and {size_text(total)} are the limit",

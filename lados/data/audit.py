@@ -380,7 +380,7 @@ def audit(
     "Find which held-out images training knows, and by what; raises DataError where the manifest is empty."
     if not len(manifest):
         raise DataError("the manifest has no images, so there is nothing to audit",
-                        "import a dataset: `lados data import FOLDER`")
+                        "import a dataset: `lados data import FOLDER`", code="no-images")
     links = find_links(manifest, hashes, max_distance, max_frame_gap, workers)
     settings = {"hashes": hashes, "recipe": RECIPE, "max_distance": max_distance, "max_frame_gap": max_frame_gap}
     return Audit(manifest, links, settings)

@@ -66,7 +66,7 @@ def augmentation(
 ) -> Augment:
     "The preset of that name; an unknown name raises ConfigError with the nearest known one."
     if name not in AUGMENTS:
-        raise ConfigError(f"unknown augmentation '{name}'", did_you_mean(name, AUGMENTS))
+        raise ConfigError(f"unknown augmentation '{name}'", did_you_mean(name, AUGMENTS), code="unknown-name")
     return AUGMENTS[name].scaled(strength)
 
 # %% ../../nbs/data/04_augment.ipynb #a5db359e

@@ -100,11 +100,12 @@ def _sections(path: Path) -> tuple[list[dict], list[dict], dict[str, str]]:
              if not isinstance(data, dict) or not isinstance(data.get(k, None if k == "images" else []), list)]
     if wrong:
         raise DataError(f"{path}: no COCO annotation file, it has no list '{wrong[0]}'",
-                        "export the dataset as COCO again")
+                        "export the dataset as COCO again", code="dataset-unreadable")
     images, annotations, categories = ([x for x in data.get(k, []) if isinstance(x, dict)]
                                          for k in ("images", "annotations", "categories"))
     if len(annotations) < len(data.get("annotations", [])):
-        raise DataError(f"{path}: some of its annotations are no records", "export the dataset as COCO again")
+        raise DataError(f"{path}: some of its annotations are no records", "export the dataset as COCO again",
+                        code="dataset-unreadable")
     return images, annotations, _category_names(path, categories)
 
 # %% ../../nbs/data/06_coco.ipynb #ac1359d1
@@ -116,7 +117,8 @@ def _category_names(path: Path, categories: list[dict]) -> dict[str, str]:
             continue
         if class_key(names.setdefault(key, str(name))) != class_key(str(name)):
             raise DataError(f"{path}: the category id {key} has two names, '{names[key]}' and '{name}'",
-                            "export the dataset as COCO again, with an id for each category")
+                            "export the dataset as COCO again, with an id for each category",
+                            code="dataset-unreadable")
     return names
 
 
@@ -141,10 +143,12 @@ def category_classes(
     for i, name in classes.items():
         if name == "":
             raise DataError(f"{path}: annotations have the category id {i}, which the file does not define",
-                            f"it defines {', '.join(f'{k} {v}' for k, v in sorted(names.items())) or 'none'}")
+                            f"it defines {', '.join(f'{k} {v}' for k, v in sorted(names.items())) or 'none'}",
+                            code="unknown-class")
         if name is None:
             raise DataError(f"{path}: annotations have the unknown category '{names[i]}'",
-                            f"{label_set.remedy(names[i])}; or remove its annotations, or name it with --label-set")
+                            f"{label_set.remedy(names[i])}; or remove its annotations, or name it with --label-set",
+                            code="unknown-class")
     return classes
 
 # %% ../../nbs/data/06_coco.ipynb #0386feb4
@@ -179,7 +183,7 @@ def read_coco(
     if not files:
         raise DataError(f"{path}: no COCO annotation file",
                         "looked for _annotations.coco.json, annotations.json, *.coco.json, instances*.json, and any "
-                        "JSON that lists images and annotations, in split folders too")
+                        "JSON that lists images and annotations, in split folders too", code="dataset-unreadable")
     listed: dict[Path, list[_Listed]] = defaultdict(list)
     for file in files:
         for image, one in _read_file(file, notes, label_set):

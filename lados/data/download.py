@@ -88,7 +88,7 @@ def small_sample(
     "Copy `n` images, stratified by split and dominant class, with all their annotations. Raises DataError."
     folder, out = Path(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} is there already", "give another folder for the sample")
+        raise DataError(f"{out} is there already", "give another folder for the sample", code="place-taken")
     exports = {p: read_json(p, "annotation file") for p in _exports(folder)}
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:80]}.") as tmp:
@@ -99,7 +99,8 @@ def small_sample(
                 _copy_images(path, coco, chosen[path], made / path.parent.relative_to(folder))
         except (KeyError, TypeError, AttributeError) as e:
             why = f"{type(e).__name__}: {e}"
-            raise DataError(f"{folder}: not a COCO export ({why})", "export the dataset again") from None
+            raise DataError(f"{folder}: not a COCO export ({why})", "export the dataset again",
+                            code="dataset-unreadable") from None
         for extra in folder.glob("README*"):
             shutil.copy2(extra, made)
         return made.replace(out)
@@ -169,7 +170,7 @@ _ROBOFLOW_REMEDIES = {401: _KEY_REMEDY, 403: _KEY_REMEDY,
 def _roboflow(session: requests.Session, patience: RetryPolicy, bar: DownloadProgress) -> RemoteFile:
     "Wait for the export and return its link."
     if not settings().roboflow_api_key:
-        raise SourceError("Roboflow wants a key and ROBOFLOW_API_KEY is not set", _KEY_REMEDY)
+        raise SourceError("Roboflow wants a key and ROBOFLOW_API_KEY is not set", _KEY_REMEDY, code="key-missing")
     for kind in ROBOFLOW_FORMATS:
         try:
             link = _export_link(kind, session, patience, bar)
@@ -261,15 +262,17 @@ def _is_there(out: Path, request: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / MARK).is_file():
-        raise SourceError(f"{out} is there already and was not made by this command", _ELSEWHERE)
+        raise SourceError(f"{out} is there already and was not made by this command", _ELSEWHERE, code="place-taken")
     mark = read_record(out / MARK, "note of the download", SourceError)
     if mark.get("wanted") != request:
-        raise SourceError(f"{out} already holds {_in_words(mark['wanted'])}, not {_in_words(request)}", _ELSEWHERE)
+        raise SourceError(f"{out} already holds {_in_words(mark['wanted'])}, not {_in_words(request)}", _ELSEWHERE,
+                          code="place-taken")
     now = _inventory(out)
     short = [name for name, (files, size) in mark["inventory"].items()
              if now.get(name, [0, 0])[0] < files or now[name][1] < size]
     if short:
-        raise SourceError(f"{out}: files are gone from {', '.join(short)} since the download", _ELSEWHERE)
+        raise SourceError(f"{out}: files are gone from {', '.join(short)} since the download", _ELSEWHERE,
+                          code="images-gone")
     return True
 
 
@@ -286,7 +289,7 @@ def download(
 ) -> Path: # the absolute path of `out`
     "Fetch LADOS; call it again to go on after any interruption. Raises SourceError with what to do."
     if source not in SOURCES:
-        raise SourceError(f"unknown source '{source}'", did_you_mean(source, SOURCES))
+        raise SourceError(f"unknown source '{source}'", did_you_mean(source, SOURCES), code="unknown-name")
     out = Path(out).resolve()
     work = out.with_name(f".{out.name}.download")
     images, seed_used = (SAMPLE_SIZE, seed) if small_sample else ("all", None)

@@ -90,9 +90,11 @@ def table_text(
         data = Path(path).read_bytes()
         return data.decode(_encoding(data))
     except UnicodeDecodeError as e:
-        raise DataError(f"{path}: not a readable table ({e})", "save it as CSV in UTF-8") from None
+        raise DataError(f"{path}: not a readable table ({e})", "save it as CSV in UTF-8",
+                        code="dataset-unreadable") from None
     except OSError as e:
-        raise DataError(f"{path}: cannot be read ({e.strerror})", "check the path and its permissions") from None
+        raise DataError(f"{path}: cannot be read ({e.strerror})", "check the path and its permissions",
+                        code="dataset-unreadable") from None
 
 
 def _encoding(data: bytes) -> str:
@@ -124,7 +126,7 @@ def pixel_names(
     for value, name in ((whole_number(row[0]), row[1] if len(row) > 1 else "") for row in rest):
         if value is None or not name or names.setdefault(value, name) != name:
             raise DataError(f"{table}: not a table of pixel values and classes", "its heading is 'Pixel Value, Class', "
-                            "and each row a number of its own and a class")
+                            "and each row a number of its own and a class", code="dataset-unreadable")
     return names
 
 
@@ -136,7 +138,7 @@ def pixel_classes(
     names = pixel_names(table)
     unknown = [n for n in names.values() if label_set.canonical(n) is None]
     if unknown:
-        raise DataError(f"{table}: unknown class '{unknown[0]}'", label_set.remedy(unknown[0]))
+        raise DataError(f"{table}: unknown class '{unknown[0]}'", label_set.remedy(unknown[0]), code="unknown-class")
     return {value: label_set.canonical(name) for value, name in names.items()}
 
 # %% ../../nbs/data/07_formats.ipynb #5e435160
@@ -310,7 +312,7 @@ def read_folders(
     if unknown:
         raise DataError(f"{unknown[0]}: '{unknown[0].name}' is none of the classes",
                         f"{label_set.remedy(unknown[0].name)}; rename the folder, move it elsewhere, or give it a "
-                        "class with --label-set FILE.yaml")
+                        "class with --label-set FILE.yaml", code="unknown-class")
     for folder, split in folders:
         for image in images_in(folder, deep=True):
             inner = image.relative_to(folder).parts[:-1] # `oil/train/1.jpg` says its split, too
@@ -334,11 +336,13 @@ def read_rows(
         start, columns, separator = _heading(lines)
         twice = next((c for c in columns if c in _KNOWN and columns.count(c) > 1), None)
         if twice:
-            raise DataError(f"{path}: two columns are called '{twice}'", "remove one of them")
+            raise DataError(f"{path}: two columns are called '{twice}'", "remove one of them",
+                            code="dataset-unreadable")
         table = csv.DictReader(lines[start:], columns, delimiter=separator, restkey="", restval="")
         return [(start + table.line_num, row) for row in table]
     except csv.Error as e:
-        raise DataError(f"{path}: not a readable table ({e})", "save it as CSV in UTF-8") from None
+        raise DataError(f"{path}: not a readable table ({e})", "save it as CSV in UTF-8",
+                        code="dataset-unreadable") from None
 
 # %% ../../nbs/data/07_formats.ipynb #d994e11e
 def _heading(lines: Sequence[str]) -> tuple[int, list[str], str]:
@@ -460,7 +464,7 @@ def table_names(
         cells |= dict.fromkeys(form.classes if form else ())
     return list(dict.fromkeys(n.strip(_BLANK) for cell in cells for n in cell.split("|") if n.strip(_BLANK)))
 
-
+# %% ../../nbs/data/07_formats.ipynb #38e337a9
 def read_tables(
     path: str | Path, # a table, or a folder with tables in it
     notes: Notes | None = None, # gets a note for every row that was left out
@@ -471,7 +475,8 @@ def read_tables(
     notes, tables = Notes() if notes is None else notes, labelled_tables(path)
     if not tables or not all(map(table_form, tables)):
         raise DataError(f"{path}: no column for the image or none for the label",
-                        f"name them one of {', '.join(FILE_COLUMNS)} and one of {', '.join(LABEL_COLUMNS)}")
+                        f"name them one of {', '.join(FILE_COLUMNS)} and one of {', '.join(LABEL_COLUMNS)}",
+                        code="dataset-unreadable")
     seen: dict[Path, str] = {}
     splits = dict(split_folders(Path(path)))
     kept = [row for t in tables for row in _usable(t, seen, notes, label_set, splits.get(t.parent, ""))]
@@ -534,9 +539,10 @@ def listed_files(
     _, names, _ = _heading(io.StringIO(table_text(table), newline="").readlines())
     column = next((c for c in FILE_COLUMNS if c in names), None)
     if column is None:
-        raise DataError(f"{table}: no column of files", f"name it one of {', '.join(FILE_COLUMNS)}")
+        raise DataError(f"{table}: no column of files", f"name it one of {', '.join(FILE_COLUMNS)}",
+                        code="dataset-unreadable")
     if not rows:
-        raise DataError(f"{table}: it has a heading and no rows", "list a file in each row")
+        raise DataError(f"{table}: it has a heading and no rows", "list a file in each row", code="no-images")
     matcher = NameMatcher([table.parent], [row[column] for row in rows])
     return [_image_path(table, row[column], matcher) for row in rows if row[column].strip(_BLANK)]
 
@@ -547,7 +553,8 @@ def _row_classes(table: Path, line: int, given: str, label_set: LabelSet) -> str
     for name, c in classes.items():
         if c is None:
             shown = repr(name) if name.isprintable() else ascii(name)
-            raise DataError(f"{table}: line {line}: unknown label {shown}", label_set.remedy(name))
+            raise DataError(f"{table}: line {line}: unknown label {shown}", label_set.remedy(name),
+                            code="unknown-class")
     return "|".join(c for c in label_set.names if c in classes.values())
 
 
@@ -574,7 +581,7 @@ def listed_names(
                               _row_split(row.get("split"), table, "", notes)))
     if not names:
         raise DataError(f"{path}: no table that lists images and labels",
-                        "give a CSV with columns file, label, split")
+                        "give a CSV with columns file, label, split", code="dataset-unreadable")
     return names
 
 # %% ../../nbs/data/07_formats.ipynb #35f42de3

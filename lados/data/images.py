@@ -537,7 +537,7 @@ def resize(
 ) -> np.ndarray: # uint8, size x size x 3; `image` itself where nothing is to do
     "The image as a square; the same function in training, evaluation and serving."
     if mode not in RESIZES:
-        raise ConfigError(f"unknown resize mode '{mode}'", did_you_mean(mode, RESIZES))
+        raise ConfigError(f"unknown resize mode '{mode}'", did_you_mean(mode, RESIZES), code="unknown-name")
     return RESIZES[mode](image, size)
 
 # %% ../../nbs/data/00_images.ipynb #3dfb065f

@@ -62,15 +62,16 @@ def recognise(
     "The kind of dataset at `path`; DataError, saying what was looked for, where it is none."
     path = Path(path)
     if not path.exists():
-        raise DataError(f"{path}: no such file or folder", "check the path")
+        raise DataError(f"{path}: no such file or folder", "check the path", code="dataset-not-found")
     if kind := _kind(path):
         return kind
     if path.is_dir() and not any(path.iterdir()):
-        raise DataError(f"{path}: the folder is empty", "unpack or copy the dataset into it, or give another path")
+        raise DataError(f"{path}: the folder is empty", "unpack or copy the dataset into it, or give another path",
+                        code="no-images")
     below = next((p for p in sorted(path.iterdir()) if p.is_dir() and _kind(p)), None) if path.is_dir() else None
     looked = "; ".join(r.looks_for for r in IMPORTERS.values())
     raise DataError(f"{path}: not a dataset of a known kind; looked for: {looked}",
-                    f"{below} is one: give that path" if below else _remedy(path))
+                    f"{below} is one: give that path" if below else _remedy(path), code="dataset-unreadable")
 
 
 def _kind(path: Path) -> str | None:
@@ -210,7 +211,8 @@ def import_dataset(
     _stop_at_faults(path, notes, several.annotated)
     if frame.empty:
         why = f"; the first of {len(notes)} reasons: {notes[0]['file']}: {notes[0]['message']}" if notes else ""
-        raise DataError(f"{path}: none of its images can be used{why}", "complete the dataset and import it again")
+        raise DataError(f"{path}: none of its images can be used{why}", "complete the dataset and import it again",
+                        code="no-images")
     own = frame["source_group"] == ""
     frame.loc[own, "source_group"] = np.array(source_names(frame["image"].tolist()), object)[own]
     _note_whole(frame, notes, label_set)

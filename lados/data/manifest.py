@@ -195,7 +195,8 @@ def _tidy(frame: pd.DataFrame, label_set: LabelSet) -> pd.DataFrame:
     unknown = {c for label in frame["label"] for c in label.split("|")} - set(label_set.names)
     if unknown:
         raise DataError(f"the manifest has unknown labels: {', '.join(sorted(map(repr, unknown)))}",
-                        f"the classes are {', '.join(label_set.names)}; manifest.json beside it may name others")
+                        f"the classes are {', '.join(label_set.names)}; manifest.json beside it may name others",
+                        code="unknown-class")
     return frame
 
 # %% ../../nbs/data/02_manifest.ipynb #44ff8613
@@ -212,12 +213,14 @@ def load_manifest(
         frame = pd.read_csv(path, encoding="utf-8-sig", dtype=dict.fromkeys(_TEXT, str), keep_default_na=False,
                             na_values={c: [""] for c in areas})
     except FileNotFoundError:
-        raise DataError(f"{path}: no such manifest", "make one with `lados data import FOLDER`") from None
+        raise DataError(f"{path}: no such manifest", "make one with `lados data import FOLDER`",
+                        code="dataset-not-found") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise DataError(f"{path}: not a readable manifest ({e})",
-                        "make it anew with `lados data import FOLDER`") from None
+                        "make it anew with `lados data import FOLDER`", code="dataset-unreadable") from None
     if frame.empty:
-        raise DataError(f"{path}: the manifest has no rows", "make it anew with `lados data import FOLDER`")
+        raise DataError(f"{path}: the manifest has no rows", "make it anew with `lados data import FOLDER`",
+                        code="no-images")
     meta_path = path.with_suffix(".json")
     manifest = Manifest(frame, path.parent, read_record(meta_path, "manifest.json") if meta_path.exists() else {})
     if check:
@@ -245,4 +248,5 @@ def check_images(
     gone = [p for p in manifest.paths if not p.is_file()]
     if gone:
         raise DataError(f"{path}: {len(gone)} of {len(manifest)} images are not where it says, first {gone[0]}",
-                        "move the images back, or import them again with `lados data import FOLDER`")
+                        "move the images back, or import them again with `lados data import FOLDER`",
+                        code="images-gone")

@@ -161,7 +161,8 @@ def _fill_empty(deal: GroupAssignment, order: list[int]) -> None:
         if not len(spare):
             raise DataError("nearly every class has all its images from one source, so holding any out would leave "
                             "training without it",
-                            "add images of other sources, or fewer splits, as in fractions (0.8, 0, 0.2)")
+                            "add images of other sources, or fewer splits, as in fractions (0.8, 0, 0.2)",
+                            code="split-impossible")
         g = spare[np.lexsort([deal.sizes[spare], ~deal.allowed[spare, s], trained[spare]])[0]]
         deal.split[g] = s
         deal.need = np.minimum(deal.need, deal.groups_of)
@@ -199,12 +200,12 @@ def deal_groups(
     _search(deal, rng)
     return deal.split
 
-# %% ../../nbs/data/11_split.ipynb #8b0a296b
+# %% ../../nbs/data/11_split.ipynb #460757bd
 FRACTIONS = (0.7, 0.15, 0.15) # train, valid, test
 FEW = 10 # a class with fewer images in a split gets no reliable score there
 _PRECEDENCE = ("train", "test", "valid") # who gets a class that cannot be everywhere
 
-# %% ../../nbs/data/11_split.ipynb #460757bd
+
 @dataclass
 class SplitReport:
     "How a split turned out: shares and classes reached beside those wished, and what could not be balanced."
@@ -267,14 +268,16 @@ def _check(manifest: Manifest, parts: int) -> None:
     "Raise DataError where there is nothing to deal, or fewer groups than splits."
     if not len(manifest):
         raise DataError("the manifest has no images, so there is nothing to split",
-                        "import a dataset: `lados data import FOLDER`")
+                        "import a dataset: `lados data import FOLDER`", code="no-images")
     n = manifest.frame["source_group"].nunique()
     if n == 1:
         raise DataError(f"all {len(manifest)} images are of one source group: any split of them tests memory",
-                        "add images of other photographs, or give their sources in a `group` column")
+                        "add images of other photographs, or give their sources in a `group` column",
+                        code="split-impossible")
     if n < parts:
         raise DataError(f"{n} source groups cannot fill {parts} splits without cutting one",
-                        "add images of other sources, or ask for fewer splits, as in fractions (0.8, 0, 0.2)")
+                        "add images of other sources, or ask for fewer splits, as in fractions (0.8, 0, 0.2)",
+                        code="split-impossible")
 
 
 def _fractions(fractions: Sequence[float]) -> dict[str, float]:
@@ -375,7 +378,7 @@ def official(
     if "no split" in counts or "train" not in counts or "test" not in counts:
         there = ", ".join(f"{n} images in {s}" for s, n in counts.items())
         raise DataError(f"the data has no complete split of its own: {there}",
-                        "split it: `lados data split --how group-safe`")
+                        "split it: `lados data split --how group-safe`", code="split-impossible")
     out = manifest.frame["split"].to_numpy(dtype=object).copy()
     if "valid" not in counts and share.get("valid"):
         valid = share["valid"] / (share["train"] + share["valid"])
@@ -409,7 +412,7 @@ def split_by(
 ) -> tuple[Manifest, SplitReport]:
     "Split a manifest; `meta['split']` of the new one records how. Raises ConfigError and DataError."
     if how not in SPLITTERS:
-        raise ConfigError(f"unknown way to split '{how}'", did_you_mean(how, SPLITTERS))
+        raise ConfigError(f"unknown way to split '{how}'", did_you_mean(how, SPLITTERS), code="unknown-name")
     share, splitter, manifest = _fractions(fractions), SPLITTERS[how], _with_groups(manifest, groups)
     new = Manifest(manifest.frame.assign(split=splitter.rule(manifest, share, seed)), manifest.root, manifest.meta)
     record = {"name": how, "version": splitter.version, "seed": seed, "fractions": list(fractions), "hash": new.hash,

@@ -365,7 +365,7 @@ def verify_file(
         wrong = f"its {algorithm or 'md5'} is {got}, the record says {digest}"
     if wrong:
         drop()
-        raise SourceError(f"{remote.name}: {wrong}", DAMAGED)
+        raise SourceError(f"{remote.name}: {wrong}", DAMAGED, code="checksum-differs")
 
 
 def _digest(path: Path, algorithm: str) -> str:

@@ -35,6 +35,8 @@ from ..files import hold_lock, read_json, utc_now, write_json
 class BrokerError(ServeError):
     "Raised when a broker cannot be reached, or refuses what it is sent."
 
+    code = "no-queue"
+
 
 def redacted(
     url: str, # of a broker or a database

@@ -254,9 +254,13 @@ HEARTBEAT_S = 1.0 # seconds between two beats
 class WorkStopped(LadosError):
     "Raised when work stops because it is not wanted from this worker any more."
 
+    code = "work-stopped"
+
 
 class WorkerDied(LadosError):
     "Raised when the process that did the work was killed; another attempt may get further."
+
+    code = "worker-died"
 
 # %% ../../nbs/jobs/02_leases.ipynb #fcd63d03
 class Heartbeat:

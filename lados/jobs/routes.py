@@ -148,10 +148,10 @@ class JobCounts:
 
 # %% ../../nbs/jobs/11_routes.ipynb #fa9c5011
 _KNOWN = {
-    NoSuchJob: ProblemKind(404, "no-such-job", "No such job"),
-    JobError: ProblemKind(409, "not-in-this-state", "Not in this state"),
-    BrokerError: ProblemKind(503, "no-queue", "No queue", "no_queue"),
-    StoreError: ProblemKind(503, "no-job-store", "No job store", "no_store"),
+    NoSuchJob: ProblemKind(404, NoSuchJob.code, "No such job"),
+    JobError: ProblemKind(409, JobError.code, "Not in this state"),
+    BrokerError: ProblemKind(503, BrokerError.code, "No queue", "no_queue"),
+    StoreError: ProblemKind(503, StoreError.code, "No job store", "no_store"),
 }
 router = Routes(problems=_KNOWN, collectors=[JobCounts()])
 _problems = partial(problems, known=PROBLEMS | _KNOWN)

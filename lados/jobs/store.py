@@ -73,6 +73,8 @@ _ONE = sa.Index("lados_jobs_one", JOBS.c.kind, JOBS.c.key, unique=True,
 class StoreError(ServeError):
     "Raised when a job store cannot be read or written."
 
+    code = "no-job-store"
+
 # %% ../../nbs/jobs/01_store.ipynb #55af043d
 def _sqlite(engine: sa.Engine) -> None:
     "Make SQLite wait its turn, survive a loss of power, and let readers read meanwhile."
@@ -198,9 +200,13 @@ def open_store() -> Store:
 class NoSuchJob(LadosError):
     "Raised when there is no such job."
 
+    code = "no-such-job"
+
 
 class JobError(LadosError):
     "Raised when the present state of a job does not allow what is asked."
+
+    code = "not-in-this-state"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def check_backbone(
 ) -> None:
     "Raise ConfigError, with the names that look like it, if timm has no such network."
     if not timm.is_model(name):
-        raise ConfigError(f"unknown backbone '{name}'", did_you_mean(name, timm.list_models())[:200])
+        raise ConfigError(f"unknown backbone '{name}'", did_you_mean(name, timm.list_models())[:200],
+                          code="unknown-name")
 
 
 def make_backbone(
@@ -72,7 +73,7 @@ def _weights_file(path: Path) -> Path:
     inside = [path, path / "model.safetensors", path / "bundle" / "model.safetensors"]
     found = next((p for p in inside if p.is_file()), None)
     if found is None:
-        raise WeightsError(f"{path}: no such weights file", HUB_REMEDY)
+        raise WeightsError(f"{path}: no such weights file", HUB_REMEDY, code="weights-not-found")
     if found.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise WeightsError(f"{found}: not a weights file", "give a .safetensors file")
     return found
@@ -133,7 +134,7 @@ def _attempt(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
             raise WeightsError(f"{pretrained}: these weights do not fit {name} ({first})", FILE_REMEDY) from e
         if pretrained:
             raise WeightsError(f"pretrained weights of {name} could not be fetched from the model hub ({first})",
-                               HUB_REMEDY) from e
+                               HUB_REMEDY, code="weights-unreachable") from e
         raise ConfigError(f"backbone {name} cannot be built with {options} ({first})", "choose another size") from e
 
 # %% ../../nbs/model/01_backbones.ipynb #a042cd7e

@@ -47,7 +47,8 @@ def find_bundle(
         if (folder / "card.json").is_file():
             return folder
     if not path.exists():
-        raise RunError(f"{path}: no such bundle or run", "`lados train` makes a run; MODEL_PATH or --run names another")
+        raise RunError(f"{path}: no such bundle or run", "`lados train` makes a run; MODEL_PATH or --run names another",
+                       code="bundle-not-found")
     what = "the run has no finished bundle" if (path / "run.json").exists() else "neither a bundle nor a run folder"
     raise RunError(f"{path}: {what}", "see `lados runs`; `lados train --resume RUN` finishes a run")
 
@@ -77,7 +78,7 @@ def read_card(
     if not isinstance(card, dict) or card.get("format", 0) > FORMAT or _NEEDED - card.keys():
         made = card.get("format") if isinstance(card, dict) else None
         raise RunError(f"{folder}: made by another version (format {made}, this reads up to {FORMAT})",
-                       "use the lados version that made it, or train the run anew")
+                       "use the lados version that made it, or train the run anew", code="other-version")
     try:
         label_set = label_set_from(card.get("label_set"), f"{folder}: label set")
     except ConfigError as e:
@@ -133,9 +134,12 @@ def verify(
     for name in names:
         path = folder / name
         if not path.is_file():
-            raise RunError(f"{path}: this file of the bundle is missing", "copy the bundle again, or export the run")
+            raise RunError(f"{path}: this file of the bundle is missing", "copy the bundle again, or export the run",
+                           code="bundle-damaged")
         if sums and sums.get(name) != sha256_file(path):
             raise RunError(f"{path}: the file is not what was written (its SHA-256 differs from {SUMS})",
-                           "copy the bundle again from where it was made, or `lados export RUN`")
+                           "copy the bundle again from where it was made, or `lados export RUN`",
+                           code="bundle-damaged")
     if not sums and read_json(folder / "card.json", "bundle card", RunError).get("sealed"):
-        raise RunError(f"{folder}: {SUMS} is missing, so the bundle is incomplete", "copy the bundle again")
+        raise RunError(f"{folder}: {SUMS} is missing, so the bundle is incomplete", "copy the bundle again",
+                       code="bundle-damaged")

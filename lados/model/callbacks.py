@@ -267,7 +267,7 @@ class Validation(Callback):
 def _check_finite(loss: float, where: str) -> None:
     "What is no number must not reach the checkpoint."
     if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} {where}", NAN_REMEDY)
+        raise TrainingError(f"the loss is {loss} {where}", NAN_REMEDY, code="loss-not-finite")
 
 
 NAN_REMEDY = ("lower lr, set clip: 1.0, or use precision: fp32; `lados train --resume RUN --set lr=...` goes on "

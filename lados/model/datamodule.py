@@ -78,7 +78,8 @@ def open_dataset(
     "Open, audit and split the data of a run. Raises DataError where there is nothing to train on."
     manifest = open_manifest(params.data)
     if not len(manifest):
-        raise DataError(f"{params.data}: no images", "import a dataset with `lados data import FOLDER`")
+        raise DataError(f"{params.data}: no images", "import a dataset with `lados data import FOLDER`",
+                        code="no-images")
     opened = audit_and_split(manifest, params.split, params.fractions, params.seed, params.audit)
     return replace(opened, manifest=one_batch(opened.manifest, params)) if params.dry_run else opened
 

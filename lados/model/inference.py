@@ -78,7 +78,7 @@ def read_held_out(
             rows = {k: f.get_tensor(k) for k in ("logits", "labels", "groups", "distances", "keys")}
             return HeldOut(**rows, networks=int(f.metadata()["networks"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as e:
-        raise RunError(f"{path}: cannot be read ({e})", "copy the bundle again") from None
+        raise RunError(f"{path}: cannot be read ({e})", "copy the bundle again", code="bundle-damaged") from None
 
 
 def image_keys(
@@ -162,7 +162,8 @@ def load_bundle(
         net.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, SafetensorError, RuntimeError) as e:
         first = str(e).splitlines()[0]
-        raise RunError(f"{folder}: the weights cannot be loaded ({first})", "train the run anew") from e
+        raise RunError(f"{folder}: the weights cannot be loaded ({first})", "train the run anew",
+                       code="bundle-damaged") from e
     return Model(net.eval().to(device), card)
 
 # %% ../../nbs/model/08_inference.ipynb #c543eff5

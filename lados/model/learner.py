@@ -284,7 +284,7 @@ def step_time(
     net.zero_grad(set_to_none=True)
     return (time.perf_counter() - start) / batch
 
-
+# %% ../../nbs/model/12_learner.ipynb #04c012ef
 def find_batch_size(
     net: nn.Module,
     size: int, # side, pixels
@@ -303,5 +303,6 @@ def find_batch_size(
             break
         best, best_time = batch, seconds
     if not best:
-        raise TrainingError(f"not even 8 images of {size} pixels fit in memory", "use a smaller size or backbone")
+        raise TrainingError(f"not even 8 images of {size} pixels fit in memory", "use a smaller size or backbone",
+                            code="out-of-memory")
     return best

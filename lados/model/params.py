@@ -169,12 +169,12 @@ def load_params(
     path = Path(preset)
     if path.suffix not in (".yaml", ".yml"):
         if str(preset) not in presets():
-            raise ConfigError(f"unknown preset '{preset}'", did_you_mean(str(preset), presets()))
+            raise ConfigError(f"unknown preset '{preset}'", did_you_mean(str(preset), presets()), code="unknown-name")
         path = jobs_folder() / f"{preset}.yaml"
     values = _read_yaml(path)
     base = values.pop("preset", None)
     if base is not None and base not in presets():
-        raise ConfigError(f"{path}: unknown preset '{base}'", did_you_mean(str(base), presets()))
+        raise ConfigError(f"{path}: unknown preset '{base}'", did_you_mean(str(base), presets()), code="unknown-name")
     base = load_params(base).model_dump(exclude_unset=True) if base else {}
     make_params({**base, **values}, source=str(path)) # a fault in the file is told with the file's name
     return make_params({**base, **values, "preset": path.stem, **overrides}, source=f"preset {path.stem}")
@@ -199,7 +199,7 @@ def plain_params(
         path = getattr(params, key)
         if isinstance(path, Path):
             if not path.exists():
-                raise DataError(f"{path}: no such file or folder", "check the path")
+                raise DataError(f"{path}: no such file or folder", "check the path", code="dataset-not-found")
             values[key] = str(path.resolve())
     return values
 

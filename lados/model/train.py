@@ -65,12 +65,14 @@ def load_state(
             meta = f.metadata() or {}
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
-        raise RunError(f"{path}: no such checkpoint", "train the run from the start") from None
+        raise RunError(f"{path}: no such checkpoint", "train the run from the start",
+                       code="checkpoint-not-found") from None
     except (SafetensorError, OSError) as e:
-        raise RunError(f"{path}: the checkpoint is damaged ({e})", "train the run from the start") from None
+        raise RunError(f"{path}: the checkpoint is damaged ({e})", "train the run from the start",
+                       code="checkpoint-damaged") from None
     if "state" not in meta or int(meta.get("format", 0)) > FORMAT:
         raise RunError(f"{path}: written by another version (format {meta.get('format', 'unknown')}, this is {FORMAT})",
-                       "use the lados version that wrote it, or train the run anew")
+                       "use the lados version that wrote it, or train the run anew", code="other-version")
     return tensors, json.loads(meta["state"], object_hook=current_keys)
 
 # %% ../../nbs/model/13_train.ipynb #cfccec55
@@ -230,10 +232,12 @@ def last_state(
                 for p in (state["params"], params.model_dump(mode="json")))
     for name, value in was.items():
         if value != now[name]:
-            raise RunError(f"{path}: made with {name}={value}, not {now[name]}", "start a new run")
+            raise RunError(f"{path}: made with {name}={value}, not {now[name]}", "start a new run",
+                           code="resume-refused")
     known = state.get("classes", list(LADOS.names)) # those from before label sets do not say
     if known != list(classes):
-        raise RunError(f"{path}: made for the classes {', '.join(known)}, not {', '.join(classes)}", "start a new run")
+        raise RunError(f"{path}: made for the classes {', '.join(known)}, not {', '.join(classes)}", "start a new run",
+                       code="resume-refused")
     return tensors, state
 
 # %% ../../nbs/model/13_train.ipynb #c0ba5cf9

@@ -161,7 +161,8 @@ def wait_until_free(
     info, until = run.info, time.monotonic() + GRACE + 10
     while run.alive:
         if _at_work(info) or time.monotonic() > until:
-            raise RunError(f"{run.path}: this run is being executed", "wait for it, or stop it with Ctrl-C")
+            raise RunError(f"{run.path}: this run is being executed", "wait for it, or stop it with Ctrl-C",
+                           code="run-busy")
         time.sleep(0.1)
         info = run.info
 

@@ -39,7 +39,7 @@ class Run:
             raise RunError(f"{self.path}: its run.json is not that of a run", "delete the folder, or restore the file")
         if info.get("format", 0) > FORMAT:
             raise RunError(f"{self.path}: made by another version (format {info['format']}, this reads up to {FORMAT})",
-                           "use the lados version that made it")
+                           "use the lados version that made it", code="other-version")
         return info
 
     @property
@@ -67,7 +67,8 @@ class Run:
         with (self.path / "run.lock").open("a") as f:
             while not take_lock(f):
                 if time.monotonic() > until:
-                    raise RunError(f"{self.path}: this run is being executed", "wait for it, or stop it with Ctrl-C")
+                    raise RunError(f"{self.path}: this run is being executed", "wait for it, or stop it with Ctrl-C",
+                                   code="run-busy")
                 time.sleep(0.05)
             yield
 
@@ -148,7 +149,8 @@ def find_run(
     if len(near) != 1:
         what = f"{len(near)} runs are called so" if near else "no such run"
         raise RunError(f"{name}: {what} in {root.resolve()}",
-                       "`lados runs` lists them; runs are looked for below the current folder, or in LADOS_RUNS")
+                       "`lados runs` lists them; runs are looked for below the current folder, or in LADOS_RUNS",
+                       code="run-not-found")
     return near[0]
 
 

@@ -22,6 +22,8 @@ from ..core import ServeError
 class Overloaded(ServeError):
     "More has been asked for than can be answered in time; `retry_after` says in how many seconds to try again."
 
+    code = "overloaded"
+
     def __init__(
         self,
         problem: str, # what there is too much of

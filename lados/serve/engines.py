@@ -99,7 +99,8 @@ def _open_openvino(name: str, file: str, precision: str, folder: Path) -> Engine
 
     core = ov.Core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino")
+        raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino",
+                         code="engine-unavailable")
     threads = settings().threads
     # threads are not pinned: pinned ones of two processes would all sit on the first cores
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads,
@@ -229,19 +230,21 @@ def open_engine(
     "Open an engine on a bundle whose files are intact. Raises ServeError where it is not there, RunError on damage."
     folder = Path(folder)
     if name not in engine_specs():
-        raise ServeError(f"unknown engine '{name}'", did_you_mean(name, [*engine_specs(), "auto"]))
+        raise ServeError(f"unknown engine '{name}'", did_you_mean(name, [*engine_specs(), "auto"]),
+                         code="unknown-name")
     read_card(folder)
     why = missing(folder, name)
     if why:
         remedy = f"`lados export RUN --formats {_format_of(name)}` writes its files" if why == "not exported" else \
             f"pip install {_spec(name).package}, or serve with --engine auto"
-        raise ServeError(f"engine {name}: {why}", remedy)
+        raise ServeError(f"engine {name}: {why}", remedy, code="engine-unavailable")
     verify(folder, engine_files(folder, name))
     try:
         return engine_specs()[name].open(folder)
     except (OSError, RuntimeError) as e:
         first = str(e).strip().splitlines()[-1] if str(e).strip() else type(e).__name__
-        raise ServeError(f"engine {name} cannot open {folder} ({first})", "export the run anew") from e
+        raise ServeError(f"engine {name} cannot open {folder} ({first})", "export the run anew",
+                         code="engine-unavailable") from e
 
 # %% ../../nbs/serve/00_engines.ipynb #b0e4b489
 def _torch_program(name: str, load: Callable[[], Any]) -> Engine:
@@ -293,7 +296,7 @@ def check_formats(
     names = export_formats()
     for f in formats:
         if f not in names:
-            raise ConfigError(f"unknown format '{f}'", did_you_mean(f, names))
+            raise ConfigError(f"unknown format '{f}'", did_you_mean(f, names), code="unknown-name")
     needed = {*formats, *(names[f].after for f in formats)}
     return [f for f in names if f in needed]
 
@@ -383,7 +386,8 @@ def check_engine(
     if not off <= MEAN or other.any(): # written so that NaN fails
         raise ServeError(f"engine {engine.name} answers otherwise on this machine than where it was certified: mean "
                          f"difference {off:.3f}, another class for {other.sum()} of {len(other)} reference images",
-                         "serve with --engine auto, which leaves it out, and report the processor")
+                         "serve with --engine auto, which leaves it out, and report the processor",
+                         code="engine-uncertified")
     return off
 
 # %% ../../nbs/serve/00_engines.ipynb #e10fbf83
@@ -470,7 +474,8 @@ def choose_engine(
         return names[0]
     speeds = {n: m["images_per_s"] for n, m in cached_measurements(folder).items() if "images_per_s" in m}
     if not speeds:
-        raise ServeError(f"{folder}: no engine holds its promise on this machine", "`lados engines` says why")
+        raise ServeError(f"{folder}: no engine holds its promise on this machine", "`lados engines` says why",
+                         code="engine-uncertified")
     return max(speeds, key=lambda n: math.prod(speeds[n].values()))
 
 

@@ -33,29 +33,31 @@ from .uploads import BadForm, SlowBody
 class Unauthorized(ServeError):
     "A request that needs a key and has none that fits."
 
+    code = "not-allowed"
+
 
 class ProblemKind(NamedTuple):
     "What clients are told of a kind of error."
 
     status: int # of HTTP
-    code: str # end of the `type`; never changed, since programs compare it
+    code: str # end of the `type`: the error's, if its class is told apart here; never changed, since programs compare it
     title: str # for people
     outcome: str = "error" # as the metrics call it
 
 
 Problems = dict[type[Exception], ProblemKind]
 PROBLEMS: Problems = {
-    ImageTooLarge: ProblemKind(413, "picture-too-large", "Image too large", "too_large"),
-    NotAnImage: ProblemKind(415, "not-a-picture", "Not an image", "unsupported"),
-    ImageError: ProblemKind(422, "picture-cannot-be-read", "Image cannot be read", "bad_image"),
-    BadForm: ProblemKind(400, "form-cannot-be-read", "Form cannot be read", "bad_form"),
+    ImageTooLarge: ProblemKind(413, ImageTooLarge.code, "Image too large", "too_large"),
+    NotAnImage: ProblemKind(415, NotAnImage.code, "Not an image", "unsupported"),
+    ImageError: ProblemKind(422, ImageError.code, "Image cannot be read", "bad_image"),
+    BadForm: ProblemKind(400, BadForm.code, "Form cannot be read", "bad_form"),
     DataError: ProblemKind(422, "pictures-cannot-be-used", "Images cannot be used", "bad_form"),
-    DiskFull: ProblemKind(507, "disk-full", "Disk full", "disk_full"),
-    SlowBody: ProblemKind(408, "body-did-not-arrive", "Body did not arrive", "slow"),
-    Overloaded: ProblemKind(503, "overloaded", "Overloaded", "overloaded"),
-    NotReady: ProblemKind(503, "not-ready", "Not ready", "not_ready"),
-    Unauthorized: ProblemKind(401, "not-allowed", "Not allowed", "forbidden"),
-    NoSuchModel: ProblemKind(404, "no-such-model", "No such model"),
+    DiskFull: ProblemKind(507, DiskFull.code, "Disk full", "disk_full"),
+    SlowBody: ProblemKind(408, SlowBody.code, "Body did not arrive", "slow"),
+    Overloaded: ProblemKind(503, Overloaded.code, "Overloaded", "overloaded"),
+    NotReady: ProblemKind(503, NotReady.code, "Not ready", "not_ready"),
+    Unauthorized: ProblemKind(401, Unauthorized.code, "Not allowed", "forbidden"),
+    NoSuchModel: ProblemKind(404, NoSuchModel.code, "No such model"),
     RunError: ProblemKind(409, "model-cannot-be-served", "Model cannot be served"),
     ServeError: ProblemKind(409, "model-cannot-be-served", "Model cannot be served"),
     ConfigError: ProblemKind(422, "not-a-valid-request", "Not a valid request"),
@@ -74,10 +76,11 @@ def problem(
     remedy: str = "", # what to do
     path: str = "", # of the request
     request_id: str = "", # under which the log knows it
+    code: str = "", # of the error, where it is more exact than the kind
 ) -> dict[str, Any]:
     "A problem document."
     return {"type": f"/problems/{kind.code}", "title": kind.title, "status": kind.status, "detail": detail,
-            "remedy": remedy, "instance": path, "request_id": request_id}
+            "remedy": remedy, "code": code or kind.code, "instance": path, "request_id": request_id}
 
 
 def of_error(
@@ -93,7 +96,7 @@ def of_error(
     if kind is None:
         told = "something went wrong here, not with your request", "report the request id"
         return problem(DEFECT, *told, path, request_id), DEFECT.outcome
-    return problem(kind, error.problem, error.remedy, path, request_id), kind.outcome
+    return problem(kind, error.problem, error.remedy, path, request_id, error.code), kind.outcome
 
 # %% ../../nbs/serve/10_http.ipynb #16a1c0e0
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode # of plain values, in a third of the time

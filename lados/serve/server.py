@@ -216,7 +216,7 @@ def listen(
         taken = getattr(e, "errno", None) == errno.EADDRINUSE
         why = "another program listens there" if taken else str(getattr(e, "strerror", None) or e)
         raise ServeError(f"{host}:{port}: the address cannot be used ({why})",
-                         "give another with --port, or stop that program") from None
+                         "give another with --port, or stop that program", code="address-in-use") from None
     sock.listen(2048)
     sock.set_inheritable(True)
     return sock

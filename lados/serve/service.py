@@ -93,6 +93,8 @@ RETRY_S = 5.0 # seconds after which a service that has no model looks for one ag
 class NotReady(ServeError):
     "Nothing is served yet, or nothing that can be."
 
+    code = "not-ready"
+
 
 @dataclass(eq=False)
 class LoadedModel:
@@ -392,11 +394,13 @@ def refuse_other_classes(
     "Raise ServeError where clients, tables and corrections of the service would meet classes that they do not know."
     if difference := other.differs(served):
         raise ServeError(f"'{name}' has another label set: {difference}",
-                         "serve it by itself: MODEL_PATH=RUN lados serve --port PORT")
+                         "serve it by itself: MODEL_PATH=RUN lados serve --port PORT", code="label-set-differs")
 
 
 class NoSuchModel(RunError):
     "A model that is not among those found."
+
+    code = "no-such-model"
 
 
 async def _retire(loaded: LoadedModel) -> None:

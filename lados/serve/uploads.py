@@ -143,9 +143,13 @@ class SpillBuffer:
 class SlowBody(LadosError):
     "A request whose body does not arrive."
 
+    code = "body-did-not-arrive"
+
 
 class BadForm(DataError):
     "A request body that is no form, or holds no image."
+
+    code = "form-cannot-be-read"
 
 
 @dataclass

@@ -401,7 +401,7 @@ def _there(out: Path, recipe: dict[str, int]) -> bool:
     if {k: present.get(k) for k in recipe} == recipe:
         return True
     what = "another synthetic sample" if present else "something that is not a synthetic sample"
-    raise DataError(f"{out}: already holds {what}", "choose another folder, or delete this one")
+    raise DataError(f"{out}: already holds {what}", "choose another folder, or delete this one", code="place-taken")
 
 
 def _write(folder: Path, recipe: dict[str, int], workers: int, progress: Callable[[int, int], None] | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import install_package
-from serving import ROOT, colours, runs, serving
+from serving import ROOT, colours, draw_bench_images, runs, serving
 
 from lados.core import ConfigError
 from lados.files import read_json
@@ -25,7 +25,6 @@ import numpy as np
 import onnxruntime as ort
 
 from lados.serve.engines import LOSSY, Engine, EngineSpec
-from lados.serve.export import write_onnx
 
 
 def open_halved(folder):
@@ -36,6 +35,8 @@ def open_halved(folder):
 
 
 def write_halved(source, folder):
+    from lados.serve.export import write_onnx # with torch, which predicting does without
+
     assert len(source.images) == len(source.labels) == 9
     write_onnx(source, folder)
 
@@ -79,6 +80,7 @@ def test_it_is_in_the_table_predicts_and_is_benched(place):
     assert done.returncode == 0 and "engine halved" in done.stderr, done.stderr
     wrong = place("predict", "one.png", f"--run={BUNDLE}", "--engine=halve")
     assert wrong.returncode == 2 and "did you mean 'halved'" in wrong.stderr
+    draw_bench_images(place.folder / "home")
     bench = place("bench", "serve", f"--run={BUNDLE}", "--engine=halved", "--connections=1", "--seconds=0.5", "--images=0", "--no-plain",
                   "--no-overload")
     assert bench.returncode == 0 and bench.stdout.count("halved") >= 2, bench.stderr

@@ -2,37 +2,40 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 
 import pandas as pd
 import pytest
-from toy import ROUNDING, TINY, toy_manifest
+from commands import run_here
+from serving import draw_bench_images, make_run
+from toy import ROUNDING
 
 from lados.files import read_json
-from lados.runs.folders import find_run
+from lados.runs.folders import find_run, new_run
 
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    "A folder with one finished run of the toy, exported."
+    "A folder with one run of the toy, exported by the command; a call runs a command of lados, in this process."
     folder = tmp_path_factory.mktemp("place")
-    toy_manifest(folder / "toy", train=24, held=12)
     names = {"LADOS_HOME": "home", "LADOS_RUNS": "runs", "LADOS_DATA": "data"}
-    env = {**os.environ, **{k: str(folder / v) for k, v in names.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
-    asked = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
-
-    def lados(*words, **more):
-        return subprocess.run([*LADOS, *map(str, words)], cwd=folder, env=env | more, capture_output=True, text=True)
-
-    done = lados("train", "--data=toy", "--name=first", *asked, "--epochs=6", "--set=audit=false", "--set=split=official")
-    assert done.returncode == 0, done.stderr
-    lados.folder, lados.env = folder, env
+    env = {**{k: str(folder / v) for k, v in names.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
+    run = new_run("train", "first", {}, folder / "runs")
+    make_run(run.path, epochs=6, train=24, held=12)
+    run.update(state="succeeded")
+    (folder / "toy").mkdir()
+    for image in run.path.glob("*.png"):
+        shutil.copy(image, folder / "toy")
+    lados = partial(run_here, folder, env)
+    lados.folder, lados.env = folder, {**os.environ, **env}
     lados.exported = lados("export", "first", "--formats=onnx", "openvino-int8", "torchscript", "torch-export")
     return lados
 
@@ -145,6 +148,7 @@ def _patiently(ask, seconds=60):
 
 
 def test_the_bench_shows_engines_http_overload_and_folder(place):
+    draw_bench_images(place.folder / "home")
     done = place("bench", "serve", "--run=first", "--engine=openvino", "--connections=1", "--connections=4", "--seconds=0.5",
                  "--images=24")
     assert done.returncode == 0, done.stderr

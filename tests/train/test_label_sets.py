@@ -1,16 +1,14 @@
 "A dataset brings its own classes: kelp, algae and clean water go the whole way, and no class of LADOS appears on it."
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from commands import run_here
 from PIL import Image
 from serving import KEY, Server, make_run
 from toy import TINY, tiny
@@ -31,7 +29,6 @@ classes:
   - {name: clean, background: true}
 """
 SMALL = {"backbone", "size", "cache_size", "augment", "batch_size", "lr", "precision", "patience", "pretrained"}
-COMMAND = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 STRANGERS = re.compile(r"\b(oil|emulsion|oil_platform|oil platform|sheen|ship|background)\b|(?<=[a-z]_)(oil|emulsion|sheen|ship)\b")
 
 
@@ -60,14 +57,14 @@ def coast(tmp_path_factory):
     squares(folder / "kelp_algae_clean")
     Path(folder, "coast.yaml").write_text(FILE)
     own = {"LADOS_HOME": "home", "LADOS_RUNS": "runs", "LADOS_DATA": "data"}
-    env = {**os.environ, **{k: str(folder / v) for k, v in own.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
+    env = {**{k: str(folder / v) for k, v in own.items()}, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1"}
     options = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k in SMALL]
     printed = ""
     for line in ("data import kelp_algae_clean --out set --label-set coast.yaml", ["train", "--data=set", "--name=coast", "--epochs=3",
                  "--set=audit=false", "--set=mixup=0.2", "--set=balance=loss", *options], "evaluate --out scores.json",
                  "export latest --formats openvino", "predict kelp_algae_clean/kelp --out answers.csv"):
         words = line.split() if isinstance(line, str) else line
-        done = subprocess.run([*COMMAND, *words], cwd=folder, env=env, capture_output=True, text=True)
+        done = run_here(folder, env, *words)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         printed += done.stdout
     return folder, printed

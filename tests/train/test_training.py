@@ -16,7 +16,7 @@ import pytest
 import torch
 from toy import TINY, tiny, toy, toy_manifest
 
-from lados.core import TrainingError
+from lados.core import RunError, TrainingError
 from lados.files import to_json
 from lados.model import callbacks, learner
 from lados.model.backbones import batch_norms, preprocessing
@@ -162,6 +162,14 @@ def test_a_finished_run_is_not_trained_on(data, tmp_path):
     first, again = (train(tiny(epochs=2), data, tmp_path) for _ in range(2))
     pd.testing.assert_frame_equal(again.history, first.history, check_exact=True)
     assert same(weights(first.net), weights(again.net))
+
+
+def test_a_run_goes_on_only_with_what_it_was_made_with(data, tmp_path):
+    train(tiny(epochs=1), data, tmp_path)
+    whole = (tmp_path / "checkpoint" / "last.safetensors").read_bytes()
+    with pytest.raises(RunError, match="made with size=32"):
+        train(tiny(epochs=2, size=64), data, tmp_path)
+    assert (tmp_path / "checkpoint" / "last.safetensors").read_bytes() == whole
 
 
 def test_accumulated_steps_equal_one_larger_step(data):
