@@ -241,7 +241,7 @@ def _named(name: str) -> Iterator[None]:
     except ImageError as e:
         raise type(e)(f"{name}: {e.problem}", e.remedy) from None
 
-
+# %% ../../nbs/data/00_images.ipynb #928175f2
 def recognise_format(
     head: bytes, # the first 32 of the file
     name: str, # what messages call it
@@ -255,6 +255,14 @@ def recognise_format(
     foreign = next((k for k, m in _FOREIGN.items() if re.match(m, head, re.DOTALL)), f"begins with {head[:12]!r}")
     problem = f"{name}: not an image that lados reads ({foreign})"
     raise NotAnImage(problem, f"convert it to one of {', '.join(FORMATS)}")
+
+# %% ../../nbs/data/00_images.ipynb #1f2e03dd
+def _check_memory(im: Image.Image, beside: int, most: int | None, name: str) -> None:
+    "Refuse what would hold more than `most` bytes."
+    need = im.width * im.height * 4 + beside
+    if most and need > most:
+        raise ImageTooLarge(f"{name}: decoding it takes {need >> 20} MB, and {most >> 20} are allowed",
+                            "send it smaller, or as a baseline JPEG; MAX_DECODE_MB is the limit")
 
 # %% ../../nbs/data/00_images.ipynb #5a10d0ba
 @dataclass
@@ -298,7 +306,7 @@ class OpenedImage:
         if not (self.format.ends and self.format.ends(self.file)):
             self.load()
 
-
+# %% ../../nbs/data/00_images.ipynb #51fb9497
 def decoder_memory(
     opened: OpenedImage, # not loaded yet
 ) -> int: # bytes
@@ -309,14 +317,6 @@ def decoder_memory(
         return opened.format.memory(im) + 16 * im.width * im.height * wide
 
 
-def _check_memory(im: Image.Image, beside: int, most: int | None, name: str) -> None:
-    "Refuse what would hold more than `most` bytes."
-    need = im.width * im.height * 4 + beside
-    if most and need > most:
-        raise ImageTooLarge(f"{name}: decoding it takes {need >> 20} MB, and {most >> 20} are allowed",
-                            "send it smaller, or as a baseline JPEG; MAX_DECODE_MB is the limit")
-
-# %% ../../nbs/data/00_images.ipynb #51fb9497
 @contextmanager
 def open_image(
     source: str | Path | bytes, # a file, or its bytes
@@ -364,10 +364,8 @@ def probe(
         width, height = im.size[::-1] if opened.format.upright and orientation > 4 else im.size
         return ImageHeader(width, height, opened.format.name, im.mode, getattr(im, "n_frames", 1), orientation)
 
-# %% ../../nbs/data/00_images.ipynb #6d28cd2a
-RECIPE_VERSION = 2 # raised whenever the same file would give other pixels; part of the cache's key
-
 # %% ../../nbs/data/00_images.ipynb #f97f388f
+RECIPE_VERSION = 2 # raised whenever the same file would give other pixels; part of the cache's key
 _STRIP = 1 << 20 # pixels converted at a time
 
 

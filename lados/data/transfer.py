@@ -287,17 +287,18 @@ class _Part:
         self.note_file.unlink(missing_ok=True)
         self.note = {}
 
-    def headers(self) -> dict[str, str]:
-        # a compressed answer would count other bytes than the file's
-        plain = {"Accept-Encoding": "identity"}
-        if not self.have:
-            return plain
-        only_if = {"If-Range": self.note["validator"]} if self.note.get("validator") else {}
-        return {**plain, "Range": f"bytes={self.have}-", **only_if}
-
 # %% ../../nbs/data/13_transfer.ipynb #780d0a20
 _LINK_REMEDIES = {403: f"the download link is no longer good; {RETRY_LATER}",
                   404: f"the download link leads nowhere; {RETRY_LATER}"}
+
+
+def _rest_of(part: _Part) -> dict[str, str]:
+    "Headers that ask for what is missing, unless the file is another one by now."
+    plain = {"Accept-Encoding": "identity"} # a compressed answer would count other bytes than the file's
+    if not part.have:
+        return plain
+    only_if = {"If-Range": part.note["validator"]} if part.note.get("validator") else {}
+    return {**plain, "Range": f"bytes={part.have}-", **only_if}
 
 
 def _content_range(response: requests.Response) -> tuple[int, int | None]:
@@ -317,7 +318,7 @@ def _pull(
     "One request for what is missing of `remote`; returns when everything is there."
     if part.have and part.have == (remote.size or part.note.get("total")):
         return
-    ask = {"headers": part.headers(), "stream": True}
+    ask = {"headers": _rest_of(part), "stream": True}
     with request(session, remote.url, patience, _LINK_REMEDIES, (200, 206, 416), **ask) as response:
         first, total = _content_range(response)
         if response.status_code == 416 and part.have == total:
