@@ -1,4 +1,4 @@
-"What tests of commands share: a command run in this process, and a package that brings something to lados."
+"What tests of commands and of refusals share: a command run in this process, an error by its code, a package that brings something to lados."
 
 import contextlib
 import io
@@ -9,7 +9,7 @@ from subprocess import CompletedProcess
 import pytest
 
 from lados.cli import main
-from lados.core import settings
+from lados.core import LadosError, settings
 
 
 def runner(monkeypatch, capsys):
@@ -24,6 +24,15 @@ def runner(monkeypatch, capsys):
         return e.value.code or 0, printed.out + printed.err
 
     return command
+
+
+@contextlib.contextmanager
+def refused(code, *named):
+    "What is done here raises the error of this code, which names these things, and a remedy."
+    with pytest.raises(LadosError) as e:
+        yield e
+    assert e.value.code == code and e.value.remedy, (e.value.code, str(e.value))
+    assert all(name in str(e.value) for name in named), str(e.value)
 
 
 def run_here(folder, env, *words):

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from commands import install_package
+from commands import install_package, refused
 from serving import ROOT, colours, draw_bench_images, runs, serving
 
-from lados.core import ConfigError
 from lados.files import read_json
 from lados.labels import CLASSES
 from lados.serve import engines
@@ -117,7 +116,7 @@ def test_the_limits_are_those_of_the_precision():
 
 def test_formats_bring_what_they_are_made_from():
     assert check_formats(["openvino-int8"]) == ["openvino", "openvino-int8"]
-    with pytest.raises(ConfigError, match="unknown format 'onxx'"):
+    with refused("unknown-name", "'onxx'"):
         check_formats(["onxx"])
 
 

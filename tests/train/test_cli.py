@@ -107,31 +107,31 @@ def test_unreadable_images_become_rows(lados, place):
     assert lados("predict", "list.csv", "flight/wave[1].png", "--run=first")[0] == 0
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    (["predict", "toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
-    (["evaluate", "--data=toy", "--out=x.xlsx"], "tables are not written as '.xlsx'"),
-    (["predict", "empty"], "no images in empty"),
-    (["predict", "nowhere.csv"], "nowhere.csv"),
-    (["predict", "toy", "--run=second"], "no such run"),
-    (["train", "--data=x[/b]"], "x[/b]: no such file or folder"),
-    (["train", "--backbone=resnet5o"], "unknown backbone 'resnet5o'"),
-    (["train", "--set=lr"], "not a parameter as key=value"),
-    (["train", "--set=lr=[1"], "not a parameter as key=value"),
-    (["train", "--set=preset=small"], "--preset"),
-    (["train", "--set=epochs=yes"], "epochs=True: not a value for it"),
-    (["train", "--set=lerning_rate=1"], "unknown parameter 'lerning_rate'"),
-    (["train", "--preset=loop.yaml"], "unknown preset 'loop.yaml'"),
-    (["train", "--preset=latin.yaml"], "not UTF-8"),
-    (["train", "--resume=first", "--dry-run"], "not as a dry run"),
-    (["data", "split", "toy", "--out=x", "--how=fair"], "unknown way to split 'fair'"),
+@pytest.mark.parametrize(("words", "code", "told"), [
+    (["predict", "toy", "--out=x.xlsx"], "invalid-value", ".xlsx"),
+    (["evaluate", "--data=toy", "--out=x.xlsx"], "invalid-value", ".xlsx"),
+    (["predict", "empty"], "dataset-unusable", "no images in empty"),
+    (["predict", "nowhere.csv"], "dataset-unusable", "nowhere.csv"),
+    (["predict", "toy", "--run=second"], "run-not-found", "second"),
+    (["train", "--data=x[/b]"], "dataset-not-found", "x[/b]"),
+    (["train", "--backbone=resnet5o"], "unknown-name", "'resnet5o'"),
+    (["train", "--set=lr"], "invalid-value", "key=value"),
+    (["train", "--set=lr=[1"], "invalid-value", "key=value"),
+    (["train", "--set=preset=small"], "invalid-value", "--preset"),
+    (["train", "--set=epochs=yes"], "invalid-value", "epochs=True"),
+    (["train", "--set=lerning_rate=1"], "invalid-value", "'lerning_rate'"),
+    (["train", "--preset=loop.yaml"], "unknown-name", "'loop.yaml'"),
+    (["train", "--preset=latin.yaml"], "invalid-value", "not UTF-8"),
+    (["train", "--resume=first", "--dry-run"], "invalid-value", "not as a dry run"),
+    (["data", "split", "toy", "--out=x", "--how=fair"], "unknown-name", "'fair'"),
 ])
-def test_refusals_are_messages(lados, place, words, told):
+def test_refusals_are_messages(lados, place, words, code, told):
     (place[0] / "empty").mkdir(exist_ok=True)
     (place[0] / "loop.yaml").write_text("preset: loop.yaml\n")
     (place[0] / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     before = sorted(p.name for p in (place[0] / "runs").iterdir()), find_run("first").params
-    code, text = lados(*words)
-    assert code in (1, 2) and told in text and "->" in text
+    status, text = lados(*words)
+    assert status in (1, 2) and f"[{code}]" in text and told in text and "->" in text
     after = sorted(p.name for p in (place[0] / "runs").iterdir()), find_run("first").params
     assert before == after
 
@@ -140,7 +140,7 @@ def test_wrong_environment_is_a_message(lados, monkeypatch):
     monkeypatch.setenv("LADOS_THREADS", "many")
     settings.cache_clear()
     code, text = lados("runs")
-    assert code == 2 and "LADOS_THREADS='many'" in text
+    assert code == 2 and "[environment-invalid]" in text and "LADOS_THREADS='many'" in text
 
 
 def test_a_run_that_is_being_executed_is_left_alone(lados, place):
@@ -151,7 +151,7 @@ def test_a_run_that_is_being_executed_is_left_alone(lados, place):
         fcntl.flock(f, fcntl.LOCK_EX)
         code, text = lados("train", "--resume=first", "--set=lr=0.5")
     run.update(state="succeeded")
-    assert code == 2 and "is being executed" in text and (run.path / "params.json").read_text() == before
+    assert code == 2 and "[run-busy]" in text and (run.path / "params.json").read_text() == before
 
 
 def test_a_resumed_run_keeps_to_its_images(lados, place):

@@ -4,6 +4,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from commands import refused
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
@@ -15,7 +16,7 @@ from fastai.learner import Learner
 from PIL import Image
 from toy import TINY, tiny, toy, toy_manifest
 
-from lados.core import ConfigError, DataError, RunError
+from lados.core import ConfigError, DataError
 from lados.model.bundle import find_bundle
 from lados.model.evaluate import reevaluate
 from lados.model.inference import load_bundle
@@ -137,7 +138,7 @@ def test_saved_is_loaded_and_nothing_is_pickled(learn, tmp_path):
     learn.load("one")
     assert then.equal(learn.model.state_dict()["fc.weight"]) and str(learn.opt.state_dict()) == state
     assert {p.suffix for p in tmp_path.rglob("models/*")} == {".safetensors"} and file.parent == tmp_path / "models"
-    with pytest.raises(RunError, match="no such checkpoint"):
+    with refused("checkpoint-not-found"):
         learn.load("two")
 
 

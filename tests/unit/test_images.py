@@ -293,11 +293,14 @@ def bomb_tiff(side=60_000):
 @pytest.mark.parametrize("data", [bomb_png(), bomb_tiff(), bomb_png(40_000, real=True)], ids=["png", "tiff", "real"])
 def test_bombs_are_refused_before_they_go_off(data, tmp_path):
     (tmp_path / "bomb.png").write_bytes(data)
+    start = time.thread_time()
+    decode(encoded(np.zeros((2000, 2000, 3), np.uint8)))
+    ordinary = time.thread_time() - start
     for call in (probe, decode):
-        start = time.perf_counter()
+        start = time.thread_time()
         with pytest.raises(ImageError, match=r"bomb\.png.*000x[46]0000 pixels(.|\n)*MAX_PIXELS"):
             call(tmp_path / "bomb.png")
-        assert time.perf_counter() - start < 0.2
+        assert time.thread_time() - start < ordinary, "of the processor; one of four megapixels takes longer"
 
 
 def test_the_limit_is_a_parameter():
@@ -329,7 +332,7 @@ def test_a_cut_image_is_refused_or_whole_never_half(kind):
     data, rng = ALL[kind], np.random.default_rng(1)
     whole, refused, points = decode(data), 0, {*rng.integers(1, len(data), 60).tolist(), *range(len(data) - 12, len(data))}
     for cut in points:
-        start = time.perf_counter()
+        start = time.thread_time() # whatever else the machine does
         for at_least in (None, 20):
             try:
                 if at_least is None:
@@ -338,7 +341,7 @@ def test_a_cut_image_is_refused_or_whole_never_half(kind):
                     decode(data[:cut], at_least=at_least)
             except ImageError:
                 refused += 1
-        assert time.perf_counter() - start < 2
+        assert time.thread_time() - start < 2
     assert refused > len(points) // 2
 
 

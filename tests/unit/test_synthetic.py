@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
@@ -90,12 +91,12 @@ def test_asking_again_returns_the_sample(sample):
 
 
 def test_refuses_a_folder_that_holds_something_else(sample, tmp_path):
-    with pytest.raises(DataError, match="another synthetic sample"):
+    with refused("place-taken"):
         synthetic(sample, 24, 9, SIZE)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(DataError, match="not a synthetic sample"):
+    with refused("place-taken"):
         synthetic(tmp_path, 24, 3, SIZE)
-    with pytest.raises(DataError, match="not a synthetic sample"):
+    with refused("place-taken"):
         synthetic(tmp_path / "thesis.txt", 24, 3, SIZE)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
