@@ -64,4 +64,5 @@ def say_error(
 ) -> None:
     "Print what was wrong, its code, and the remedy."
     problem, _, rest = str(error).partition("\n")
-    to.print(Text.assemble(("error", "bold red"), " ", problem, (f"  [{error.code}]", "dim"), f"\n{rest}" if rest else ""))
+    code, rest = (f"  [{error.code}]", "dim"), f"\n{rest}" if rest else ""
+    to.print(Text.assemble(("error", "bold red"), " ", problem, code, rest))

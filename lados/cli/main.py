@@ -62,9 +62,11 @@ def _told(error: Exception) -> LadosError | None:
     "Return what a user is told of an error; None: it is a defect, and its traceback is what helps."
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("lados"):
         return ConfigError(f"this needs the package {error.name}, which is not installed",
-                           "pip install 'lados[train]'; for `lados data` alone 'lados[data]' will do", code="package-missing")
+                           "pip install 'lados[train]'; for `lados data` alone 'lados[data]' will do",
+                           code="package-missing")
     if isinstance(error, OSError): # a full disk, a read-only folder
-        return ConfigError(str(error), "check that the place exists, is yours to write, and has room", code="file-system")
+        return ConfigError(str(error), "check that the place exists, is yours to write, and has room",
+                           code="file-system")
     return error if isinstance(error, LadosError) else None
 
 
