@@ -40,7 +40,7 @@ class ProblemKind(NamedTuple):
     "What clients are told of a kind of error."
 
     status: int # of HTTP
-    code: str # end of the `type`: the error's, if its class is told apart here; never changed, since programs compare it
+    code: str # end of the `type`, the error's own if its class is told apart here; never changed: programs compare it
     title: str # for people
     outcome: str = "error" # as the metrics call it
 

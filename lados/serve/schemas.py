@@ -32,7 +32,8 @@ class Problem(_Model):
     status: int = Field(description="the HTTP status", examples=[413])
     detail: str = Field(description="what was wrong with this request", examples=["sea.png: larger than 10 MB"])
     remedy: str = Field("", description="what to do about it", examples=["send it smaller"])
-    code: str = Field("", description="the cause, as the command line and the list of errors have it", examples=["picture-too-large"])
+    code: str = Field("", description="the cause, as the command line and the list of errors have it",
+                      examples=["picture-too-large"])
     instance: str = Field("", description="path of the request", examples=["/predict"])
     request_id: str = Field("", description="under which the log knows the request", examples=["5f0c2a7e"])
 
