@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast coverage lab bench outputs docs docs-serve readme clean
+.PHONY: help setup demo test test-fast test-fronts coverage lab bench outputs docs docs-serve readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,7 +34,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
 	@$(PULSE) echo "installing lados and what it needs, some 7 GB, into $(VENV)"; \
-	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,geo,lab,docs,dev]' -c $(VENV)/constraints.txt
+	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,geo,streamlit,flet,lab,docs,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images
@@ -48,7 +48,7 @@ bench: setup ## training and serving speed, on this machine
 	$(BIN)/lados bench serve
 
 STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH";
-IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados tests tools setup.py;
+IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados fronts tests tools setup.py;
 # Notebooks run two at a time, one thread each. The papermill notebooks need a run folder: the tests of the command execute them.
 NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 2 --timing
 PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
@@ -70,6 +70,9 @@ coverage: setup ## which lines the tests reach, processes that they start includ
 	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
 	coverage combine -q; coverage report --skip-covered --sort=miss | tail -n +1; \
 	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
+
+test-fronts: setup ## minutes: both front ends in Chromium against a running API, and accessibility of every page
+	@export PATH="$(BIN):$$PATH"; python -m pytest -q -m fronts tests/fronts --durations=10
 
 outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
 	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)

@@ -19,21 +19,23 @@ def words(key: str) -> list[str]:
 
 
 class BuildWithNotebooks(build_py):
-    """A wheel carries job notebooks, presets and pages as `lados/papermill` and `lados/apps`; an editable install reads nbs."""
+    """A wheel carries job notebooks, presets, pages and front ends below `lados/`; an editable install reads nbs."""
 
     def run(self) -> None:
         super().run()
         for path in [] if self.editable_mode else carried():
-            target = Path(self.build_lib, "lados", path.relative_to(here / "nbs"))
+            inside = path.relative_to(here / "nbs") if path.is_relative_to(here / "nbs") else path.relative_to(here)
+            target = Path(self.build_lib, "lados", inside)
             self.mkpath(str(target.parent))
             self.copy_file(str(path), str(target))
 
 
 def carried() -> list[Path]:
-    """Files below nbs that are used as they are: job notebooks and presets, and pages with what belongs to them."""
+    """Files that are used as they are: job notebooks and presets, pages with what belongs to them, and front ends."""
     kinds = {"papermill/*": (".ipynb", ".yaml"), "apps/**/*": (".ipynb", ".js", ".css", ".json", ".html", ".j2")}
     found = (p.relative_to(here) for where, endings in kinds.items() for p in (here / "nbs").glob(where) if p.suffix in endings)
-    return sorted(here / p for p in found if not any(part.startswith(".") for part in p.parts))
+    fronts = (p.relative_to(here) for p in (here / "fronts").rglob("*") if p.suffix in (".py", ".mo", ".po", ".svg", ".toml", ".md", ".png", ".json"))
+    return sorted(here / p for p in (*found, *fronts) if not any(part.startswith((".", "__pycache__")) for part in p.parts))
 
 
 extras = {key.removesuffix("_requirements"): words(key) for key in cfg if key.endswith("_requirements")}

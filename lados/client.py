@@ -461,6 +461,10 @@ _SAID = ("confidence", "model", "engine")
 class _Serving:
     "Requests about the service and its models."
 
+    def about(self) -> Answer: # name, version, links, limits
+        "Say what the service is, and what it takes: `limits` has the largest image and the most images of a request."
+        return self._ask(_Call("GET", "/"))
+
     def health(self) -> Answer: # status, version
         "Say whether the process is alive. Asked once, never repeated."
         return self._ask(_Call("GET", "/health", repeat=_Repeat.NEVER))

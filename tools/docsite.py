@@ -26,9 +26,9 @@ NBS = ROOT / "nbs"
 LEVELS = {".": "Core", "data": "Data", "synthetic": "Drawn sample", "runs": "Runs", "model": "Model", "serve": "Serving", "jobs": "Jobs",
           "ui": "Pages", "bench": "Benchmarks", "cli": "Commands"} # folders of nbs/, lowest first
 # files of the project that are pages, or are linked from some
-PAPERS = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "papermill_runs/README.md": "how-to/run-folder.md",
+PAPERS = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "papermill_runs/README.md": "how-to/run-folder.md", "README.ru.md": "ru/index.md",
           "env.example": "how-to/settings.md", "LICENSE": "files/LICENSE.txt", "constraints.txt": "files/constraints.txt"}
-HOW_TO = ("own-data", "label-sets", "honest-split", "train", "gpu-and-cluster", "run-folder", "serve-and-promote", "jobs-and-schedules", "commands",
+HOW_TO = ("own-data", "label-sets", "honest-split", "train", "gpu-and-cluster", "run-folder", "serve-and-promote", "front-ends", "jobs-and-schedules", "commands",
           "settings", "extend", "errors", "tested")
 
 
@@ -39,7 +39,7 @@ def source_of(path: str) -> str | None:
     "The page that a file of the project becomes, by their paths below the project and below the site; None: it becomes none."
     if path in PAPERS:
         return PAPERS[path]
-    if path == "nbs/index.ipynb":
+    if path in ("nbs/index.ipynb", "README.md"):
         return "index.md"
     if path.startswith("nbs/images/"):
         return path.removeprefix("nbs/")
@@ -438,7 +438,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
               for folder, title in LEVELS.items()}
     how_to = [*HOW_TO, *sorted({p.stem for p in (ROOT / "docs" / "how-to").glob("*.md")} - set(HOW_TO))]
     config.nav = [{"Guide": [{"lados": "index.md"}, *tutorials]}, {"How to": [{"What is in a run folder": page} if "run-folder" in page else page for page in (f"how-to/{name}.md" for name in how_to)]},
-                  {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
+                  {"По-русски": ["ru/index.md", "ru/front-ends.md"]}, {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
                   {"Changelog": "changelog.md"}, {"Contributing": "contributing.md"}]
     return config
 

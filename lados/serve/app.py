@@ -234,11 +234,15 @@ async def explain(
 # %% ../../nbs/serve/11_app.ipynb #f9770418
 @router.get("/", tags=["service"])
 async def root(request: Request) -> Response:
-    "Where to go on: the documentation, and every page that needs no parameter."
+    "Where to go on: the documentation, and every page that needs no parameter; and what the service takes."
     paths = request.app.openapi()["paths"]
     pages = {ways["get"]["operationId"]: path for path, ways in paths.items() if "get" in ways and path[-1] not in "/}"}
     links = {n: request.scope["root_path"] + path for n, path in {"docs": "/docs", **pages}.items() if "{" not in path}
-    return respond(200, {"name": request.app.title, "version": __version__, "links": links})
+    s = _service(request).settings
+    limits = {"image_bytes": int(s.max_upload_size_mb * 1e6), "images": s.batch_job_threshold,
+              "job_bytes": int(s.max_batch_mb * 1e6) if request.app.state.overflow else 0,
+              "media_types": [f.media_type for f in FORMATS.values()]}
+    return respond(200, {"name": request.app.title, "version": __version__, "links": links, "limits": limits})
 
 
 @router.get("/health", response_model=Health, tags=["service"])

@@ -179,7 +179,7 @@ def test_constraints_pin_every_requirement():
 def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     tree = tmp_path / "tree"
     shutil.copytree(ROOT, tree, ignore=lambda folder, names: [n for n in names if Path(folder) == ROOT and n not in (
-        "lados", "nbs", "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")])
+        "lados", "nbs", "fronts", "setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")])
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, tree], check=True)
     wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
     inside = wheel.namelist()
@@ -191,6 +191,8 @@ def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
     pages = {f"lados/{p.relative_to(ROOT / 'nbs').as_posix()}" for p in (ROOT / "nbs" / "apps").rglob("*") if p.is_file()}
     pages = {p for p in pages if "/." not in p}
     assert pages == {n for n in inside if n.startswith("lados/apps/")} and "lados/apps/static/classifier.js" in pages
+    fronts = {f"lados/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "fronts").rglob("*") if p.suffix in (".py", ".mo", ".svg")}
+    assert fronts <= set(inside) and "lados/fronts/lados_fronts/run.py" in fronts
     assert {m.path.relative_to(ROOT).as_posix() for m in MODULES.values()} <= set(inside)
     installed = tmp_path / "installed"
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(installed)

@@ -1,0 +1,561 @@
+"""The Flutter front end, through Flet: for desks, tablets and phones. `lados app flet` serves it; README.md says how to build an APK."""
+
+import asyncio
+import os
+import secrets
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(p) for p in (HERE.parent, HERE.parent.parent) if str(p) not in sys.path] # beside it in a checkout; an APK has it inside
+
+import flet as ft  # noqa: E402
+from lados_fronts import exports, images  # noqa: E402
+from lados_fronts.desk import LIVE, desk_of  # noqa: E402
+from lados_fronts.keep import PENDING, Item, Keep, doubtful_first, forget_old, new_visitor  # noqa: E402
+from lados_fronts.service import Place  # noqa: E402
+from lados_fronts.texts import LANGUAGES, Texts, reader_language, texts  # noqa: E402
+
+PAGE = 24 # cards at once
+WIDE = 760 # pixels, from which a rail stands where a phone has a bar
+UPLOADS = os.environ.get("LADOS_UPLOADS") or tempfile.mkdtemp(prefix="lados-uploads-")
+SEED = "#0b5fa5"
+AMBER, AMBER_INK, AMBER_DARK, AMBER_DARK_INK = "#fff3d1", "#694700", "#3d2f06", "#ffdf8a"
+
+
+def spoken(label: str, content: ft.Control, **options: Any) -> ft.Semantics:
+    "Return a control that a screen reader calls by a name."
+    return ft.Semantics(label=label, content=content, exclude_semantics=True, container=True, **options)
+
+
+def heading(text: str, level: int = 2, size: int = 18) -> ft.Semantics:
+    "Return a heading."
+    return ft.Semantics(content=ft.Text(text, size=size, weight=ft.FontWeight.W_600), header=True, heading_level=level, container=True)
+
+
+class App:
+    "One visitor's application."
+
+    def __init__(self, page: ft.Page, keep: Keep, language: str):
+        self.page, self.keep, self.at, self.filter, self.shown = page, keep, 0, "all", PAGE
+        self.dark_wish = keep.setting("theme", "system")
+        self.uploads: dict[str, str] = {} # file on this machine -> the visitor's name for it
+        self.t: Texts = texts(language)
+        self.picker = ft.FilePicker(on_result=self.picked, on_upload=self.uploaded)
+        self.saver = ft.FilePicker()
+        page.services.extend([self.picker, self.saver])
+        self.body = ft.Column(expand=True, scroll=ft.ScrollMode.AUTO, spacing=14)
+        self.cards: dict[str, tuple[Any, ft.Control]] = {}
+        self.seen: Any = None
+        self.open: str | None = None
+
+    # the frame
+
+    @property
+    def desk(self) -> Any:
+        "The outbox."
+        return desk_of(self.keep)
+
+    @property
+    def served(self) -> Any:
+        "What the service serves."
+        return self.desk.served
+
+    @property
+    def dark(self) -> bool:
+        "Whether it is dark."
+        return self.dark_wish == "dark" or (self.dark_wish == "system" and self.page.platform_brightness == ft.Brightness.DARK)
+
+    def title(self, name: str | None) -> str:
+        "Return a class's name in the reader's language."
+        return self.t(self.served[name or ""].title)
+
+    def build(self) -> None:
+        "Put the frame on the page."
+        page, t = self.page, self.t
+        page.title = "lados"
+        page.padding, page.spacing = 0, 0
+        page.theme = ft.Theme(color_scheme_seed=SEED)
+        page.dark_theme = ft.Theme(color_scheme_seed=SEED)
+        page.theme_mode = {"light": ft.ThemeMode.LIGHT, "dark": ft.ThemeMode.DARK}.get(self.dark_wish, ft.ThemeMode.SYSTEM)
+        places = [(ft.Icons.IMAGE_SEARCH, t("Classify")), (ft.Icons.CHECKLIST, t("Jobs")), (ft.Icons.HISTORY, t("History")), (ft.Icons.SETTINGS, t("Settings"))]
+        wide = (page.width or 1200) >= WIDE
+        page.controls.clear()
+        self.status = ft.Column(spacing=6)
+        main = ft.Container(ft.Column([self.header(), self.status, self.body], spacing=12, expand=True), padding=ft.Padding.symmetric(horizontal=24 if wide else 12, vertical=14),
+                            expand=True)
+        if wide:
+            rail = ft.NavigationRail(destinations=[ft.NavigationRailDestination(icon=i, label=n) for i, n in places], selected_index=self.at,
+                                     label_type=ft.NavigationRailLabelType.ALL, on_change=self.go, min_width=92)
+            page.navigation_bar = None
+            page.add(ft.SafeArea(ft.Row([rail, ft.VerticalDivider(width=1), main], expand=True, spacing=0), expand=True))
+        else:
+            page.navigation_bar = ft.NavigationBar(destinations=[ft.NavigationBarDestination(icon=i, label=n) for i, n in places], selected_index=self.at,
+                                                   on_change=self.go)
+            page.add(ft.SafeArea(main, expand=True))
+        self.cards.clear()
+        self.draw()
+
+    def header(self) -> ft.Control:
+        "Return the title."
+        t = self.t
+        return ft.Column([heading(t("What is on the water?"), 1, 21),
+                          ft.Text(t("Aerial images of the sea, classified by lados"), size=14, color=ft.Colors.ON_SURFACE_VARIANT)], spacing=0)
+
+    def go(self, e: Any) -> None:
+        "Show another part."
+        self.at = int(e.control.selected_index)
+        self.draw()
+
+    def line(self, text: str, warn: bool = True) -> ft.Control:
+        "Return a calm line."
+        back, ink = (AMBER_DARK, AMBER_DARK_INK) if self.dark else (AMBER, AMBER_INK)
+        shown = ft.Container(ft.Text(text, color=ink if warn else None), bgcolor=back if warn else None, border_radius=10, padding=ft.Padding.symmetric(horizontal=14, vertical=8))
+        return spoken(text, shown, live_region=True)
+
+    def draw_status(self) -> None:
+        "Say how the service is."
+        t, problem, served = self.t, self.desk.problem(), self.served
+        if problem:
+            waiting = self.keep.counts()["waiting"]
+            more = f" {t.many('{n} image waits in the outbox.', '{n} images wait in the outbox.', waiting)}" if waiting else ""
+            self.status.controls = [self.line(f"{problem}{more}")]
+        elif served.model:
+            self.status.controls = [ft.Row([ft.Icon(ft.Icons.CIRCLE, size=10, color="#2a9d5c"), ft.Text(served.model, weight=ft.FontWeight.W_600), ft.Text(served.engine),
+                                            ft.Text(t("asked at {place}", place=self.desk.place.shown), color=ft.Colors.ON_SURFACE_VARIANT)], wrap=True, spacing=10)]
+        else:
+            self.status.controls = [self.line(t("The service is up, but serves no model.") if served.limits else t("Looking for the service …"))]
+
+    def draw(self) -> None:
+        "Show the chosen part as things stand."
+        self.draw_status()
+        self.body.controls = [self.classify, self.jobs, self.history, self.settings][self.at]()
+        self.page.update()
+
+    async def live(self) -> None:
+        "Follow what changes."
+        while True:
+            now = (self.keep.stamp(), str(self.desk.problem()), self.served.model, self.desk.handing)
+            if now != self.seen and self.at != 3:
+                self.seen = now
+                with suppress(Exception): # the visitor may be gone this very moment
+                    self.draw()
+            elif self.at == 3 and now[1:] != (self.seen or ("",))[1:]:
+                self.seen = now
+                self.draw_status()
+                self.page.update()
+            await asyncio.sleep(0.6)
+
+    # images in
+
+    async def picked(self, e: Any) -> None:
+        "Take the files that were chosen."
+        native = [f for f in e.files if f.path]
+        for file in native:
+            self.take(file.name, Path(file.path).read_bytes())
+        wanted = []
+        for file in (f for f in e.files if not f.path):
+            name = secrets.token_hex(12)
+            self.uploads[name] = file.name
+            wanted.append(ft.FilePickerUploadFile(self.page.get_upload_url(name, 1200), id=file.id, name=file.name))
+        self.names = {f.name: [] for f in e.files}
+        for upload, name in zip(wanted, list(self.uploads)[-len(wanted):] if wanted else [], strict=True):
+            self.names[upload.name].append(name)
+        self.coming = len(wanted)
+        if wanted:
+            await self.picker.upload(wanted)
+        else:
+            self.keep.release()
+
+    async def uploaded(self, e: Any) -> None:
+        "Take a file that has arrived, or say why it has not."
+        if e.error:
+            self.keep.refuse(e.file_name, self.t("could not be taken in"), str(e.error)[:120])
+        elif e.progress is None or e.progress < 1:
+            return
+        else:
+            for name in [n for n in self.names.get(e.file_name, []) if (Path(UPLOADS) / n).exists()]:
+                self.names[e.file_name].remove(name)
+                path = Path(UPLOADS) / name
+                data = await asyncio.to_thread(path.read_bytes)
+                path.unlink(missing_ok=True)
+                await asyncio.to_thread(self.take, self.uploads.pop(name, e.file_name), data)
+        self.coming -= 1
+        if self.coming <= 0:
+            self.keep.release()
+
+    def take(self, name: str, data: bytes) -> None:
+        "Keep an image, or those of a zip."
+        if not images.is_zip(name, data):
+            self.keep.add(name, data)
+            return
+        t, seen = self.t, 0
+        try:
+            for member, content in images.unpacked(name, data):
+                seen += 1
+                if content is None:
+                    self.keep.refuse(member, t("cannot be unpacked"))
+                else:
+                    self.keep.add(member, content)
+        except ValueError:
+            self.keep.refuse(name, t("not a readable zip"), t("pack it anew"))
+            return
+        if not seen:
+            self.keep.refuse(name, t("no images in this zip"), t("pack images into it"))
+
+    def pick_button(self) -> ft.Control:
+        "Return the button that opens the files, or on a phone the camera."
+        t = self.t
+        most = self.served.limits.get("image_bytes")
+        hint = t("up to {size} an image; more than {n} at once become a job", size=t.size(most), n=self.served.threshold) if most else ""
+        pick = ft.PickFiles(self.picker, allow_multiple=True, cancel_upload_on_window_blur=False)
+        shot = ft.PickFiles(self.picker, file_type=ft.FilePickerFileType.IMAGE, cancel_upload_on_window_blur=False)
+        return ft.Row([ft.FilledButton(t("Choose images"), icon=ft.Icons.UPLOAD, action=pick, height=48),
+                       ft.OutlinedButton(t("Camera"), icon=ft.Icons.PHOTO_CAMERA, action=shot, height=48), ft.Text(hint, size=13, color=ft.Colors.ON_SURFACE_VARIANT)], wrap=True, spacing=12)
+
+    # results
+
+    def classify(self) -> list[ft.Control]:
+        "Return the images' part."
+        items = doubtful_first(self.keep.items())
+        if not items:
+            return [self.pick_button(), *self.guide()]
+        shown = [i for i in items if self.matches(i)]
+        more = len(shown) - self.shown
+        grid = ft.Row([self.card(i) for i in shown[:self.shown]], wrap=True, spacing=16, run_spacing=16)
+        button = [ft.OutlinedButton(self.t.many("Show {n} more", "Show {n} more", min(PAGE, more)), on_click=self.show_more)] if more > 0 else []
+        return [self.pick_button(), *self.progress(items), self.filters(items), grid, *button, ft.Container(height=12)]
+
+    def show_more(self, e: Any) -> None:
+        "Show further cards."
+        self.shown += PAGE
+        self.draw()
+
+    def guide(self) -> list[ft.Control]:
+        "Say how it works, where there is nothing yet."
+        t = self.t
+        steps = [(t("Choose a flight's images"), t("One or many, or a zip. They are kept here until the service has answered.")),
+                 (t("Doubtful ones come first"), t("Probabilities are calibrated, and beside the class stands the set of classes that hold the truth "
+                                                   "9 times in 10. More than one in it: ask a human.")),
+                 (t("Put wrong labels right"), t("One click keeps the image and its right label for the next training."))]
+        rows = [ft.Row([ft.CircleAvatar(content=ft.Text(str(n)), radius=18), ft.Column([ft.Text(a, weight=ft.FontWeight.W_600), ft.Text(b, color=ft.Colors.ON_SURFACE_VARIANT)],
+                                                                                        spacing=2, expand=True)], spacing=14) for n, (a, b) in enumerate(steps, 1)]
+        classes = [ft.Container(ft.Row([self.dot(c.colour, 18), ft.Column([ft.Text(t(c.title), weight=ft.FontWeight.W_600), ft.Text(t(c.hint), size=13)], spacing=0, expand=True)]),
+                                padding=12, border=ft.Border.all(1, ft.Colors.OUTLINE_VARIANT), border_radius=14, width=300) for c in self.served.classes]
+        return [*rows, *([heading(t("The classes")), ft.Row(classes, wrap=True, spacing=12, run_spacing=12)] if classes else [])]
+
+    def dot(self, colour: str, size: int = 14) -> ft.Control:
+        "Return a class's mark."
+        return ft.Container(width=size, height=size, border_radius=size, bgcolor=colour, border=ft.Border.all(1, ft.Colors.OUTLINE))
+
+    def progress(self, items: list[Item]) -> list[ft.Control]:
+        "Say in a line what came of it, or how far it is; and offer what can be done with all."
+        t = self.t
+        settled = sum(i.state not in PENDING for i in items)
+        if settled < len(items):
+            text = t("Classified {done} of {all}", done=t.number(settled), all=t.number(len(items)))
+            job = next((j for j in self.keep.jobs() if not j["collected"]), None)
+            if self.desk.handing:
+                text = t.many("Handing in {n} image as a job", "Handing in {n} images as a job", self.desk.handing)
+            elif job:
+                text = t("Job {id}: {done} of {all}", id=job["id"][:8], done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)))
+                settled += int(job.get("done") or 0)
+            value = min(1.0, settled / len(items))
+            stop = ft.TextButton(t("Cancel"), on_click=lambda e: self.page.run_task(self.cancel_all))
+            return [ft.Row([spoken(text, ft.Text(text), live_region=True), stop], alignment=ft.MainAxisAlignment.SPACE_BETWEEN, wrap=True),
+                    ft.ProgressBar(value=value, semantics_label=text, semantics_value=round(100 * value), bar_height=8, border_radius=8)]
+        doubtful, failed = sum(i.doubtful for i in items), sum(i.state == "failed" for i in items)
+        said = [t.many("{n} image classified", "{n} images classified", settled - failed)]
+        said += [t.many("{n} needs a human", "{n} need a human", doubtful)] if doubtful else []
+        said += [t.many("{n} could not be read", "{n} could not be read", failed)] if failed else []
+        return [ft.Text(f"{', '.join(said)}. {t('Doubtful ones come first.')}"), self.tools(items)]
+
+    def tools(self, items: list[Item]) -> ft.Control:
+        "Offer results to take home, and to begin anew."
+        t, classes = self.t, [c.name for c in self.served.classes]
+        kinds = {"CSV": exports.as_csv, "JSON": exports.as_json, "GeoJSON": exports.as_geojson}
+        made = {k: data for k, make in kinds.items() if (data := make(items, classes))}
+        buttons = [ft.OutlinedButton(t("Download {kind}", kind=k), icon=ft.Icons.DOWNLOAD, on_click=lambda e, k=k: self.page.run_task(self.save, k, made[k])) for k in made]
+        if any(i.state == "failed" and i.bytes for i in items):
+            buttons.append(ft.OutlinedButton(t("Try again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.desk.again()))
+        return ft.Row([*buttons, ft.TextButton(t("Clear"), on_click=lambda e: self.clear())], wrap=True, spacing=8)
+
+    async def save(self, kind: str, data: bytes) -> None:
+        "Hand a file to the browser or the device."
+        await self.saver.save_file(file_name=f"lados-results.{kind.lower()}", src_bytes=data)
+
+    def clear(self) -> None:
+        "Forget the images; the history stays."
+        self.keep.clear()
+        self.cards.clear()
+
+    async def cancel_all(self) -> None:
+        "Stop what waits, and the jobs that run."
+        self.keep.stop()
+        for job in self.keep.jobs():
+            if not job["collected"] and job["state"] in LIVE:
+                await self.asked(self.desk.cancel(job["id"]))
+        self.draw()
+
+    def matches(self, item: Item) -> bool:
+        "Return True if the filter shows an image."
+        special = {"all": True, "human": item.doubtful, "corrected": bool(item.label), "failed": item.state == "failed"}
+        return special.get(self.filter, item.state == "done" and item.says == self.filter)
+
+    def filters(self, items: list[Item]) -> ft.Control:
+        "Offer the filters with their numbers."
+        t, chips, chosen = self.t, [], self.filter
+        titles = {"all": t("All"), "human": t("Ask a human"), **{c.name: self.title(c.name) for c in self.served.classes}, "corrected": t("Corrected"), "failed": t("Not read")}
+        for name, title in titles.items():
+            self.filter = name
+            count = sum(map(self.matches, items))
+            if count or name == "all":
+                chips.append(ft.Chip(label=f"{title} {count}", selected=name == chosen, on_select=lambda e, n=name: self.choose(n), show_checkmark=False))
+        self.filter = chosen
+        return ft.Row(chips, wrap=True, spacing=8, run_spacing=8)
+
+    def choose(self, name: str) -> None:
+        "Show only some."
+        self.filter, self.shown = name, PAGE
+        self.draw()
+
+    def card(self, item: Item) -> ft.Control:
+        "Return an image's card; made anew only when what it shows has changed."
+        key = (item, self.t.language, self.served.model, self.dark)
+        if item.key not in self.cards or self.cards[item.key][0] != key:
+            self.cards[item.key] = (key, self.new_card(item))
+        return self.cards[item.key][1]
+
+    def new_card(self, item: Item) -> ft.Control:
+        "Return a card."
+        t, thumb = self.t, self.keep.thumb(item.key)
+        picture = [ft.Image(src=thumb.read_bytes(), width=246, height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
+        name = ft.Text(item.name, size=13, color=ft.Colors.ON_SURFACE_VARIANT, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
+        words = self.words(item)
+        told = f"{item.name}: {', '.join(w.value for w in words if isinstance(w, ft.Text))}"
+        if item.state == "done":
+            told = f"{item.name}: {self.title(item.says)}, {t.percent(item.confidence)}{', ' + t('Ask a human') if item.doubtful else ''}"
+        foot = [ft.Row([ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=item.name, on_click=lambda e: self.page.run_task(self.view, item.key)), self.corrector(item)],
+                       alignment=ft.MainAxisAlignment.SPACE_BETWEEN)] if item.state == "done" else []
+        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12, width=270))
+
+    def words(self, item: Item) -> list[ft.Control]:
+        "Return the lines of a card."
+        t, a = self.t, item.answer
+        if item.state == "failed":
+            title = t.sentence(a.get("title") or "") + " " if t.language != "en" and a.get("title") else ""
+            return [ft.Text(title + t.sentence(item.error), color=ft.Colors.ERROR, weight=ft.FontWeight.W_600), ft.Text(t.sentence(item.remedy), size=13)]
+        if item.state != "done":
+            return [ft.Text(t("In a job") if item.state == "job" else t("Waiting"))]
+        mark = t("confirmed") if item.label == a.get("label") else t("corrected")
+        verdict = ft.Row([self.dot(self.served[item.says or ""].colour), ft.Text(self.title(item.says), size=17, weight=ft.FontWeight.W_600, expand=True),
+                          ft.Text(mark if item.label else t.percent(item.confidence), weight=ft.FontWeight.W_600)])
+        stack = ft.Row([ft.Container(bgcolor=self.served[n].colour, height=8, expand=max(1, round(1000 * p))) for n, p in (a.get("probabilities") or {}).items() if p > 0.002], spacing=1)
+        return [*([self.doubt()] if item.doubtful else []), verdict, stack, ft.Text(self.set_line(a), size=13, color=ft.Colors.ON_SURFACE_VARIANT)]
+
+    def doubt(self) -> ft.Control:
+        "Return the mark of an image that a human should look at."
+        back, ink = (AMBER_DARK, AMBER_DARK_INK) if self.dark else (AMBER, AMBER_INK)
+        words = ft.Row([ft.Icon(ft.Icons.FLAG_OUTLINED, size=15, color=ink), ft.Text(self.t("Ask a human"), size=13, color=ink, weight=ft.FontWeight.W_600)], spacing=4, tight=True)
+        return ft.Row([ft.Container(words, bgcolor=back, border_radius=99, padding=ft.Padding.symmetric(horizontal=10, vertical=2))])
+
+    def set_line(self, answer: dict[str, Any]) -> str:
+        "Return the prediction set in words."
+        if options := answer.get("prediction_set"):
+            return self.t("Set: {classes}", classes=", ".join(map(self.title, options)))
+        return self.t("No set: {why}", why=self.t(answer.get("no_set") or "the model knows no thresholds"))
+
+    def corrector(self, item: Item) -> ft.Control:
+        "Offer the classes; a click keeps the image with its right label."
+        t = self.t
+        rows = [ft.PopupMenuItem(content=self.title(c.name), checked=item.label == c.name, on_click=lambda e, n=c.name: self.page.run_task(self.correct, item.key, n))
+                for c in self.served.classes]
+        if item.label:
+            rows.append(ft.PopupMenuItem(content=t("Take back"), on_click=lambda e: self.page.run_task(self.correct, item.key, None)))
+        words = ft.Row([ft.Icon(ft.Icons.EDIT, size=17), ft.Text(t("Change") if item.label else t("Fix label"))], spacing=6, tight=True)
+        return ft.PopupMenuButton(content=ft.Container(words, padding=10), items=rows)
+
+    async def asked(self, coroutine: Any) -> Any:
+        "Ask the service for something now; none: it failed, and the visitor was told."
+        try:
+            return await asyncio.wrap_future(self.desk.ask(coroutine)) or True
+        except Exception as error:
+            self.say(str(self.desk.problem(error)))
+            return None
+
+    def say(self, text: str) -> None:
+        "Show a line at the edge."
+        self.page.show_dialog(ft.SnackBar(ft.Text(text), show_close_icon=True))
+
+    async def correct(self, key: str, label: str | None) -> None:
+        "Keep what a person says."
+        if await self.asked(self.desk.correct(key, label)):
+            self.say(self.t("Kept for the next training.") if label else self.t("Taken back."))
+            self.draw()
+
+    # one image in large
+
+    async def view(self, key: str) -> None:
+        "Open an image over the page: bars, set, heat map."
+        t, item = self.t, self.keep.get(key)
+        if not item:
+            return
+        large = images.shown_large(self.keep.path(key).read_bytes())
+        side = min(560, (self.page.width or 600) - 90)
+        high = side * (item.height or 3) / (item.width or 4)
+        heat = ft.Image(src=large, width=side, height=high, fit=ft.BoxFit.FILL, opacity=0, exclude_from_semantics=True, gapless_playback=True)
+        photo = spoken(item.name, ft.Stack([ft.Image(src=large, width=side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True), heat], width=side, height=high), image=True)
+        note = ft.Text(t("Looking at what speaks for {name} …", name=self.title(item.answer.get("label"))), size=13)
+        slider = ft.Slider(min=0, max=100, value=60, divisions=20, label="{value} %", on_change=lambda e: self.fade(heat, e.control.value), width=side)
+        rows = [self.bar(n, p, n in (item.answer.get("prediction_set") or []), side, key, heat, slider, note) for n, p in (item.answer.get("probabilities") or {}).items()]
+        content = ft.Column([photo, ft.Text(t("Heat map"), size=13), ft.Semantics(label=t("Heat map"), content=slider), note, *self.words(item)[:-2], ft.Text(self.set_line(item.answer), size=13),
+                             heading(t("How likely each class is"), 2, 15), *rows, *self.facts(item)], scroll=ft.ScrollMode.AUTO, width=side, spacing=8, tight=True)
+        self.page.show_dialog(ft.AlertDialog(title=ft.Text(item.name, size=16), content=content, actions=[ft.TextButton(t("Close"), on_click=lambda e: self.page.pop_dialog())],
+                                             inset_padding=ft.Padding.all(16)))
+        await self.explain(key, item.answer.get("label"), heat, slider, note)
+
+    def fade(self, heat: ft.Image, percent: float) -> None:
+        "Set how strong the heat map is."
+        heat.opacity = percent / 100
+        heat.update()
+
+    def bar(self, name: str, p: float, within: bool, side: float, key: str, heat: ft.Image, slider: ft.Slider, note: ft.Text) -> ft.Control:
+        "Return a class's probability; a click shows what speaks for it."
+        t = self.t
+        told = f"{self.title(name)}, {t.percent(p)}{', ' + t('in the set') if within else ''}"
+        label = ft.Container(ft.Text(self.title(name), color=ft.Colors.ON_PRIMARY if within else None), bgcolor=ft.Colors.PRIMARY if within else None, border_radius=99,
+                             padding=ft.Padding.symmetric(horizontal=8))
+        row = ft.Row([self.dot(self.served[name].colour), ft.Container(ft.Row([label]), width=150), ft.ProgressBar(value=p, color=self.served[name].colour, bar_height=10, border_radius=9, expand=True),
+                      ft.Text(t.percent(p), width=56, text_align=ft.TextAlign.RIGHT)])
+        return spoken(told, ft.Container(row, on_click=lambda e: self.page.run_task(self.explain, key, name, heat, slider, note), border_radius=9), button=True,
+                      on_tap=lambda e: self.page.run_task(self.explain, key, name, heat, slider, note))
+
+    async def explain(self, key: str, label: str | None, heat: ft.Image, slider: ft.Slider, note: ft.Text) -> None:
+        "Fetch a heat map and lay it over the image."
+        try:
+            png, _, name = await asyncio.wrap_future(self.desk.ask(self.desk.explain(key, label)))
+            heat.src, heat.opacity, note.value = png, (slider.value or 60) / 100, self.t("What speaks for {name}", name=self.title(name))
+        except Exception as error:
+            note.value = str(self.desk.problem(error))
+        with suppress(Exception): # closed meanwhile
+            heat.update()
+            note.update()
+
+    def facts(self, item: Item) -> list[ft.Control]:
+        "Return what else is known."
+        t, a = self.t, item.answer
+        total = (a.get("timing_ms") or {}).get("total")
+        known = {t("Model"): a.get("model"), t("Engine"): a.get("engine"), t("Latency"): t.seconds(total / 1e3) if total else None, t("Taken"): item.taken and item.taken.replace("T", " "),
+                 t("Place"): item.lat is not None and f"{item.lat:.5f}, {item.lon:.5f}"}
+        return [ft.Text(f"{n}: {v}", size=13, color=ft.Colors.ON_SURFACE_VARIANT) for n, v in known.items() if v]
+
+    # the other parts
+
+    def jobs(self) -> list[ft.Control]:
+        "Return the jobs that were handed in from here."
+        t, jobs = self.t, self.keep.jobs()
+        states = {"queued": t("queued"), "running": t("running"), "succeeded": t("succeeded"), "failed": t("failed"), "cancelled": t("cancelled")}
+        if not jobs:
+            return [heading(t("Handed in from here")), ft.Text(t("None yet. More than {n} images at once become a job, which goes on when the browser is closed and is found here again.",
+                                                                 n=self.served.threshold))]
+        rows: list[ft.Control] = []
+        for job in jobs:
+            far = t("{done} of {all} {unit}", done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)), unit=t("images"))
+            line = f"{t('Batch')} {job['id'][:8]}: {states.get(job['state'], job['state'])}, {far}, {t.when(job['created'])}"
+            stop = [ft.TextButton(t("Cancel"), on_click=lambda e, j=job["id"]: self.page.run_task(self.cancel_job, j))] if job["state"] in LIVE else []
+            rows.append(ft.Card(ft.Container(ft.Column([ft.Row([ft.Text(line, expand=True), *stop]), ft.ProgressBar(value=float(job.get("fraction") or 0), semantics_label=line)]), padding=14)))
+        return [heading(t("Handed in from here")), *rows]
+
+    async def cancel_job(self, job_id: str) -> None:
+        "Stop a job."
+        await self.asked(self.desk.cancel(job_id))
+        self.draw()
+
+    def history(self) -> list[ft.Control]:
+        "Return what was classified, newest first; it is kept on the device."
+        t = self.t
+        items = sorted((i for i in self.keep.items() if i.state in ("done", "failed")), key=lambda i: -i.place)[:200]
+        rows = [ft.ListTile(title=ft.Text(i.name), subtitle=ft.Text(f"{t.when(i.added)} · {self.title(i.says) if i.state == 'done' else t.sentence(i.error)}"),
+                            on_click=(lambda e, k=i.key: self.page.run_task(self.view, k)) if i.state == "done" else None) for i in items]
+        return [heading(t("History")), *(rows or [ft.Text(t("Nothing yet."))])]
+
+    def settings(self) -> list[ft.Control]:
+        "Return the settings, which are kept."
+        t, keep, given = self.t, self.keep, Place.from_environment()
+        url = ft.TextField(label=t("Address of the service"), value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL)
+        key = ft.TextField(label=t("Key"), value=keep.setting("key"), password=True, width=420)
+
+        async def save(e: Any) -> None:
+            keep.set(url=(url.value or "").strip().rstrip("/"), key=(key.value or "").strip())
+            if await self.asked(self.desk.look()):
+                self.say(t("Saved. The service answers: {model}.", model=self.served.model or t("no model yet")))
+
+        def choose(name: str) -> Any:
+            return lambda e: self.put(name, next(iter(e.control.selected)))
+
+        language = ft.SegmentedButton(segments=[ft.Segment(value=k, label=v) for k, v in LANGUAGES.items()], selected=[t.language], on_change=choose("language"))
+        theme = ft.SegmentedButton(segments=[ft.Segment(value=k, label=v) for k, v in {"system": t("As the system"), "light": t("Light"), "dark": t("Dark")}.items()],
+                                   selected=[self.dark_wish], on_change=choose("theme"))
+        return [heading(t("Language")), language, heading(t("Appearance")), theme, heading(t("Service")), url, key, ft.FilledButton(t("Save"), on_click=save)]
+
+    def put(self, name: str, value: str) -> None:
+        "Keep a setting, and show it."
+        self.keep.set(**{name: value})
+        self.dark_wish, self.t = self.keep.setting("theme", "system"), texts(self.keep.setting("language", self.t.language))
+        self.build()
+
+
+async def main(page: ft.Page) -> None:
+    "Begin, for a visitor whom the browser or the device remembers."
+    prefs = ft.SharedPreferences()
+    visitor = await prefs.get("lados.visitor")
+    if not isinstance(visitor, str) or len(visitor) != 32:
+        visitor = new_visitor()
+        await prefs.set("lados.visitor", visitor)
+    keep, wish = Keep(visitor), None
+    with suppress(Exception):
+        wish = getattr(await page.get_device_info(), "language", None)
+    language = reader_language(keep.setting("language"), wish)
+    keep.set(language=language)
+    app = App(page, keep, language)
+    page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == bool(page.navigation_bar) else None
+    page.on_platform_brightness_change = lambda e: app.build()
+    app.build()
+    await app.live()
+
+
+def start() -> None:
+    "Serve it, or run as an application where it was built into one."
+    forget_old()
+    os.environ.setdefault("FLET_SECRET_KEY", secrets.token_hex(16))
+    os.environ.setdefault("FLET_MAX_UPLOAD_SIZE", str(2_000_000_000))
+    if os.environ.get("FLET_SERVER_PORT"):
+        serve(os.environ.get("FLET_SERVER_IP") or "127.0.0.1", int(os.environ["FLET_SERVER_PORT"]))
+    else:
+        ft.run(main, upload_dir=UPLOADS)
+
+
+POLICY = ("default-src 'self'; connect-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
+          "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'")
+
+
+def serve(host: str, port: int) -> None:
+    "Serve the compiled client of flet-web; its pages may ask no other host, whatever the client has in it."
+    import uvicorn
+
+    app = ft.run(main, upload_dir=UPLOADS, no_cdn=True, export_asgi_app=True)
+
+    @app.middleware("http")
+    async def local(request: Any, call_next: Any) -> Any:
+        answer = await call_next(request)
+        answer.headers["Content-Security-Policy"] = POLICY
+        return answer
+
+    uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=64 << 20)
+
+
+if __name__ == "__main__":
+    start()

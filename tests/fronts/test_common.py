@@ -1,0 +1,149 @@
+"What both front ends stand on: what they import, their languages, what a visitor keeps, and what is taken home."
+
+import ast
+import csv
+import io
+import json
+import sys
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+FRONTS = ROOT / "fronts"
+sys.path[:0] = [str(FRONTS), str(ROOT / "tools")]
+
+from lados_fronts import exports, images  # noqa: E402
+from lados_fronts.desk import answer_of  # noqa: E402
+from lados_fronts.keep import Item, Keep, doubtful_first, new_visitor  # noqa: E402
+from lados_fronts.service import Place, problem_of, served_now  # noqa: E402
+from lados_fronts.texts import reader_language, texts  # noqa: E402
+
+from lados.client import Client, Forbidden, Unavailable  # noqa: E402
+
+ANSWER = {"label": "oil", "confidence": 0.9, "probabilities": {"oil": 0.9, "ship": 0.1}, "prediction_set": ["oil"], "abstain": False, "reason": None}
+
+
+def photo(shade, gps=None) -> bytes:
+    image = Image.new("RGB", (64, 48), shade)
+    exif = image.getexif()
+    exif[0x0132] = "2026:05:01 12:30:00"
+    if gps:
+        exif.get_ifd(0x8825).update({1: "S", 2: (36.0, 30.0, 0.0), 3: "E", 4: (25.0, 15.0, 0.0)})
+    out = io.BytesIO()
+    image.save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+@pytest.fixture
+def keep(tmp_path):
+    return Keep(new_visitor(), tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(FRONTS.rglob("*.py")), ids=lambda p: p.relative_to(FRONTS).as_posix())
+def test_fronts_know_nothing_of_the_house_but_its_client(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names |= {a.name for a in node.names} if isinstance(node, ast.Import) else {node.module or ""} if isinstance(node, ast.ImportFrom) else set()
+    assert {n for n in names if n.split(".")[0] == "lados"} <= {"lados.client"}
+
+
+def test_every_text_has_its_russian():
+    pytest.importorskip("babel", reason="catalogues are read with babel")
+    import texts as tool
+
+    assert len(tool.used()) > 150
+    for path, catalogue in tool.catalogues().items():
+        assert not tool.missing(catalogue)
+        assert path.with_suffix(".mo").read_bytes() == tool.compiled(catalogue), "python tools/texts.py write"
+
+
+def test_numbers_dates_and_plurals_are_those_of_the_language():
+    en, ru = texts("en"), texts("ru")
+    assert en.number(1234.5, 1) == "1\u202f234.5" and ru.number(1234.5, 1) == "1\u202f234,5"
+    assert [ru.many("{n} image classified", "{n} images classified", n) for n in (1, 3, 11, 21)] == [
+        "Классифицирован 1 снимок", "Классифицировано 3 снимка", "Классифицировано 11 снимков", "Классифицирован 21 снимок"]
+    assert en.percent(0.999) == ">\u202f99\u202f%" and en.percent(0.001) == "<\u202f1\u202f%"
+    assert "мая" in ru.when(1_777_600_000) and "May" in en.when(1_777_600_000)
+    assert reader_language("", "ru-RU") == "ru" and reader_language(None, "fr") == "en" and reader_language("en", "ru") == "en"
+    assert ru("Не из каталога") == "Не из каталога" and ru("") == ""
+
+
+def test_a_problem_is_a_line_and_a_remedy():
+    place = Place("http://someone:secret@127.0.0.1:1")
+    with pytest.raises(Unavailable) as e, place.client(timeout=2) as client:
+        client.health()
+    said = problem_of(e.value, place, texts("en"))
+    assert said.away and "does not answer" in said.line and "secret" not in str(said) and "kept" in said.remedy
+    assert "API_KEY" in problem_of(Forbidden("no"), place, texts("ru")).remedy
+    assert isinstance(place.client(), Client)
+
+
+def test_an_image_is_kept_once_and_sent_by_one(keep):
+    data = [photo((8 * i, 0, 0)) for i in range(30)]
+    assert all(keep.add(f"{i}.jpg", d) for i, d in enumerate(data)) and not keep.add("again.jpg", data[0])
+    assert keep.claim(5) == [], "nothing is sent before it is released"
+    assert keep.release() == 30
+    others = Keep(keep.visitor, keep.folder.parent) # a second process
+    with ThreadPoolExecutor(8) as threads:
+        taken = [i.key for part in threads.map(lambda n: (keep, others)[n % 2].claim(3), range(16)) for i in part]
+    assert len(taken) == len(set(taken)) == 30
+    others.recover() # both died
+    assert keep.counts()["waiting"] == 30 and [i.name for i in keep.claim(3)] == ["0.jpg", "1.jpg", "2.jpg"]
+
+
+def test_whatever_changes_is_seen_and_stays(keep):
+    keep.add("a.jpg", photo((1, 2, 3), gps=True))
+    key, before = keep.items()[0].key, keep.stamp()
+    keep.change(key, state="done", answer=ANSWER)
+    assert keep.stamp() != before
+    item = Keep(keep.visitor, keep.folder.parent).get(key)
+    assert (item.lat, item.lon, item.taken, item.width) == (-36.5, 25.25, "2026-05-01T12:30:00", 64) and item.says == "oil"
+    assert keep.thumb(key).exists() and keep.path(key).stat().st_size == item.bytes
+    keep.set(language="ru")
+    keep.clear()
+    assert not keep.items() and not keep.path(key).exists() and keep.setting("language") == "ru"
+    with pytest.raises(ValueError, match="visitor"):
+        Keep("../../etc", keep.folder)
+
+
+def test_doubtful_ones_come_first():
+    def item(name, state, confidence, abstain=False):
+        return Item(name, name, 0, state, {"confidence": confidence, "abstain": abstain})
+
+    items = [item("sure", "done", 0.9), item("failed", "failed", 0), item("unsure", "done", 0.6), item("ask", "done", 0.7, True), item("wait", "waiting", 0), item("ask first", "done", 0.5, True)]
+    assert [i.name for i in doubtful_first(items)] == ["ask first", "ask", "unsure", "sure", "wait", "failed"]
+
+
+def test_results_are_taken_home_as_table_objects_and_map():
+    items = [Item("a" * 64, "=1+1.jpg", 0, "done", ANSWER, lat=36.5, lon=25.25, bytes=5), Item("b" * 64, "b.jpg", 0, "failed", error="torn", bytes=5)]
+    rows = list(csv.DictReader(io.StringIO(exports.as_csv(items, ["oil", "ship"]).decode("utf-8-sig"))))
+    assert rows[0]["file"] == "'=1+1.jpg" and rows[0]["p_oil"] == "0.9" and rows[1]["error"] == "torn"
+    assert json.loads(exports.as_json(items, ["oil", "ship"]))[0]["prediction_set"] == ["oil"]
+    points = json.loads(exports.as_geojson(items, ["oil", "ship"]))["features"]
+    assert [p["geometry"]["coordinates"] for p in points] == [[25.25, 36.5]] and points[0]["properties"]["predicted"] == "oil"
+    assert exports.as_geojson(items[1:], ["oil"]) == b""
+
+
+def test_a_zip_gives_its_images_and_nothing_else():
+    f = io.BytesIO()
+    with zipfile.ZipFile(f, "w") as z:
+        for name in ("flight/a.jpg", "flight/notes.txt", "__MACOSX/._a.jpg", ".hidden.png", "b.PNG"):
+            z.writestr(name, b"x")
+    assert [n for n, _ in images.unpacked("z.zip", f.getvalue())] == ["flight/a.jpg", "b.PNG"]
+    with pytest.raises(ValueError, match="torn"):
+        list(images.unpacked("torn.zip", f.getvalue()[:60]))
+    assert images.look(b"no image").thumb == b""
+
+
+def test_classes_and_limits_are_those_that_the_service_tells():
+    card = {"label_set": {"classes": [{"name": "weed", "title": "kelp", "colour": "#123456", "hint": "brown"}]}}
+    served = served_now({"limits": {"images": 3, "image_bytes": 5}}, {"served": "m", "engine": "e", "models": [{"served": True, "card": card}]})
+    assert served["weed"].title == "kelp" and served["gone"].title == "gone" and served.threshold == 3
+    row = {"image": "a", "predicted": "weed", "confidence": 0.8, "p_weed": 0.8, "prediction_set": "weed|oil", "not_covered": "", "abstain": "True", "error": ""}
+    answer = answer_of(row, served)
+    assert answer["prediction_set"] == ["weed", "oil"] and answer["abstain"] is True and answer["model"] == "m" and answer["probabilities"] == {"weed": 0.8}
+    assert answer_of({"error": "torn"}, served) == {}
