@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import ROOT, Server, colours, wait_for
+from serving import ROOT, Server, colours, make_run, wait_for
 
 if not shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"):
     pytest.skip("nginx: apt-get install nginx-light", allow_module_level=True)
@@ -27,10 +27,11 @@ def documented() -> str:
 
 
 @pytest.fixture(scope="module")
-def proxy(runs, tmp_path_factory):
+def proxy(tmp_path_factory):
     "The service under /oil, behind nginx with the documented configuration and shorter patience."
     folder = tmp_path_factory.mktemp("nginx")
-    server = Server(folder / "home", runs / "first", ROOT_PATH="/oil").ready()
+    make_run(folder / "toy", epochs=0)
+    server = Server(folder / "home", folder / "toy", ROOT_PATH="/oil", LADOS_ENGINE="torch").ready()
     port = Server.free_port()
     location = documented().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
     location = re.sub(r"(client_(?:body|header)_timeout) \d+s", r"\1 2s", location).replace("client_max_body_size 170m", "client_max_body_size 1m")
