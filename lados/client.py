@@ -446,6 +446,10 @@ class _Correcting:
         "List what people have said of images, oldest first."
         return self._ask(_Call("GET", "/corrections"))
 
+    def trainings(self) -> Answer: # schedules, proposals, workers, datasets, dry_runs, outlook
+        "Say what begins trainings, what they have proposed, and who works."
+        return self._ask(_Call("GET", "/trainings"))
+
     def undo_correction(
         self,
         sha256: str, # of the image's bytes

@@ -298,7 +298,9 @@ def _print_parameters() -> None:
 
 
 def train(
-    data: Annotated[Path | None, typer.Option(help="What `lados data import` takes (default: the sample)")] = None,
+    data: Annotated[list[Path] | None, typer.Option(
+        help="What `lados data import` takes; repeated: merged (default: the sample)")] = None,
+    corrections: Annotated[bool, typer.Option("--corrections", help="Learn from labels of the page, too")] = False,
     preset: Annotated[str | None, typer.Option(help="demo, small, resnet50 ..., or a YAML file")] = None,
     name: Annotated[str | None, typer.Option(help="Appears in the run folder's name")] = None,
     backbone: Annotated[str | None, typer.Option(help="Any timm model")] = None,
@@ -315,7 +317,8 @@ def train(
         return _print_parameters()
     if resume and (preset or dry_run or queue):
         raise ConfigError("a run goes on with its own preset, here, and not as a dry run", "leave the option out")
-    params = {"data": data, "name": name, "backbone": backbone, "epochs": epochs, "dry_run": dry_run or None,
+    params = {"data": data[0] if data and len(data) == 1 else data or None, "corrections": corrections or None,
+              "name": name, "backbone": backbone, "epochs": epochs, "dry_run": dry_run or None,
              **({} if pretrained is None else assignments([f"pretrained={pretrained}"])), **assignments(set_ or [])}
     given = {k: v for k, v in params.items() if v is not None or k in assignments(set_ or [])}
     if queue:
@@ -343,8 +346,9 @@ def _started(preset: str | None, given: dict[str, Any]) -> "Run":
     params = training_params(preset, given)
     if not params.data:
         say("data", "none given (--data): the network learns from drawn images, not from photographs", "yellow", err)
-    elif not is_manifest(Path(params.data)):
-        recognise(params.data)
+    for path in params.data if isinstance(params.data, tuple) else filter(None, [params.data]):
+        if not is_manifest(path):
+            recognise(path)
     from lados.model.backbones import check_backbone # torch is slow to load
 
     check_backbone(params.backbone)

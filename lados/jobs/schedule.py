@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'Schedule', 'read_cron', 'next_time', 'list_schedules', 'find_schedule', 'add_schedule', 'pause_schedule',
-           'remove_schedule', 'due_reason', 'start_training', 'Scheduler']
+           'remove_schedule', 'due_reason', 'start_training', 'learns_corrections', 'corrections_outlook', 'Scheduler']
 
 # %% ../../nbs/jobs/07_schedule.ipynb #08677470
 import json
@@ -184,7 +184,8 @@ def start_training(
     drifting: bool, # the present drift has been acted upon
 ) -> str | None: # the job's id; none where another was quicker
     "Begin a schedule's training and return its id. Raises what `submit_job` raises; then its turn is still to come."
-    request = {**schedule.params, "proposed": True}
+    learned = {"corrections": True} if schedule.labels is not None else {} # what it begins for it learns from
+    request = {**learned, **schedule.params, "proposed": True}
     job, _ = submit_job(TRAIN, request, f"schedule:{schedule.name}") # asked for twice, it is one job
     columns = SCHEDULE_TABLE.c
     unchanged = (columns.name == schedule.name) & (columns.last == schedule.last) & ~columns.paused
@@ -192,6 +193,29 @@ def start_training(
     with store.writing() as c:
         first = c.execute(sa.update(SCHEDULE_TABLE).where(unchanged).values(values)).rowcount == 1
     return job.id if first else None
+
+# %% ../../nbs/jobs/07_schedule.ipynb #76b30021
+def learns_corrections(
+    schedule: Schedule,
+) -> bool:
+    "Return True if the schedule's trainings learn from what people have said of answers."
+    return bool(schedule.params.get("corrections", schedule.labels is not None)) and not schedule.paused
+
+
+def corrections_outlook(
+    store: Store,
+) -> str: # a sentence
+    "Return what will come of the labels that people have given so far."
+    using = [s for s in list_schedules(store) if learns_corrections(s)]
+    for s in using:
+        if s.labels is not None:
+            new = new_labels(settings().lados_data / "corrections", _iso(s.last))
+            return f"The schedule '{s.name}' trains with them after {s.labels} new labels; there are {new}."
+    for s in using:
+        if (when := next_time(s)) is not None:
+            return f"The schedule '{s.name}' trains with them on {datetime.fromtimestamp(when, UTC):%d %B, %H:%M} UTC."
+    return "No schedule trains with them yet: `lados schedule add --labels 50` or `lados train --corrections` does."
+
 
 # %% ../../nbs/jobs/07_schedule.ipynb #2de2c1bd
 class Scheduler:

@@ -244,7 +244,10 @@ def _prepare_training(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _admit_training(params: dict[str, Any]) -> dict[str, Any]:
     if isinstance(params.get("preset"), str) and params["preset"].endswith((".yaml", ".yml")):
         raise ConfigError("a preset is named here, not a file", f"use one of {', '.join(presets())}")
-    paths = {n: check_allowed(params[n]) for n in ("data", "pretrained") if isinstance(params.get(n), str)}
+    named = ("data", "corrections", "pretrained")
+    paths = {n: check_allowed(params[n]) for n in named if isinstance(params.get(n), str)}
+    if isinstance(params.get("data"), list):
+        paths["data"] = [check_allowed(str(path)) for path in params["data"]]
     return {**params, **paths}
 
 

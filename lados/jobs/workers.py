@@ -389,9 +389,11 @@ def run_all(
     "Run API, workers and pages until SIGINT or SIGTERM. Raises ServeError, BrokerError or StoreError."
     url = f"http://127.0.0.1:{port}"
     _check_ports(port, page) # said before anything is started
+    if model: # for workers, too: what a retraining is compared with is what is served
+        os.environ["MODEL_PATH"] = model
+        settings.cache_clear()
     key = settings().api_key or secrets.token_urlsafe(12) # without one the monitor would be empty
-    own = {"API_KEY": key, **({"MODEL_PATH": model} if model else {})}
-    members = [_lados("the API", "serve", "--port", str(port), **own), *worker_members(),
+    members = [_lados("the API", "serve", "--port", str(port), API_KEY=key), *worker_members(),
                *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url,
                         API_KEY=key) for name, p in (("monitor", page), ("classifier", page + 1)))]
     logs = settings().lados_home.resolve() / "logs"
@@ -403,7 +405,7 @@ def run_all(
             f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n{made}   Ctrl-C ends all of it")
     here = settings().lados_home / "up.json" # where `lados check` finds the API
     with _single_instance(), maintenance():
-        write_json(here, {"api": url})
+        write_json(here, {"api": url, "model": model})
         try:
             Supervisor(members, say).run(lambda: say(summary))
         finally:

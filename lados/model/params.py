@@ -35,7 +35,10 @@ class _Strict(BaseModel):
 class DataParams(_Strict):
     "Which images, and how they are shared out."
 
-    data: Path | None = Field(None, description="a manifest, or what `lados data import` reads; none: the sample")
+    data: Path | tuple[Path, ...] | None = Field(
+        None, description="a manifest, or what `lados data import` reads; several are merged; none: the sample")
+    corrections: bool | Path = Field(
+        False, description="labels that people gave to answers, too; true: `corrections` in LADOS_DATA; or a folder")
     audit: bool = Field(True, description="look for leaking images, and split by what is found")
     split: Literal["auto", "group-safe", "official"] = Field(
         "auto", description="how images are shared out; auto: as `lados data split` did, else group-safe")
@@ -195,13 +198,19 @@ def plain_params(
 ) -> dict[str, Any]:
     "Parameters as JSON, with paths that hold from anywhere; DataError where one leads nowhere."
     values = params.model_dump(mode="json")
-    for key in ("data", "pretrained"):
-        path = getattr(params, key)
-        if isinstance(path, Path):
-            if not path.exists():
-                raise DataError(f"{path}: no such file or folder", "check the path", code="dataset-not-found")
-            values[key] = str(path.resolve())
+    for key in ("data", "corrections", "pretrained"):
+        value = getattr(params, key)
+        if isinstance(value, Path):
+            values[key] = _resolved(value)
+        elif isinstance(value, tuple):
+            values[key] = [_resolved(path) for path in value]
     return values
+
+
+def _resolved(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder", "check the path", code="dataset-not-found")
+    return str(path.resolve())
 
 
 def params_table() -> list[tuple[str, str, str]]:

@@ -217,7 +217,9 @@ class Card:
         "Return the card's line in the table of results."
         cells = answer_cells(self.answer, page=True)
         first = {n: cells[n] for n in ("predicted", "confidence", "prediction_set", "ask_a_human", "reason")}
-        return {"file": self.name, **first, "corrected_to": self.label, **cells,
+        confirmed = self.label is not None and self.label == self.answer.get("label")
+        said = {"corrected_to": None if confirmed else self.label, "confirmed": "True" if confirmed else None}
+        return {"file": self.name, **first, **said, **cells,
                 "total_ms": self.answer.get("timing_ms", {}).get("total"), "error": self.error, "sha256": self.digest}
 
 # %% ../../nbs/ui/02_classifier.ipynb #48891df7

@@ -15,7 +15,7 @@ import anywidget
 import traitlets
 
 from ..core import LadosError, settings
-from ..client import ApiError, Client
+from ..client import ApiError, Client, NotFound
 from ..model.params import presets
 from ..jobs import leases, queue
 from ..jobs.routes import job_view, training_history
@@ -131,6 +131,8 @@ class ServiceWatch:
     ):
         self.url, self.key, self.client = url, key, None
         self.counted: tuple[float, float] | None = None # time and answers of the look before
+        self.overview: dict[str, Any] = {} # from /trainings
+        self.asked = float("-inf")
 
     def _open(self) -> Client:
         "Return the client for looking; made when it is first needed, since that fails if the settings are wrong."
@@ -147,12 +149,23 @@ class ServiceWatch:
             jobs = service.jobs(limit=60)["jobs"]
             trainings = [j for j in jobs if "history" in j["links"] and (j["state"] == "running" or j["id"] in chosen)]
             models, metrics = service.models(), service.metrics()
+            overview = self._overview(service)
             curves = {j["id"]: service.history(j["id"])["epochs"] for j in trainings}
         except ApiError as e:
             return {"url": self.client.url if self.client else "", "problem": _problem_text(e)}
         return {"url": service.url, "problem": "", "jobs": jobs, "curves": curves, "served": models["served"],
-                "engine": models["engine"], "models": [_model(m) for m in models["models"]],
+                "engine": models["engine"], "models": [_model(m) for m in models["models"]], **overview,
                 "numbers": self._numbers(metrics["inference"])}
+
+    def _overview(self, service: Client) -> dict[str, Any]:
+        "Return what begins trainings and who works; asked every five seconds, and empty where the service is older."
+        if time.monotonic() > self.asked + 5:
+            try:
+                self.overview = service.trainings()
+            except NotFound:
+                self.overview = {}
+            self.asked = time.monotonic()
+        return self.overview
 
     def _numbers(self, metrics: dict[str, Any]) -> dict[str, Any]:
         now, total = time.monotonic(), sum(metrics["outcomes"].values())

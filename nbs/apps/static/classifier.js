@@ -54,9 +54,11 @@ async function droppedFiles(transfer, suffixes) {
   return (await Promise.all(entries.map((e) => filesBelow(e, false, suffixes)))).flat()
 }
 
-async function filesBelow(entry, inFolder, suffixes) { // of a folder only what is named as an image or a zip
+const isImage = (name, suffixes) => !name.startsWith(".") && suffixes.some((s) => name.toLowerCase().endsWith(s))
+
+async function filesBelow(entry, inFolder, suffixes) { // of a folder only what is named as an image or a zip; the rest has no `file`
   if (entry.isFile) {
-    if (inFolder && (entry.name.startsWith(".") || !suffixes.some((s) => entry.name.toLowerCase().endsWith(s)))) return []
+    if (inFolder && !isImage(entry.name, suffixes)) return [{ name: entry.fullPath.replace(/^\//, "") }]
     const file = await new Promise((good, bad) => entry.file(good, bad))
     return [{ file, name: entry.fullPath.replace(/^\//, "") }]
   }
@@ -69,11 +71,47 @@ async function filesBelow(entry, inFolder, suffixes) { // of a folder only what 
   return (await Promise.all(found.map((e) => filesBelow(e, true, suffixes)))).flat()
 }
 
+// Cameras make files that are larger than the service takes. A JPEG is made smaller here, and upright, until it fits; 224 or 448 pixels
+// are all that a model looks at, so nothing that an answer rests on is lost. What is no JPEG is left to the service to refuse.
+const SIDES = [6000, 4500, 3400, 2600, 2000]
+
+async function fitting(file, limit) {
+  const jpeg = file.size > limit && /^\xff\xd8/.test(String.fromCharCode(...new Uint8Array(await file.slice(0, 2).arrayBuffer())))
+  if (!jpeg) return file
+  const bitmap = await createImageBitmap(file).catch(() => null) // upright: the browser heeds EXIF
+  for (const side of bitmap ? SIDES : []) {
+    const scale = Math.min(1, side / Math.max(bitmap.width, bitmap.height)), canvas = document.createElement("canvas")
+    Object.assign(canvas, { width: Math.round(bitmap.width * scale), height: Math.round(bitmap.height * scale) })
+    canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height)
+    const blob = await new Promise((good) => canvas.toBlob(good, "image/jpeg", 0.92))
+    if (blob && blob.size <= limit) {
+      bitmap.close()
+      return blob
+    }
+  }
+  bitmap?.close()
+  return file
+}
+
+// The share of an image that holds half of a heat map's warmth: 0.5 where nothing stands out, and small where a place does.
+async function spread(buffer) {
+  const bitmap = await createImageBitmap(new Blob([buffer], { type: "image/png" })), side = 64, canvas = document.createElement("canvas")
+  Object.assign(canvas, { width: side, height: side })
+  const pen = canvas.getContext("2d", { willReadFrequently: true })
+  pen.drawImage(bitmap, 0, 0, side, side)
+  const warmth = [...pen.getImageData(0, 0, side, side).data].filter((_, i) => i % 4 === 3).map((a) => (a / 255) ** (1 / 0.7)).sort((a, b) => b - a)
+  const half = warmth.reduce((a, b) => a + b, 0) / 2
+  let sum = 0, n = 0
+  while (n < warmth.length && sum < half) sum += warmth[n++]
+  return n / warmth.length
+}
+const DIFFUSE = 0.33 // above this share no place stands out
+
 // --- sending files: one after the other, in acknowledged pieces
 
 class Sender {
-  constructor(model, onProgress) {
-    Object.assign(this, { model, onProgress, queue: [], acks: new Map(), running: false })
+  constructor(model, onProgress, onShrunk) {
+    Object.assign(this, { model, onProgress, onShrunk, queue: [], acks: new Map(), running: false })
   }
 
   add(items) {
@@ -96,7 +134,9 @@ class Sender {
   }
 
   async send(item) {
-    const { id, name, file } = item, step = this.model.get("limits").chunk
+    const { id, name } = item, step = this.model.get("limits").chunk
+    const file = await fitting(item.file, this.model.get("limits").image)
+    if (file !== item.file) this.onShrunk(item, file.size)
     const ack = { got: 0, wanted: true, wake: () => {} }
     this.acks.set(id, ack)
     const until = (n) => new Promise((good) => { ack.wake = () => (ack.got >= n || !ack.wanted) && good(); ack.wake() })
@@ -138,7 +178,9 @@ class Page {
     this.filter = "all"
     this.stamp = Date.now().toString(36)
     this.serial = 0
-    this.sender = new Sender(model, (item, share) => this.sent(item, share))
+    this.sender = new Sender(model, (item, share) => this.sent(item, share), (item, size) => this.shrunk.set(item.id, [item.file.size, size]))
+    this.shrunk = new Map() // id -> bytes before and after
+    this.outlook = "" // what will come of labels
     this.viewer = new Viewer(this)
     this.build(el)
     this.listen()
@@ -153,6 +195,7 @@ class Page {
 
   build(el) {
     this.input = h("input", { type: "file", multiple: true, hidden: true, accept: this.model.get("limits").suffixes.join(","), onchange: () => this.picked(), "data-test": "files" })
+    this.folder = h("input", { type: "file", multiple: true, hidden: true, webkitdirectory: true, onchange: () => this.pickedFolder(), "data-test": "folder" })
     this.status = h("div", { class: "status", role: "status" })
     this.lost = h("div", { class: "lost", role: "alert", hidden: true },
       "The connection to this page's kernel is lost. Reload the page; saved corrections are kept.")
@@ -170,7 +213,7 @@ class Page {
     this.notices = h("div", { class: "notices", "aria-live": "polite" })
     this.root = h("div", { class: "lados" }, this.buildHeader(), this.lost,
       h("main", {}, this.hold, this.guide, this.progress, this.found, this.grid),
-      this.input, this.viewer.node, this.notices)
+      this.input, this.folder, this.viewer.node, this.notices)
     el.replaceChildren(this.root)
   }
 
@@ -186,7 +229,7 @@ class Page {
     const steps = [["Drop a flight's images", "One or many, a folder or a zip. They stay on the machine that serves this page."],
       ["Doubtful ones come first", "Probabilities are calibrated, and beside the class stands the set of classes that hold the truth " +
         "9 times in 10. More than one in it: ask a human."],
-      ["Put wrong labels right", "One click keeps the image and its right label for the next training."]]
+      ["Put wrong labels right, confirm right ones", "One click keeps the image and its label for trainings that learn from them."]]
     return h("section", { class: "guide", "aria-label": "How it works" },
       h("ol", { class: "steps" }, steps.map(([title, text]) => h("li", {}, h("b", {}, title), h("span", {}, text)))),
       legend.length ? h("h2", {}, "The classes") : null, h("ul", { class: "legend" }, legend))
@@ -262,7 +305,16 @@ class Page {
     this.input.value = ""
   }
 
-  add(files) {
+  pickedFolder() {
+    const { suffixes } = this.model.get("limits")
+    this.add([...this.folder.files].map((file) => (isImage(file.name, suffixes) ? { file, name: file.webkitRelativePath } : { name: file.webkitRelativePath })))
+    this.folder.value = ""
+  }
+
+  add(found) {
+    const files = found.filter((f) => f.file), aside = found.filter((f) => !f.file).map((f) => f.name)
+    if (aside.length)
+      this.notice(`Left aside, since they are no images: ${aside.slice(0, 6).join(", ")}${aside.length > 6 ? ` and ${aside.length - 6} more` : ""}`)
     const room = Math.max(0, this.model.get("limits").cards - this.cards.size)
     if (!files.length) this.notice("There were no images in what was dropped", "bad")
     if (files.length > room)
@@ -322,6 +374,11 @@ class Page {
     setTimeout(() => URL.revokeObjectURL(url), 10_000)
   }
 
+  got_outlook({ text }) {
+    this.outlook = text
+    this.viewer.draw()
+  }
+
   got_notice({ text, tone }) {
     this.notice(text, tone)
   }
@@ -369,7 +426,8 @@ class Page {
   matches(card, filter = this.filter) {
     if (filter === "all") return true
     if (filter === "human") return card.state === "done" && card.answer.abstain && !card.label
-    if (filter === "corrected") return Boolean(card.label)
+    if (filter === "corrected") return Boolean(card.label) && card.label !== card.answer?.label
+    if (filter === "confirmed") return Boolean(card.label) && card.label === card.answer?.label
     if (filter === "failed") return card.state === "failed"
     return card.state === "done" && this.label(card) === filter
   }
@@ -411,15 +469,16 @@ class Page {
     const key = state + (about.problem ?? "")
     if (this.held === key) return // rebuilding it would take the keyboard's focus away
     this.held = key
-    this.hold.replaceChildren(state === "failed" ? this.problem(about) : this.dropzone(slim))
+    this.hold.replaceChildren(...(state === "failed" ? [this.problem(about)] : [this.dropzone(slim), h("button", { class: "button quiet folder",
+      onclick: () => this.folder.click() }, "Choose a folder")]))
   }
 
   dropzone(slim) {
     const { image, archive, cards } = this.model.get("limits")
     return h("button", { class: `drop ${slim ? "slim" : ""}`, "data-test": "drop", onclick: () => this.input.click() }, icon("upload", slim ? 22 : 40),
       h("span", { class: "words" }, h("b", {}, slim ? "Drop more images" : "Drop images here"),
-        h("span", {}, slim ? "or choose files" : "or choose files: one or many, a folder or a zip")),
-      h("small", {}, `up to ${megabytes(image)} an image, ${megabytes(archive)} a zip, ${cards} images at once`))
+        h("span", {}, slim ? "or choose files" : "or choose files: one or many, or a zip")),
+      h("small", {}, `larger JPEGs are made smaller here, others up to ${megabytes(image)} an image, ${megabytes(archive)} a zip, ${cards} images at once`))
   }
 
   problem(about) {
@@ -451,7 +510,7 @@ class Page {
 
   drawFilters(cards) {
     const number = (name) => cards.filter((c) => this.matches(c, name)).length
-    const chips = [["all", "All"], ["human", "Ask a human"], ...this.classes.map((c) => [c.name, c.title]), ["corrected", "Corrected"], ["failed", "Not read"]]
+    const chips = [["all", "All"], ["human", "Ask a human"], ...this.classes.map((c) => [c.name, c.title]), ["corrected", "Corrected"], ["confirmed", "Confirmed"], ["failed", "Not read"]]
     const shown = chips.map(([name, title]) => ({ name, title, n: number(name) }))
     const key = JSON.stringify([shown, this.filter])
     if (this.filterKey === key) return
@@ -551,7 +610,7 @@ class Viewer {
   }
 
   open(id) {
-    Object.assign(this, { id, map: null, mapFor: null, image: null, problem: null })
+    Object.assign(this, { id, map: null, mapFor: null, image: null, problem: null, shown: false })
     this.draw()
     if (!this.node.open) this.node.showModal()
     this.page.model.send({ kind: "look", id })
@@ -595,11 +654,12 @@ class Viewer {
     this.draw()
   }
 
-  heat(message, buffer) {
+  async heat(message, buffer) {
+    const share = buffer ? await spread(buffer) : 0
     if (message.id !== this.id) return
     if (this.map) URL.revokeObjectURL(this.map.url)
     this.problem = message.problem ?? null
-    this.map = buffer ? { url: blobUrl(buffer, "image/png"), label: message.label, thirds: message.thirds } : null
+    this.map = buffer ? { url: blobUrl(buffer, "image/png"), label: message.label, thirds: message.thirds, share, diffuse: share > DIFFUSE } : null
     this.draw()
   }
 
@@ -626,27 +686,31 @@ class Viewer {
   }
 
   drawImage(card) {
-    const heat = this.map && h("img", { class: "heat", src: this.map.url, alt: "", style: { opacity: this.opacity / 100 } })
+    const heat = this.map && h("img", { class: "heat", src: this.map.url, alt: "", style: { opacity: this.map.diffuse && !this.shown ? 0 : this.opacity / 100 } })
     const slide = (event) => {
       this.opacity = Number(event.target.value)
+      this.shown = true // whoever moves the slider wants to see it, diffuse or not
       heat?.style.setProperty("opacity", this.opacity / 100)
     }
     const slider = h("input", { type: "range", min: 0, max: 100, "data-act": "slider", id: "lados-opacity", disabled: !this.map, oninput: slide })
-    slider.value = this.opacity
+    slider.value = this.map?.diffuse && !this.shown ? 0 : this.opacity
     const waiting = !this.map && !this.problem
     const layers = h("div", { class: "layers" }, h("img", { class: "photo", src: this.image ?? card.url, alt: card.name }), heat)
     return h("figure", { style: { "--ratio": card.size[0] / card.size[1] } },
       h("div", { class: "frame" }, h("div", { class: "stage" }, layers),
         waiting && h("span", { class: "hint" }, h("i", { class: "spinner" }), "Looking where the answer comes from …")),
       h("figcaption", {}, h("label", { for: "lados-opacity" }, "Heat map"), slider,
+        h("div", { class: "scale", "aria-hidden": "true" }, h("span", {}, "says little"), h("i"), h("span", {}, "says most")),
         h("p", {}, this.problem ? `No heat map: ${this.problem}` : this.map ? this.where() : "Warm places are those that the answer comes from.")))
   }
 
   where() {
     const { thirds, label } = this.map, most = (names) => names.reduce((a, b) => (thirds[b] > thirds[a] ? b : a))
     const across = most(["left", "centre", "right"]), down = most(["top", "middle", "bottom"])
+    if (this.map.diffuse)
+      return `The evidence for ${this.page.title(label)} is diffuse: no place stands out (half of it needs ${percent(this.map.share)} of the image), so nothing is tinted. The slider shows the map all the same.`
     const even = thirds[across] < 0.4 && thirds[down] < 0.4
-    const spot = even ? "all over the image" : down === "middle" && across === "centre" ? "mostly in the middle"
+    const spot = even ? "in several places" : down === "middle" && across === "centre" ? "mostly in the middle"
       : `mostly ${down} ${across}, with ${percent(thirds[down])} of the heat in the ${down} third and ${percent(thirds[across])} in the ${across} third`
     return `What speaks for ${this.page.title(label)}: ${spot}.`
   }
@@ -665,7 +729,7 @@ class Viewer {
       answer.not_covered?.length > 0 && h("p", { class: "note", "data-of": "not-covered" },
         `Nothing is claimed about ${answer.not_covered.map((o) => page.title(o)).join(", ")}: too few sources to try it on, so it is in every set.`),
       h("h3", {}, "What it really is"), h("div", { class: "labels" }, page.labels(card)),
-      h("p", { class: "note" }, "A click keeps the image and this label for the next training. Keys 1 to 6 do the same."),
+      h("p", { class: "note" }, `A click keeps the image and this label; keys 1 to ${Math.min(9, page.classes.length)} do the same. The label that the model gave confirms it. ${page.outlook}`),
       this.facts(card))
   }
 
@@ -678,10 +742,15 @@ class Viewer {
     h("span", { class: "value" }, percent(p)))
   }
 
+  shrinking(card) {
+    const [before, after] = this.page.shrunk.get(card.id) ?? []
+    return before ? `, made smaller by this browser (${megabytes(before)} to ${megabytes(after)})` : ""
+  }
+
   facts(card) {
     const { answer, size } = card, t = answer.timing_ms ?? {}, ms = (x) => `${x < 10 ? x.toFixed(1) : Math.round(x)} ms`
     const known = [["Latency", t.total != null && `${ms(t.total)} (decode ${ms(t.decode)}, wait ${ms(t.queue)}, engine ${ms(t.engine)})`],
-      ["Engine", answer.engine], ["Model", answer.model], ["Image", size && `${size[0]} × ${size[1]} pixels`], ["Rendering", answer.rendering],
+      ["Engine", answer.engine], ["Model", answer.model], ["Image", size && `${size[0]} × ${size[1]} pixels${this.shrinking(card)}`], ["Rendering", answer.rendering],
       ["Unlike training", answer.distance != null && `distance ${answer.distance.toFixed(2)}${answer.unlike_training ? ", beyond the threshold" : ""}`], ...(card.more ?? [])]
     return h("dl", {}, known.filter(([, v]) => v).flatMap(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]))
   }

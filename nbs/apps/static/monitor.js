@@ -86,14 +86,17 @@ function render({ model, el }) {
   const key = h("input", { type: "password", autocomplete: "off", placeholder: "for changes", "aria-label": "API key" })
   const said = h("p", { class: "said", role: "status", hidden: true })
   const lost = h("p", { class: "lost", role: "alert", hidden: true })
-  const place = h("span", { class: "place" })
-  const parts = Object.fromEntries(["numbers", "shares", "jobs", "curves", "models"].map((n) => [n, h("div")]))
+  const place = h("span", { class: "place" }), absent = h("p", { class: "absent", role: "status" })
+  const parts = Object.fromEntries(["numbers", "shares", "jobs", "curves", "models", "schedules", "proposals", "workers"].map((n) => [n, h("div")]))
   const preset = h("select", { "aria-label": "preset" }), epochs = h("input", { type: "number", min: 1, max: 1000, placeholder: "as preset", "aria-label": "epochs" })
   preset.append(...model.get("presets").map((p) => h("option", { value: p, selected: p === "demo" }, p)))
+  const dataset = h("select", { "aria-label": "dataset" }), corrections = h("input", { type: "checkbox", "aria-label": "learn from corrections" })
   const begin = (event) => {
     event.preventDefault()
     const params = { preset: preset.value }
     if (epochs.value) params.epochs = Number(epochs.value)
+    if (dataset.value) params.data = dataset.value
+    if (corrections.checked) params.corrections = true
     send({ kind: "train", params })
   }
   const panel = (title, ...content) => h("section", { class: "panel" }, h("h2", {}, title), content)
@@ -101,12 +104,39 @@ function render({ model, el }) {
     h("header", {}, h("div", { class: "brand" }, h("div", {}, h("h1", {}, "Monitor"), h("p", {}, "Jobs, models, and how the service is"))),
       h("div", { class: "status" }, h("div", { class: "model" }, place), h("label", {}, h("small", {}, "API key "), key))),
     lost,
+    h("main", { class: "nobody", hidden: true }, absent),
     h("main", {}, said,
       h("div", { class: "columns" }, panel("Service", parts.numbers), panel("What is seen", parts.shares)),
-      panel("Jobs", h("form", { onsubmit: begin }, h("label", {}, "Training", preset), h("label", {}, "Epochs", epochs),
+      panel("Jobs", h("form", { onsubmit: begin }, h("label", {}, "Training", preset), h("label", {}, "Dataset", dataset), h("label", {}, "Epochs", epochs),
+        h("label", { class: "tick" }, corrections, "with labels from the page"),
         h("button", { class: "button primary", type: "submit" }, "Train")), h("div", { class: "scroll" }, parts.jobs)),
-      panel("Learning", parts.curves), panel("Models", h("div", { class: "scroll" }, parts.models))))
+      panel("Learning", parts.curves),
+      h("div", { class: "columns" }, panel("Schedules", parts.schedules), panel("Workers", parts.workers)),
+      panel("Proposals", parts.proposals), panel("Models", h("div", { class: "scroll" }, parts.models))))
+  const dialog = h("dialog", { class: "ask", "aria-label": "Serve another model" })
+  root.append(dialog)
   el.append(root)
+  const [nobody, everything] = root.querySelectorAll("main")
+
+  // what is known of two models, side by side, before one takes the place of the other
+  function ask(m) {
+    const state = model.get("state"), now = state.models.find((x) => x.served)
+    const proposal = (state.proposals || []).find((p) => p.model === m.name && p.against === state.served)
+    const line = (what, of) => h("tr", {}, h("th", {}, what), [now, m].map((x) => h("td", {}, x ? of(x) : "–")))
+    const cancel = h("button", { class: "button", onclick: () => dialog.close() }, "Keep what is served")
+    const serve = h("button", { class: "button primary", "data-act": "serve", onclick: () => { dialog.close(); send({ kind: "promote", model: m.name }) } }, "Serve it")
+    dialog.replaceChildren(h("h2", {}, "Serve another model?"),
+      h("p", {}, h("b", {}, m.name), " will answer everybody from now on", now ? [", in place of ", h("b", {}, now.name)] : "", "."),
+      uncertified(m) && h("p", { class: "warn" }, "It is not certified: nobody has tried whether an engine answers as the trained network does. `lados export` does that.".replaceAll("`", "")),
+      h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), h("th", {}, "served now"), h("th", {}, "this one"))),
+        h("tbody", {}, line("Macro-F1, own test", (x) => `${number(x.macro_f1)} (${x.images ?? "?"} images)`), line("Accuracy, own test", (x) => number(x.accuracy)),
+          line("Backbone", (x) => x.backbone || "–"), line("Certificate", (x) => (uncertified(x) ? "not certified" : certificate(x)))))),
+      proposal ? h("p", { class: "verdict" }, `Compared on ${proposal.images} images that neither has learned from: ${proposal.verdict}`)
+        : h("p", { class: "warn" }, `They have not been compared on the same images; each score is of the model's own test set. `, h("code", {}, `lados schedule propose ${m.name}`), " compares them."),
+      h("div", { class: "buttons" }, cancel, serve))
+    dialog.showModal()
+    cancel.focus()
+  }
 
   function tick(id, on) {
     const chosen = model.get("chosen").filter((c) => c !== id)
@@ -138,7 +168,13 @@ function render({ model, el }) {
 
   function table(heads, rows, empty) {
     if (!rows.length) return h("p", { class: "empty" }, empty)
-    return h("table", {}, h("thead", {}, h("tr", {}, heads.map((t) => h("th", {}, t)))), h("tbody", {}, rows))
+    return h("table", {}, h("thead", {}, h("tr", {}, heads.map((t) => h("th", {}, t)))), h("tbody", {}, rows.map((r) => labelled(r, heads))))
+  }
+
+  // on a phone a row is a card, and each cell says which column it is
+  function labelled(r, heads) {
+    ;[...r.children].forEach((cell, i) => { if (heads[i]) cell.dataset.label = heads[i] })
+    return r
   }
 
   function numbers(state) {
@@ -160,26 +196,60 @@ function render({ model, el }) {
     })), h("p", {}, h("small", {}, `of the latest ${recent.images} images that the service itself has answered, batches aside; mean confidence ${number(recent.confidence_mean, 2)}`))]
   }
 
+  const certificate = (m) => Object.entries(m.engines).map(([name, state]) => `${name}: ${state}`).join(", ")
+  const uncertified = (m) => !Object.values(m.engines).includes("passed")
+
+  function schedules(state) {
+    if (!state.schedules) return h("p", { class: "empty" }, "The service does not tell.")
+    if (!state.schedules.length) return [h("p", { class: "empty" }, "No schedule begins trainings. ", h("code", {}, "lados schedule add --labels 50"), " adds one."), h("p", {}, h("small", {}, state.outlook))]
+    return [table(["Schedule", "When", "Next", ""], state.schedules.map((x) => h("tr", {}, h("td", { class: "named" }, x.name, h("br"), h("small", {}, x.what)),
+      h("td", {}, x.when), h("td", {}, x.next ? when(x.next) : "–"), h("td", {}, x.paused ? "paused" : x.corrections ? "with corrections" : ""))), ""), h("p", {}, h("small", {}, state.outlook))]
+  }
+
+  function workers(state) {
+    const names = Object.entries(state.workers || {})
+    if (!names.length) return h("p", { class: "empty" }, "No worker answers; what is queued waits. ", h("code", {}, "lados worker"), " starts some.")
+    return table(["Worker", "Works on"], names.map(([name, queues]) => h("tr", {}, h("td", { class: "named" }, name), h("td", {}, queues.join(", ")))), "")
+  }
+
+  function proposals(state) {
+    const rows = (state.proposals || []).map((p) => {
+      const m = state.models.find((x) => x.name === p.model)
+      return h("tr", { "data-proposal": p.model }, h("td", { class: "named" }, p.model, h("br"), h("small", {}, p.against ? `against ${p.against}` : "")), h("td", { class: "named" }, p.verdict),
+        h("td", {}, p.images || "–"), h("td", {}, m?.served ? h("span", { class: "state succeeded" }, "served") : p.promoted ? "promoted before" : m && h("button", { class: "button small", onclick: () => ask(m) }, "Serve …")))
+    })
+    return table(["Proposed", "Verdict", "Images", ""], rows, "Nothing is proposed. What a schedule trains is compared with what is served, and proposed here.")
+  }
+
   function modelRow(m) {
-    const passed = Object.entries(m.engines).map(([name, state]) => `${name}: ${state}`).join(", ")
+    const passed = certificate(m), trial = (model.get("state").dry_runs || []).includes(m.name)
     const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.images ?? "?"} images${m.view ? `, ${m.view}` : ""})`
     return h("tr", {}, h("td", { class: "named" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
-      h("td", {}, score), h("td", { class: "named" }, h("small", {}, passed)),
-      h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : !m.error && h("button", { class: "button small", onclick: () => send({ kind: "promote", model: m.name }) }, "Serve")))
+      h("td", {}, score), h("td", { class: "named" }, uncertified(m) ? h("span", { class: "state running" }, "not certified") : h("small", {}, passed)),
+      h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : trial ? h("small", {}, "dry run, not for serving") : !m.error && h("button", { class: "button small", onclick: () => ask(m) }, "Serve …")))
   }
 
   function show() {
     const state = model.get("state")
-    lost.hidden = !state.problem
+    const begun = Boolean(state.jobs) || everything.dataset.seen
+    nobody.hidden = Boolean(begun)
+    everything.hidden = !begun
+    absent.textContent = state.problem ? `There is nothing to show yet: ${state.problem} This page looks again every second.` : "Asking the service …"
+    lost.hidden = !state.problem || !begun
     lost.textContent = state.problem || ""
     if (!state.jobs) return
+    everything.dataset.seen = "yes"
+    put(dataset, state.datasets, () => [h("option", { value: "" }, "drawn sample"), ...(state.datasets || []).map((d) => h("option", { value: d }, d.split("/").pop()))])
+    put(parts.schedules, [state.schedules, state.outlook], () => schedules(state))
+    put(parts.workers, state.workers, () => workers(state))
+    put(parts.proposals, [state.proposals, state.served], () => proposals(state))
     put(place, [state.served, state.engine], () => [h("span", { class: state.served ? "lamp" : "lamp bad" }), " ", h("b", {}, state.served || "no model"), " ", h("span", { class: "pill" }, state.engine || "–")])
     put(parts.numbers, state.numbers, () => numbers(state))
     put(parts.shares, state.numbers.recent, () => shares(state))
     const listed = state.jobs.map((j) => row(j, state.url))
     put(parts.jobs, state.jobs.map((j) => j.id), () => table(["", "Job", "State", "Progress", "Open", ""], listed, "No jobs yet."))
     put(parts.curves, state.curves, () => curves(state))
-    put(parts.models, state.models, () => table(["Model", "Backbone", "Macro-F1, test", "Certificate", ""], state.models.map(modelRow), "No models yet."))
+    put(parts.models, [state.models, state.dry_runs], () => table(["Model", "Backbone", "Macro-F1, test", "Certificate", ""], state.models.map(modelRow), "No models yet."))
   }
 
   let hide = 0
