@@ -26,6 +26,7 @@ from ..core import ConfigError, LadosError, settings
 from ..files import to_json
 from ..processes import TERMINATING
 from ..runs.events import read_events
+from ..model.bundle import bundle_name
 from ..model.params import TrainParams, presets
 from ..serve.app import Routes, create_app, keyed, problems
 from ..serve.http import PROBLEMS, ProblemKind, check_key, respond
@@ -58,6 +59,8 @@ class JobView(BaseModel):
     started: float | None
     ended: float | None
     run: str | None = Field(description="name of the run folder")
+    model: str | None = Field(None, description="that answers the images of a batch")
+    engine: str | None = Field(None, description="of that model, or auto")
     attached: bool = Field(False, description="the same work was queued or running already")
     links: dict[str, str]
 
@@ -114,7 +117,14 @@ def job_view(
     values = {n: getattr(job, n) for n in JobView.model_fields if hasattr(job, n)}
     part = 1.0 if job.state == "succeeded" else job.done / max(job.total, 1)
     return {**values, "unit": job_kind(job.kind).unit, "fraction": min(1.0, part), "eta_s": eta(job, time.time()),
-            "run": run.name if run else None, "attached": attached, "links": links}
+            "run": run.name if run else None, **_answering(job), "attached": attached, "links": links}
+
+
+def _answering(job: Job) -> dict[str, str]:
+    "Return model and engine of a batch."
+    bundle = job.params.get("bundle")
+    return {"model": bundle_name(bundle), "engine": job.params.get("engine", "auto")} if bundle else {}
+
 
 # %% ../../nbs/jobs/11_routes.ipynb #8805647a
 class JobCounts:

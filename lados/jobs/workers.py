@@ -380,6 +380,7 @@ def _check_ports(port: int, page: int) -> None:
             raise ServeError(e.problem, f"give another with {option}, or stop that program") from None
 
 
+# %% ../../nbs/jobs/08_workers.ipynb #6a1421f7
 def run_all(
     port: int = 8000, # of the API
     page: int = 8866, # of the monitor; the classifier's page is one higher
@@ -410,3 +411,4 @@ def run_all(
             Supervisor(members, say).run(lambda: say(summary))
         finally:
             here.unlink(missing_ok=True)
+

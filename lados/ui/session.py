@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,8 +27,6 @@ from ..client import Client
 from ..data.archives import unpack_images
 from ..data.walk import reasons_text
 from ..jobs.promotion import service_errors
-from ..jobs.schedule import corrections_outlook
-from ..jobs.store import open_store
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from ..data.corrections import Corrections
 from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, preview, upload_limits
@@ -88,14 +87,6 @@ class ClassifierHandle:
             if self.opened.done() and (self.opened.exception() or not self.opened.result().current()):
                 self.opened = self.thread.submit(self._open)
 
-    def follow(
-        self,
-        model: str | None, # that has answered
-    ) -> None:
-        "Open the classifier anew if another model answers than the page shows: one was promoted."
-        if self.opened.done() and not self.opened.exception() and self.opened.result().about.get("model") != model:
-            self.refresh()
-
     def __call__(self) -> Classifier: # waits for it
         "Return the classifier; raises the error that kept it from opening."
         return self.opened.result()
@@ -138,11 +129,17 @@ class ApiCorrections:
             return self.client.corrections()["outlook"]
 
 
+# %% ../../nbs/ui/03_session.ipynb #099c9067
 class LocalCorrections(Corrections):
     "Corrections of this machine."
 
     def outlook(self) -> str:
         "Return what will come of them, in a sentence."
+        if find_spec("celery") is None or find_spec("sqlalchemy") is None: # no schedules here
+            return "`lados train --corrections` learns from them."
+        from lados.jobs.schedule import corrections_outlook
+        from lados.jobs.store import open_store
+
         return corrections_outlook(open_store())
 
 
@@ -251,13 +248,18 @@ class AnswerQueue(CardBoard):
             card.size = dimensions(card.path, card.name)
             card.answer = self.classifier().classify(card.path, card.name)
             card.state, card.label = "done", self.known.get(card.digest)
-            self.classifier.follow(card.answer.get("model"))
+            self._follow(card.answer.get("model"))
         except Exception as e:
             card.fail(e if isinstance(e, LadosError) else LadosError(*error_text(e).values()))
         if self.cards.get(card.id) is card:
             self.show(card)
         else:
             _delete_file(card)
+
+    def _follow(self, model: str | None) -> None:
+        "Open the classifier anew if another model answers than the page shows: one was promoted."
+        if model and self.classifier().about.get("model") != model:
+            self.classifier.refresh()
 
     @cached_property
     def known(self) -> dict[str, str]: # SHA-256 -> class

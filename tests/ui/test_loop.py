@@ -46,7 +46,8 @@ def home(tmp_path):
 def up(home):
     "`lados up` over it: address of the API, port of the monitor."
     port, page = Server.free_port(), 20_000 + Server.free_port() % 20_000
-    process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page), "--run", str(home / "runs" / "first" / "bundle")],
+    served = str(home / "runs" / "first" / "bundle")
+    process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page), "--run", served],
                                cwd=home, stderr=(home / "up.log").open("w"), env=environment(home, LADOS_ENGINE="auto"))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, headers={"X-API-Key": KEY}) as client:
         try:
@@ -110,7 +111,7 @@ def test_the_loop_closes(home, up):
         monitor.fill("header input[type=password]", KEY)
         row.get_by_role("button").click()
         dialog = monitor.locator("dialog.ask")
-        assert "that neither has learned from" in dialog.locator(".verdict").inner_text()
+        assert "neither model has learned from" in dialog.locator(".verdict").inner_text()
         shot(monitor, "loop-3-ask")
         assert client.get("/ready").json()["model"] == "first", "nothing is served before it is confirmed"
         dialog.locator("[data-act=serve]").click()

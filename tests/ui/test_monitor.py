@@ -83,6 +83,8 @@ def test_another_model_is_promoted(up, page):
     _, client, _, _ = up
     page.fill("header input[type=password]", KEY)
     page.click("tr:has-text('second') >> text=Serve")
+    assert "have not been compared" in page.inner_text("dialog.ask .warn") and client.get("/ready").json()["model"] == "first"
+    page.click("dialog.ask [data-act=serve]")
     page.wait_for_selector("tr:has-text('second') .state.succeeded", timeout=60_000)
     assert client.get("/ready").json()["model"] == "second"
 

@@ -131,7 +131,7 @@ function render({ model, el }) {
       h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), h("th", {}, "served now"), h("th", {}, "this one"))),
         h("tbody", {}, line("Macro-F1, own test", (x) => `${number(x.macro_f1)} (${x.images ?? "?"} images)`), line("Accuracy, own test", (x) => number(x.accuracy)),
           line("Backbone", (x) => x.backbone || "–"), line("Certificate", (x) => (uncertified(x) ? "not certified" : certificate(x)))))),
-      proposal ? h("p", { class: "verdict" }, `Compared on ${proposal.images} images that neither has learned from: ${proposal.verdict}`)
+      proposal ? h("p", { class: `verdict ${proposal.better ? "" : "warn"}` }, proposal.verdict)
         : h("p", { class: "warn" }, `They have not been compared on the same images; each score is of the model's own test set. `, h("code", {}, `lados schedule propose ${m.name}`), " compares them."),
       h("div", { class: "buttons" }, cancel, serve))
     dialog.showModal()
@@ -157,7 +157,7 @@ function render({ model, el }) {
     }
     const { tr, cells } = rows.get(job.id), ticked = model.get("chosen").includes(job.id)
     put(cells[0], [job.links.history, ticked], () => job.links.history && h("input", { type: "checkbox", checked: ticked, "aria-label": `curves of ${job.name}`, onchange: (e) => tick(job.id, e.target.checked) }))
-    put(cells[1], [job.name, job.error], () => [job.name || job.kind, h("br"), h("small", {}, `${job.id.slice(0, 8)}, ${job.kind}, ${job.origin}, ${when(job.created)}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])])
+    put(cells[1], [job.name, job.error], () => [job.name || job.kind, h("br"), h("small", {}, `${job.id.slice(0, 8)}, ${job.kind}, ${job.origin}, ${when(job.created)}${job.model ? `, by ${job.model} (${job.engine})` : ""}`), job.error && h("div", { class: "error" }, job.error.split("\n")[0])])
     put(cells[2], [state, job.attempts], () => [h("span", { class: `state ${job.state}` }, state), job.attempts > 1 && h("small", {}, ` attempt ${job.attempts}`)])
     put(cells[3], [job.fraction, far, job.eta_s], () => [h("progress", { max: 1, value: job.fraction }), h("br"), h("small", {}, [`${percent(job.fraction)}${far}`, left(job.eta_s)].filter(Boolean).join(", "))])
     put(cells[4], links, () => links.map(([name, path]) => h("a", { href: url + path, target: "_blank", rel: "noopener" }, name)))
