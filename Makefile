@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-fronts coverage lab bench outputs docs docs-serve readme clean
+.PHONY: help setup demo test test-fast test-deploy images test-fronts coverage lab bench outputs docs docs-serve readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -73,6 +73,12 @@ coverage: setup ## which lines the tests reach, processes that they start includ
 
 test-fronts: setup ## minutes: both front ends in Chromium against a running API, and accessibility of every page
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -m fronts tests/fronts --durations=10
+
+test-deploy: setup ## images and Compose, really run; needs Docker or Podman, and skips where neither is
+	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy
+
+images: ## build the images with Docker or Podman; only some: make images TARGETS="serve app"
+	$(PYTHON) tools/containers.py build $(or $(TARGETS),serve jobs app worker lab)
 
 outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
 	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['job_app', 'schedule_app', 'job_group', 'submit', 'wait', 'list_jobs', 'show', 'logs', 'cancel', 'retry', 'worker',
-           'up', 'schedule_group', 'add', 'list_schedules', 'pause', 'resume', 'remove', 'proposals', 'propose',
-           'accept']
+           'up', 'backup', 'restore', 'schedule_group', 'add', 'list_schedules', 'pause', 'resume', 'remove',
+           'proposals', 'propose', 'accept']
 
 # %% ../../nbs/cli/05_jobs.ipynb #9d7666c7
 import sys
@@ -285,6 +285,34 @@ def up(
 
     run_all(port, page, str(bundle_of(run).resolve()) if run else None,
             lambda line: say("up", line, "bold", err))
+
+# %% ../../nbs/cli/05_jobs.ipynb #8f20ddd8
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder")],
+) -> None:
+    "Write runs, bundles, jobs, schedules, promotion, batches and corrections into a folder, while everything runs on."
+    from lados.jobs.backup import take_backup
+
+    about = take_backup(folder)
+    out.print(f"{folder}: {_contents(about)}; datasets are named, not copied: {len(about['datasets'])}")
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="A folder that `lados backup` has finished")],
+) -> None:
+    "Check a backup's checksums, and put it back where no jobs and no runs of the same names are."
+    from lados.jobs.backup import restore_backup
+
+    about = restore_backup(folder)
+    out.print(f"restored from {about['made']}: {_contents(about)}")
+    for path in about["missing"]:
+        say("missing", f"the dataset {path} is not here as it was; bring it back before you train on it", "yellow", err)
+
+
+def _contents(about: dict[str, Any]) -> str:
+    "Return what a backup holds in words."
+    return f"{about['rows']['lados_jobs']} jobs and {about['rows']['lados_schedules']} schedules, with runs and batches"
+
 
 # %% ../../nbs/cli/05_jobs.ipynb #d7a1cf9c
 schedule_app = typer.Typer(help="Trainings that begin by themselves, and what they propose.", no_args_is_help=True)

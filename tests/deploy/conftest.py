@@ -1,0 +1,104 @@
+"Containers for the tests of images and of Compose: the engine that works here, and what was started taken away again."
+
+import importlib.util
+import json
+import subprocess
+import time
+import uuid
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("containers", ROOT / "tools" / "containers.py")
+containers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(containers)
+
+
+@pytest.fixture(scope="session")
+def box():
+    "tools/containers.py, where Docker or Podman works."
+    try:
+        containers.engine()
+    except SystemExit as e:
+        pytest.skip(str(e))
+    return containers
+
+
+@pytest.fixture(scope="session")
+def images(box):
+    "Build an image once, and give its name."
+    made: dict[str, str] = {}
+
+    def of(target: str) -> str:
+        if target not in made:
+            seconds = box.build(target)
+            made[target] = box.image(target)
+            print(f"{made[target]}: built in {seconds:.0f} s, {box.sizes()[target] / 1e6:.0f} MB")
+        return made[target]
+
+    return of
+
+
+class Container:
+    "A container that is gone after the test."
+
+    def __init__(self, box, image, *command, options=()):
+        self.box, self.name = box, f"lados-test-{uuid.uuid4().hex[:8]}"
+        self.begun = time.monotonic()
+        box.run("run", "-d", "--name", self.name, *options, image, *command, capture_output=True)
+
+    def inspect(self, template):
+        return self.box.run("inspect", "--format", template, self.name, capture_output=True).stdout.strip()
+
+    def url(self, port=8000):
+        ports = json.loads(self.inspect("{{json .NetworkSettings.Ports}}"))
+        return f"http://127.0.0.1:{ports[f'{port}/tcp'][0]['HostPort']}"
+
+    def log(self):
+        done = self.box.run("logs", self.name, capture_output=True)
+        return done.stdout + done.stderr
+
+    def healthy(self):
+        "Run the image's own health check once: Podman without systemd has no timer for it."
+        check = json.loads(self.inspect("{{json .Config.Healthcheck.Test}}"))
+        return self.box.run("exec", self.name, *check[1:], check=False, capture_output=True).returncode == 0
+
+    def wait(self, seconds=120):
+        "Wait until the service is ready, and return the seconds since the start."
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            try:
+                if httpx.get(f"{self.url()}/ready", timeout=2, trust_env=False).status_code == 200:
+                    return time.monotonic() - self.begun
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(self.log()[-3000:])
+
+    def remove(self):
+        self.box.run("rm", "-f", "-t", "2", self.name, check=False, capture_output=True)
+
+
+@pytest.fixture
+def start(box):
+    "Start containers that end with the test."
+    there: list[Container] = []
+
+    def begin(image, *command, options=()):
+        there.append(Container(box, image, *command, options=options))
+        return there[-1]
+
+    yield begin
+    for c in there:
+        c.remove()
+
+
+@pytest.fixture
+def venv(tmp_path):
+    "An empty environment."
+    import sys
+
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    return tmp_path / "venv"
