@@ -67,7 +67,7 @@ def _sums(folder: Path) -> Iterator[str]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
         yield f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n"
 
-
+# %% ../../nbs/jobs/12_backup.ipynb #7f6576d4
 def take_backup(
     folder: str | Path, # new, or empty
 ) -> dict[str, Any]: # what `backup.json` says
