@@ -149,7 +149,7 @@ def _fill(store: Store, folder: Path, places: dict[str, str]) -> None:
                 c.execute(sa.delete(table))
                 c.execute(sa.insert(table), rows)
 
-
+# %% ../../nbs/jobs/12_backup.ipynb #41e54261
 def restore_backup(
     folder: str | Path, # of `take_backup`
 ) -> dict[str, Any]: # what `backup.json` says, and `missing`: datasets that are not here as they were
