@@ -104,7 +104,8 @@ def check_backup(
     sums = dict(reversed(line.split("  ", 1)) for line in (folder / "SHA256SUMS").read_text("utf-8").splitlines())
     wrong = [n for n, s in sums.items() if not (folder / n).is_file() or sha256_file(folder / n) != s]
     if wrong:
-        raise BackupError(f"{folder}: {len(wrong)} files are damaged or missing, {wrong[0]} for one", "use another backup")
+        raise BackupError(f"{folder}: {len(wrong)} files are damaged or missing, {wrong[0]} for one",
+                          "use another backup")
     about = read_record(folder / "backup.json", "backup.json", BackupError)
     if about["format"] > BACKUP_FORMAT:
         raise BackupError(f"{folder}: made by a newer version ({about['lados']})", "restore it with that version")
@@ -144,7 +145,8 @@ def _fill(store: Store, folder: Path, places: dict[str, str]) -> None:
             lines = (folder / "jobs" / f"{table.name}.jsonl").read_text("utf-8").splitlines()
             rows = [_moved(json.loads(line), places) for line in lines]
             for row in rows:
-                row |= {n: to_json(_moved(json.loads(row[n]), places), None) for n in ("params", "progress", "about") if n in row}
+                row |= {n: to_json(_moved(json.loads(row[n]), places), None)
+                        for n in ("params", "progress", "about") if n in row}
             if rows:
                 c.execute(sa.delete(table))
                 c.execute(sa.insert(table), rows)

@@ -35,8 +35,8 @@ class Stack:
     def container(self, service):
         return f"ladostest-{service}-1"
 
-    def ask(self, method, path, **more):
-        key = {"X-API-Key": ENV["API_KEY"]} if more.pop("keyed", False) else {}
+    def ask(self, method, path, keyed=False, kind=None, **more):
+        key = ({"X-API-Key": ENV["API_KEY"]} if keyed else {}) | ({"Content-Type": kind} if kind else {})
         with httpx.Client(verify=False, trust_env=False, timeout=60) as c: # the authority is the proxy's own
             return c.request(method, f"https://localhost:{self.port}{path}", headers=key, **more)
 
@@ -111,7 +111,7 @@ def test_stores_have_no_port_outside_and_take_no_stranger(stack):
 @pytest.mark.parametrize("victim", SERVICES)
 def test_a_batch_of_200_is_whole_though_a_container_is_killed(stack, victim):
     data = batch(200, SERVICES.index(victim))
-    answer = stack.until(lambda: (a := stack.ask("POST", "/predict_batch", content=data)).status_code == 202 and a)
+    answer = stack.until(lambda: (a := stack.ask("POST", "/predict_batch", content=data, kind="application/zip")).status_code == 202 and a)
     begun = time.monotonic()
     stack.kill(victim)
     rows = stack.whole(answer.json()["id"])
