@@ -237,4 +237,4 @@ def test_the_best_run_is_named_and_runs_are_compared_on_a_page(lados, place, tmp
     code, text = lados("runs", "compare", "first", "long", "--html", str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
     assert code == 0 and "that both were tested on" in text and "No paired difference" not in text
-    assert "Learning curves" in page and "Parameters that differ" in page and "interval over source photographs" in page
+    assert "Learning curves" in page and "Parameters that differ" in page and "Scores with intervals" in page
