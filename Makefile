@@ -24,7 +24,7 @@ setup: $(READY) ## make .venv and install lados into it; does nothing where that
 HAS_TORCH = import sys; from importlib.metadata import version; sys.exit(tuple(map(int, version("torch").split(".")[:2])) < (2, 11))
 
 # what runs for minutes tells every ten seconds how far it is
-PULSE = pulse() { "$$@" & local pid=$$! start=$$SECONDS; while sleep 10; kill -0 $$pid 2> /dev/null; do \
+PULSE = pulse() { "$$@" & local pid=$$! start=$$SECONDS; trap "kill $$pid 2> /dev/null || true" EXIT; while sleep 10; kill -0 $$pid 2> /dev/null; do \
 	echo "  $$((SECONDS - start)) s, $$(du -sh $(VENV) 2> /dev/null | cut -f1) there"; done; wait $$pid; };
 
 # a torch that the base Python has (a GPU image, say) is seen from the environment, and kept if it is new enough
