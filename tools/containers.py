@@ -1,6 +1,6 @@
 """Images and containers of lados, with Docker or Podman, whichever is there; and stand-ins where no registry can be reached.
 
-    python tools/containers.py build [TARGET ...]     images lados-TARGET:VERSION (default: serve jobs app); `make images` builds all
+    python tools/containers.py build [TARGET ...]     images lados-TARGET:VERSION (default: serve jobs); `make images` builds all
     python tools/containers.py bases                  what the images and Compose start from: pulled, or made of Debian packages
     python tools/containers.py compose ARGUMENT ...   Docker Compose on docker/compose.yaml, over Podman's socket where there is no Docker
     python tools/containers.py sbom IMAGE             what is in an image, as CycloneDX
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
-TARGETS = ("serve", "jobs", "app", "worker", "lab")
+TARGETS = ("serve", "jobs", "worker", "lab")
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
 STATE = Path(os.environ.get("LADOS_CONTAINERS", "~/.cache/lados-containers")).expanduser() # Compose, Podman's settings
 # official name -> Debian packages, and how the image is begun
@@ -265,7 +265,7 @@ def main(words: list[str]) -> int:
     "Do what the command line asks for, and return the exit code."
     match words:
         case ["build", *targets]:
-            for target in targets or TARGETS[:3]:
+            for target in targets or TARGETS[:2]:
                 print(f"{image(target)}: {build(target):.0f} s", flush=True)
         case ["bases"]:
             for name in (PYTHON, *STAND_INS):
