@@ -58,6 +58,7 @@ def import_(
 
     folder = _home(out_, _called(path))
     _refuse_another(folder, path)
+    check_place(folder, folder=True)
     classes = read_label_set(label_set) if label_set else None
     manifest = import_dataset(path, policy, min_area, group_column or None, label_set=classes)
     written = manifest.save(folder)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core import ConfigError, LadosError, did_you_mean, settings
+from ..files import check_place
 from .console import err, out, say
 from .models import bundle_of
 
@@ -184,6 +185,11 @@ bench_app = typer.Typer(help="Measure speed, beside what it is compared with.", 
 @bench_app.callback()
 def bench_group() -> None:
     "Measure speed, beside what it is compared with."
+    place = settings().lados_home / "bench"
+    try:
+        check_place(place, folder=True)
+    except ConfigError as e: # a place of the settings, not of an option
+        raise ConfigError(e.problem, "set LADOS_HOME to a folder that can be written to") from None
 
 
 @bench_app.command("train")

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import ConfigError, DataError, ImageError
+from ..core import ConfigError, DataError, ImageError, LadosError
+from ..files import read_json
 from lados.labels import (
     LABEL_SET_FILES, LADOS, POLICIES, LabelPolicy, LabelSet, infer_label_set, label_policy, label_set_beside,
 )
 from .annotations import FAULTS, AnnotatedImage, InspectedImage, Notes, inspect_image, map_threads
-from .coco import coco_files, coco_names, read_coco
+from .coco import VIA_REMEDY, coco_files, coco_names, is_via, read_coco
 from lados.data.formats import (
     class_folders, folder_names, labelled_tables, mask_folders, mask_names, mask_sources, read_folders, read_masks,
     read_tables, table_names,
@@ -77,11 +78,24 @@ def recognise(
 def _kind(path: Path) -> str | None:
     return next((r.name for r in IMPORTERS.values() if r.matches(path)), None)
 
+# %% ../../nbs/data/08_importers.ipynb #2dd47be1
+def _jsons_in(path: Path) -> list[Path]:
+    return sorted(path.glob("*.json")) if path.is_dir() else []
+
+
+def _loaded(path: Path) -> Any: # none: no JSON
+    try:
+        return read_json(path)
+    except LadosError:
+        return None
+
 
 def _remedy(path: Path) -> str:
     "What to do about a path that is no dataset."
     if path.suffix.lower() in (".zip", ".tar", ".gz", ".7z", ".rar"):
         return "unpack the archive and give the folder"
+    if via := next((p for p in _jsons_in(path) if is_via(_loaded(p))), None):
+        return f"{via} is a project of the VGG Image Annotator (VIA) in its own form: {VIA_REMEDY}"
     if bare := mask_folders(path, tables=False):
         return (f"{bare[0].masks} holds masks: write {bare[0].masks / '_classes.csv'}, headed 'Pixel Value, Class', "
                 "with a row for each number in them")

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core import ConfigError, RunError
+from ..core import ConfigError, RunError, settings
 from ..files import atomic_write, read_json, read_record, sha256_file, utc_now
 from ..labels import LADOS, LabelSet, label_set_from
 from ..runs.events import FORMAT
@@ -33,7 +33,7 @@ def make_card(
     "A card with the parts that every bundle has."
     versions = {p: importlib.metadata.version(p) for p in ("torch", "timm", "numpy", "pillow", "lados")}
     return {"format": FORMAT, "backbone": backbone, "classes": list(label_set.names), "label_set": label_set.to_dict(),
-            "preprocessing": asdict(prep), "views": 1,
+            "preprocessing": asdict(prep), "views": 1, "bands": settings().lados_bands,
             "calibration": {"method": "temperature", "temperature": 1.0}, "created": utc_now(),
             "versions": {"python": platform.python_version(), **versions}, **more}
 

@@ -238,7 +238,8 @@ def learner(
     images, plain = training_batches(data, params, prep, place.device), plain_batches(data, "train", prep, place.device)
     place.put(net)
     if params.probe:
-        fit_head(net, plain, images, params, place.dtype)
+        fit_head(net, plain, images, params, place.dtype,
+                 data.manifest.frame["source_group"].to_numpy()[data.rows("train")])
     dls = make_dataloaders(data, images, plain_batches(data, "valid", prep, place.device), path)
     learn = ImageLearner(dls, net, data, params, place, cbs)
     if params.pretrained:

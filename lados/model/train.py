@@ -306,7 +306,8 @@ def train(
     place.put(net)
     if params.probe and last is None:
         fit_head(net, plain_batches(data, split, prep, place.device),
-                 training_batches(data, params, prep, place.device, split), params, place.dtype)
+                 training_batches(data, params, prep, place.device, split), params, place.dtype,
+                 data.manifest.frame["source_group"].to_numpy()[data.rows(split)])
     return _fit(params, net, dls, place, prep, run, last, problems, shard, select)
 
 

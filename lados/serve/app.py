@@ -264,7 +264,7 @@ async def ready(service: Serving) -> Response:
 async def models(service: Serving) -> Response:
     "The bundles that are found, which of them is served, and their cards."
     listed, loaded = await service.models(), service.current
-    entries = [{k: m[k] for k in ("name", "served", "error", "engines", "card")} for m in listed]
+    entries = [{k: m[k] for k in ("name", "served", "error", "engines", "left_out", "card")} for m in listed]
     return respond(200, {"served": loaded.predictor.name if loaded else None,
                          "engine": loaded.predictor.engine.name if loaded else None, "models": entries})
 

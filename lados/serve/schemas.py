@@ -118,6 +118,9 @@ class ModelEntry(_Model):
     error: str | None = Field(description="why it cannot be served", examples=[None])
     engines: dict[str, str] = Field(description="engine -> passed, failed or not certified",
                                     examples=[{"openvino-int8": "passed"}])
+    left_out: dict[str, str] = Field(
+        default_factory=dict, description="engine -> why `auto` does not take it", examples=[{
+        "openvino-int8": "it may give another class than torch for up to 2.0% of images (limit 1%; 0 of 150 changed)"}])
     card: dict[str, Any] | None = Field(description="what it says of itself", examples=[{"backbone": "resnet50"}])
 
 

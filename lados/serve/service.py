@@ -26,7 +26,7 @@ from ..labels import LabelSet
 from ..data.images import probe
 from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
 from .batcher import Batcher, Item, Overloaded
-from .engines import certificate
+from .engines import certificate, left_out
 from .explain import Explanation, masked_images, weighted
 from .predictor import Answer, Predictor
 from .telemetry import LOG, PROMOTIONS, QUEUE, Recent
@@ -36,7 +36,7 @@ from .uploads import Budget
 def list_models(
     settings: Settings,
     configured: Path, # what is to be served: a bundle or a run
-) -> list[dict[str, Any]]: # name, bundle, error, engines{}, card
+) -> list[dict[str, Any]]: # name, bundle, error, engines{}, left_out{}, card
     "Bundles of the runs, and the configured one, newest first."
     folders = {p.parent.resolve() for p in settings.lados_runs.glob("*/bundle/card.json")}
     with contextlib.suppress(RunError):
@@ -48,12 +48,12 @@ def _model_entry(folder: Path) -> dict[str, Any]:
     "One bundle; a damaged one says why."
     name = bundle_name(folder)
     try:
-        card, passed = read_card(folder), certificate(folder)
+        card, passed, left = read_card(folder), certificate(folder), left_out(folder)
         engines = {n: "passed" if e["passed"] else "failed" for n, e in passed.items()} or {"torch": "not certified"}
     except Exception as e: # cards can hold anything
         why = getattr(e, "problem", f"{folder}: the card or the certificate is damaged ({type(e).__name__}: {e})")
-        return {"name": name, "bundle": folder, "error": why, "engines": {}, "card": None}
-    return {"name": name, "bundle": folder, "error": None, "engines": engines, "card": card}
+        return {"name": name, "bundle": folder, "error": why, "engines": {}, "left_out": {}, "card": None}
+    return {"name": name, "bundle": folder, "error": None, "engines": engines, "left_out": left, "card": card}
 
 # %% ../../nbs/serve/08_service.ipynb #02bb8b4e
 def promotion_path(settings: Settings) -> Path:
@@ -336,7 +336,7 @@ class Service:
         heat = await asyncio.gather(*(ask(p) for p in seen))
         return weighted(np.stack([probs for (probs, _), *_ in heat]), masks, label, loaded.predictor.label_set)
 
-    async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, card
+    async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, left_out{}, card
         "Every bundle that is found: the configured one and those of the runs."
         # not where models load, which takes long
         listed = await asyncio.to_thread(list_models, self.settings, self.configured())

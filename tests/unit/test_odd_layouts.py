@@ -208,3 +208,13 @@ def test_a_label_set_with_a_mark_of_byte_order(tmp_path):
     place(tmp_path, "kelp/1.png", "sand/2.png")
     (tmp_path / "label_set.yaml").write_bytes("classes: [kelp, sand]\n".encode("utf-8-sig"))
     assert import_dataset(tmp_path).label_set.names == ("kelp", "sand")
+
+
+@pytest.mark.parametrize("lone", [True, False], ids=["file", "folder"])
+def test_a_project_of_another_annotator_is_refused_by_name(tmp_path, lone):
+    entry = {"filename": "1.jpg", "size": 9, "file_attributes": {}, "regions": [
+        {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 9, "height": 9}, "region_attributes": {"class": "oil"}}]}
+    path = place(tmp_path, "1.jpg") / "via_project.json"
+    path.write_text(json.dumps({"_via_settings": {}, "_via_img_metadata": {"1.jpg9": entry}} if lone else {"1.jpg9": entry}))
+    with pytest.raises(DataError, match=r"(?s)VGG Image Annotator.*COCO format"):
+        import_dataset(path if lone else tmp_path)
