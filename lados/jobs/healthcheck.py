@@ -151,7 +151,7 @@ def check_queues() -> CheckResult:
     if is_embedded() and not socket_path().exists():
         return CheckResult("workers", "off", "no queue is open")
     try:
-        lengths, workers = queue_lengths(), live_workers(1.5) or live_workers(2.5)
+        lengths, workers = queue_lengths(), live_workers(1.0) or live_workers(2.0)
     except LadosError as e:
         return _down("workers", f"cannot be asked: {e.problem}", e.remedy)
     served = {q for of in workers.values() for q in of}
