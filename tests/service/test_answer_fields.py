@@ -73,8 +73,8 @@ def test_the_names_of_fields_and_columns_stay():
     cells = answer_cells(answer)
     probabilities = [f"p_{c}" for c in CLASSES]
     assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "not_covered", "no_set", "abstain", "reason",
-                           "distance", "rendering"]
+                           "distance", "rendering", "model", "engine"]
     assert cells["prediction_set"] == "oil|sheen" and cells["reason"] is None
     assert list(Card("1", "sea.png", answer=answer).row()) == [
-        "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", *probabilities, "not_covered", "no_set",
+        "file", "predicted", "confidence", "prediction_set", "ask_a_human", "reason", "corrected_to", "confirmed", *probabilities, "not_covered", "no_set",
         "distance", "rendering", "model", "engine", "total_ms", "error", "sha256"]
