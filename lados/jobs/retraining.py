@@ -71,7 +71,7 @@ def correction_view(
     return {**{n: row.get(n) or "" for n in Correction.model_fields}, "verdict": verdict(row)}
 
 
-router = Routes(tags=["retraining"])
+router = Routes() # of the jobs' router, whose tag it takes
 Key = Depends(keyed)
 _Text = partial(Query, max_length=200)
 

@@ -163,7 +163,7 @@ _KNOWN = {
     BrokerError: ProblemKind(503, BrokerError.code, "No queue", "no_queue"),
     StoreError: ProblemKind(503, StoreError.code, "No job store", "no_store"),
 }
-router = Routes(problems=_KNOWN, collectors=[JobCounts()])
+router = Routes(problems=_KNOWN, collectors=[JobCounts()], tags=["jobs"])
 _problems = partial(problems, known=PROBLEMS | _KNOWN)
 
 
