@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['job_app', 'schedule_app', 'job_group', 'submit', 'wait', 'list_jobs', 'show', 'logs', 'cancel', 'retry', 'worker',
-           'up', 'backup', 'restore', 'schedule_group', 'add', 'list_schedules', 'pause', 'resume', 'remove',
-           'proposals', 'propose', 'accept']
+           'up', 'exporter', 'backup', 'restore', 'schedule_group', 'add', 'list_schedules', 'pause', 'resume',
+           'remove', 'proposals', 'propose', 'accept']
 
 # %% ../../nbs/cli/05_jobs.ipynb #9d7666c7
 import sys
@@ -285,6 +285,16 @@ def up(
 
     run_all(port, page, str(bundle_of(run).resolve()) if run else None,
             lambda line: say("up", line, "bold", err))
+
+
+def exporter(
+    port: Annotated[int, typer.Option(help="Port; 0 for a free one", min=0, max=65535)] = 9108,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every one")] = "127.0.0.1",
+) -> None:
+    "Answer Prometheus about jobs, workers, trainings and disks, from the job store, until Ctrl-C or SIGTERM."
+    from lados.jobs.exporter import run_exporter
+
+    run_exporter(port, host, lambda url: say("exporter", url, "bold", err))
 
 # %% ../../nbs/cli/05_jobs.ipynb #8f20ddd8
 def backup(

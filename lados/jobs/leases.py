@@ -20,7 +20,7 @@ from sqlalchemy.exc import IntegrityError
 from ..core import LadosError, settings
 from ..files import current_keys, to_json
 from lados.jobs.store import (
-    ENDED, JOB_STATES, JOBS, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_end, get_job, job_in,
+    ENDED, JOB_STATES, JOBS, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_death, count_end, get_job, job_in,
     storable_text,
 )
 
@@ -165,6 +165,8 @@ def give_back(
         poison = died and deaths >= settings().job_attempts
         state = "failed" if poison else "queued"
         c.execute(sa.update(TASKS).where(_held(claim)).values(state=state, deaths=deaths, did=0))
+        if died:
+            count_death(c, job.kind)
         runs = sa.exists().where((TASKS.c.job == claim.job) & (TASKS.c.state == "running"))
         c.execute(sa.update(JOBS).where((JOBS.c.id == claim.job) & ~runs).values(state="queued")) # nobody is at it
         _moved(c, claim.job, f"given up after {deaths} workers died over it; the last: {why}" if poison else None)

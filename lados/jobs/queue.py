@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEEK', 'MAX_HINTS', 'celery_app', 'worker_name', 'send_hints', 'send_hints_or_raise', 'submit_job', 'submit_batch',
-           'retry_and_send', 'live_workers', 'queue_lengths', 'run_worker']
+           'retry_and_send', 'live_workers', 'queue_lengths', 'gpu_usage', 'worker_stats', 'run_worker']
 
 # %% ../../nbs/jobs/06_queue.ipynb #8a3077dd
 import logging
@@ -12,12 +12,16 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import warnings
+from contextlib import suppress
 from functools import cache
 from typing import Any
 from uuid import uuid4
 
+import psutil
 import redis
 from celery import Celery
 from celery.platforms import SecurityWarning
@@ -30,7 +34,7 @@ from . import leases, store as job_store
 from .batches import Batch
 from .broker import BrokerError, broker_error, broker_url, client, ensure_broker
 from .leases import SHUTTING_DOWN, Task
-from .store import Job, open_store
+from .store import REPORT_S, Job, forget_worker, open_store, report_worker
 from .tasks import PREDICT, QUEUES, job_folder, job_kind, run_task
 
 # %% ../../nbs/jobs/06_queue.ipynb #73fbdf23
@@ -176,6 +180,46 @@ def queue_lengths() -> dict[str, int]: # queue -> hints
     except (redis.RedisError, OSError) as e:
         raise broker_error(e, broker_url()) from None
 
+# %% ../../nbs/jobs/06_queue.ipynb #3252caa3
+_GPU = ("index", "utilization.gpu", "memory.used", "memory.total")
+
+
+def gpu_usage() -> list[dict[str, float]]: # index, utilization 0..1, used_bytes, total_bytes of each
+    "Return how busy the GPUs are that this process may use; empty where there is none."
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(_GPU)}", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.splitlines()
+        rows = [[float(v) for v in line.split(",")] for line in lines]
+    except (OSError, subprocess.SubprocessError, ValueError): # a driver that is away, or says "[N/A]"
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [{"index": int(i), "utilization": busy / 100, "used_bytes": used * 2**20, "total_bytes": total * 2**20}
+            for i, busy, used, total in rows if visible is None or str(int(i)) in visible.split(",")]
+
+
+def worker_stats() -> dict[str, Any]: # rss_bytes, cpu_seconds, gpus
+    "Return what this process and those under it take."
+    rss = cpu = 0.0
+    for p in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        try:
+            rss, cpu = rss + p.memory_info().rss, cpu + sum(p.cpu_times()[:2])
+        except psutil.Error: # it has ended meanwhile
+            continue
+    return {"rss_bytes": rss, "cpu_seconds": cpu, "gpus": gpu_usage()}
+
+# %% ../../nbs/jobs/06_queue.ipynb #2ebbc101
+def _report(queue: str, over: threading.Event) -> None:
+    "Report to the store until this process is about to end; a store that does not answer is asked again later."
+    while True:
+        try:
+            report_worker(open_store(), worker_name(), queue, socket.gethostname(), worker_stats())
+        except Exception as e: # a report is never worth a worker
+            logging.getLogger(__name__).warning("this worker cannot report: %s", e)
+        if over.wait(REPORT_S):
+            return
+
 # %% ../../nbs/jobs/06_queue.ipynb #0a495fa3
 def run_worker(
     queue: str, # one of `QUEUES`
@@ -187,9 +231,15 @@ def run_worker(
     worker_shutting_down.connect(lambda **_: SHUTTING_DOWN.set(), weak=False)
     for name in ("celery.worker.strategy", "celery.app.trace"): # a line for each hint says nothing to anybody
         logging.getLogger(name).setLevel("WARNING")
-    celery_app(url).worker_main([
-        "--quiet", "worker", "-Q", queue, "-P", "threads", "-c", "1", "-n", f"{queue}@{worker_name()}", "-l", "INFO",
-        "--without-gossip", "--without-mingle", "--without-heartbeat"])
+    threading.Thread(target=_report, args=(queue, over := threading.Event()), daemon=True, name="report").start()
+    try:
+        celery_app(url).worker_main([
+            "--quiet", "worker", "-Q", queue, "-P", "threads", "-c", "1", "-n", f"{queue}@{worker_name()}",
+            "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"])
+    finally:
+        over.set()
+        with suppress(LadosError):
+            forget_worker(open_store(), worker_name())
     return 0
 
 

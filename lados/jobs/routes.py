@@ -144,8 +144,9 @@ class JobCounts:
         for labels, count in active.items():
             now.add_metric(labels, count)
         sums: dict[str, Counter[str]] = defaultdict(Counter) # by kind, over the states
-        for (kind, state), values in counted.items():
-            ended.add_metric([kind, state], values["jobs"])
+        known = {(kind, state): {} for kind in job_kinds() for state in ENDED} # zeros, so that the first one is a rise
+        for (kind, state), values in (known | counted).items():
+            ended.add_metric([kind, state], values.get("jobs", 0))
             sums[kind].update(values)
         for kind, of in sums.items():
             within = [(str(float(b)), of[f"within {b}"]) for b in DURATION_BUCKETS_S]

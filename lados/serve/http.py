@@ -26,7 +26,7 @@ from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, 
 from ..files import to_json
 from .batcher import Overloaded
 from .service import NoSuchModel, NotReady
-from .telemetry import LOG, log_request
+from .telemetry import LOG, count_request, log_request
 from .uploads import BadForm, SlowBody
 
 # %% ../../nbs/serve/10_http.ipynb #60dbf533
@@ -196,6 +196,7 @@ class RequestLayer:
             await failure(Request(scope), e)(scope, receive, sending)
         finally:
             body.end()
+            count_request(scope["method"], _route(scope, path), status)
             log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
                         **state["labels"])
 
@@ -213,6 +214,11 @@ def _without_body(send: Send) -> Send:
             await send({"type": "http.response.body", "body": b""})
 
     return sending
+
+
+def _route(scope: Scope, path: str) -> str:
+    "Return the pattern of the route that answered, of which there are few; empty where none did."
+    return getattr(scope.get("route"), "path", path if path in IMAGES else "")
 
 
 def _encoded_body(scope: Scope) -> BadForm | None:

@@ -29,7 +29,7 @@ from .batcher import Batcher, Item, Overloaded
 from .engines import certificate, left_out
 from .explain import Explanation, masked_images, weighted
 from .predictor import Answer, Predictor
-from .telemetry import LOG, PROMOTIONS, QUEUE, Recent
+from .telemetry import LOG, PROMOTIONS, QUEUE, READY, Recent, publish_model
 from .uploads import Budget
 
 # %% ../../nbs/serve/08_service.ipynb #6a75f238
@@ -166,6 +166,7 @@ class Service:
 
     def start(self) -> None:
         "Begin to load the model, and to follow promotions by other processes."
+        READY.set(0)
         self._keep(self._follow())
 
     def _keep(self, work: Any) -> None:
@@ -205,6 +206,7 @@ class Service:
             recent = Recent(predictor.outlier, predictor.name, classes=predictor.label_set.names)
             new = LoadedModel(predictor, batcher, recent)
             old, self.current = self.current, new
+            publish_model(predictor, old and old.predictor)
         LOG.info("serving %s with %s", predictor.name, predictor.engine.name)
         if old:
             self._keep(_retire(old))

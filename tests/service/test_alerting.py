@@ -1,0 +1,164 @@
+"Alerts, all the way: real Prometheus and Alertmanager over a real service, workers and exporter."
+
+import contextlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import httpx
+import pytest
+import yaml
+from serving import KEY, ROOT, Server, colours, runs, wait_for
+from toy import toy_manifest
+from working import TRAINING, ended, environment, service, working
+
+MONITORING = Path(ROOT) / "docker" / "monitoring"
+EXPORT = "from lados.jobs.exporter import run_exporter as go; go({port})"
+
+for program in ("prometheus", "prometheus-alertmanager"):
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed", allow_module_level=True)
+
+
+class Receiver(BaseHTTPRequestHandler):
+    "Whoever is called by Alertmanager."
+
+    got: ClassVar[list[tuple[str, str, str, dict]]] = []
+
+    def do_POST(self):
+        for alert in json.loads(self.rfile.read(int(self.headers["content-length"])))["alerts"]:
+            self.got.append((self.path, alert["status"], alert["labels"]["alertname"], alert["annotations"]))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def running(*words, log, **options):
+    with log.open("wb") as out:
+        process = subprocess.Popen(list(map(str, words)), stdout=out, stderr=out, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def quick(folder, api, exporter, alertmanager) -> Path:
+    "The real configuration and rules with other addresses, one-second scrapes, and seconds for minutes."
+    config = yaml.safe_load((MONITORING / "prometheus" / "prometheus.yml").read_text())
+    config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["alerting"]["alertmanagers"][0]["static_configs"] = [{"targets": [f"127.0.0.1:{alertmanager}"]}]
+    jobs = {j["job_name"]: j for j in config["scrape_configs"]}
+    for name, port in (("lados-api", api), ("lados-exporter", exporter)):
+        jobs[name].pop("dns_sd_configs")
+        jobs[name]["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    config["scrape_configs"] = [jobs["lados-api"], jobs["lados-exporter"]]
+    (folder / "rules").mkdir()
+    for path in (MONITORING / "prometheus" / "rules").glob("*.yml"):
+        (folder / "rules" / path.name).write_text(re.sub(r"for: (\d+)[mh]", r"for: 2s", path.read_text()))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    return folder / "prometheus.yml"
+
+
+def routed(folder, port) -> Path:
+    "The real routes, to a receiver here, without waiting."
+    text = (MONITORING / "alertmanager" / "alertmanager.yml").read_text()
+    text = re.sub(r"group_(wait|interval): \w+", r"group_\1: 1s", text).replace("http://notify:8080", f"http://127.0.0.1:{port}")
+    text = text.replace("/run/secrets/notify_key", str(folder / "key"))
+    (folder / "key").write_text("key")
+    (folder / "alertmanager.yml").write_text(text)
+    return folder / "alertmanager.yml"
+
+
+@pytest.fixture
+def watched(tmp_path):
+    "Starts a service, an exporter, Prometheus, Alertmanager and a receiver: gives service, Prometheus's address and what came."
+    with contextlib.ExitStack() as stack:
+        yield lambda model=None: stack.enter_context(watching(tmp_path, model))
+
+
+@contextlib.contextmanager
+def watching(tmp_path, model):
+    receiver = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    Receiver.got = []
+    threading.Thread(target=receiver.serve_forever, daemon=True).start()
+    ports = [Server.free_port() for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        api = stack.enter_context(service(tmp_path, model))
+        stack.enter_context(running(sys.executable, "-c", EXPORT.format(port=ports[0]), log=tmp_path / "exporter.log", cwd=tmp_path,
+                                    env=environment(tmp_path)))
+        folder = tmp_path / "monitoring"
+        folder.mkdir()
+        stack.enter_context(running("prometheus-alertmanager", f"--config.file={routed(folder, receiver.server_port)}", "--cluster.listen-address=",
+                                    f"--web.listen-address=127.0.0.1:{ports[1]}", f"--storage.path={folder}/am", log=folder / "am.log"))
+        stack.enter_context(running("prometheus", f"--config.file={quick(folder, api.port, ports[0], ports[1])}", f"--storage.tsdb.path={folder}/tsdb",
+                                    f"--web.listen-address=127.0.0.1:{ports[2]}", log=folder / "prometheus.log"))
+        yield api, f"http://127.0.0.1:{ports[2]}", Receiver.got
+    receiver.shutdown()
+
+
+def asked(url, query) -> list[dict]:
+    answer = httpx.get(f"{url}/api/v1/query", params={"query": query}, trust_env=False)
+    return answer.json()["data"]["result"] if answer.status_code == 200 else [] # 503 while it starts
+
+
+def test_a_worker_that_stops_is_told_and_so_is_that_it_is_back(watched, tmp_path):
+    _, prometheus, got = watched()
+    told = lambda status, path="/page": [a for p, s, n, a in got if (p, s, n) == (path, status, "LadosNoWorker")] # noqa: E731
+    with working(tmp_path, train=0, predict=1):
+        wait_for(lambda: [r for r in asked(prometheus, 'batch_workers{queue="predict"}') if r["value"][1] == "1"], 90)
+    assert not told("firing")
+    code = "from lados.jobs import store; store.add_job(store.open_store(), 'predict', {}, 'k', [('predict', 1)])"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment(tmp_path))
+    alert = wait_for(lambda: told("firing"), 90)[0]
+    assert alert["summary"] == "Nobody works on the queue predict, and 1 tasks are there" and alert["runbook_url"].endswith("#ladosnoworker")
+    with working(tmp_path, train=0, predict=1):
+        wait_for(lambda: told("resolved"), 90)
+    names = {n for _, _, n, _ in got}
+    assert "LadosModelNotReady" in names and not names & {"LadosApiDown", "LadosBrokerDown"} and not told("firing", "/ticket")
+
+
+GPU = {"GPU use", "GPU memory"} # there is none here
+
+
+def test_every_panel_shows_something(watched, tmp_path):
+    "A model, answers, a batch, a training, corrections and a backup; then every query of every panel has data."
+    api, prometheus, _ = watched(runs() / "first")
+    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
+    (tmp_path / "data" / "corrections").mkdir()
+    (tmp_path / "data" / "corrections" / "labels.csv").write_text("file,label,predicted,sha256\na.jpg,oil,ship,1\n")
+    (tmp_path / "h").mkdir(exist_ok=True)
+    (tmp_path / "h" / "backup.json").write_text('{"made": "2026-05-01T12:00:00Z"}')
+    api.ready()
+    key = {"X-API-Key": KEY}
+    with working(tmp_path):
+        wait_for(lambda: asked(prometheus, "batch_workers > 0"), 90)
+        for image in colours(30):
+            assert api.predict(image).status_code == 200
+        batch = api.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]).json()
+        training = api.post("/train", json={**TRAINING, "epochs": 3, "data": str(tmp_path / "data" / "toy")}, headers=key).json()
+        for job in (batch, training):
+            assert ended(api, job["id"])["state"] == "succeeded"
+        assert api.promote(ended(api, training["id"])["run"], "torch").status_code == 200 # whose card has the scores of each class
+        for _ in range(10):
+            api.predict(colours(1)[0])
+        panels = [p for path in (MONITORING / "grafana" / "dashboards").glob("*.json") for p in json.loads(path.read_text())["panels"]]
+        wanted = {(p["title"], t["expr"]) for p in panels if p["title"] not in GPU for t in p["targets"]}
+        left = set(wanted)
+
+        def all_seen() -> bool:
+            left.difference_update({q for q in left if asked(prometheus, q[1])})
+            return not left
+
+        with contextlib.suppress(AssertionError):
+            wait_for(all_seen, 60)
+        assert not left and len(wanted) > 25
