@@ -24,6 +24,7 @@ from ..files import read_json
 from ..data.formats import read_rows
 from ..processes import on_signals
 from . import store as job_store
+from .backup import LAST_BACKUP
 from .broker import is_embedded, socket_path
 from .queue import queue_lengths
 from .routes import JobCounts, job_view
@@ -138,7 +139,7 @@ def disk_metrics() -> Iterator[Metric]: # room in each folder
 def backup_metrics() -> Iterator[Metric]: # none where there never was a backup
     "Yield when the last backup was made."
     with contextlib.suppress(LadosError, KeyError, TypeError, ValueError):
-        made = datetime.fromisoformat(read_json(settings().lados_home / "backup.json")["made"])
+        made = datetime.fromisoformat(read_json(settings().lados_home / LAST_BACKUP)["made"])
         yield _gauge("backup_last_success_timestamp_seconds", "When the last backup ended", [], [(made.timestamp(),)])
 
 # %% ../../nbs/jobs/13_exporter.ipynb #14c517a6

@@ -20,6 +20,7 @@ from working import TRAINING, ended, environment, service, working
 
 MONITORING = Path(ROOT) / "docker" / "monitoring"
 EXPORT = "from lados.jobs.exporter import run_exporter as go; go({port})"
+BACKUP = "from lados.jobs.backup import take_backup; take_backup('backup')"
 
 for program in ("prometheus", "prometheus-alertmanager"):
     if not shutil.which(program):
@@ -136,8 +137,7 @@ def test_every_panel_shows_something(watched, tmp_path):
     toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
     (tmp_path / "data" / "corrections").mkdir()
     (tmp_path / "data" / "corrections" / "labels.csv").write_text("file,label,predicted,sha256\na.jpg,oil,ship,1\n")
-    (tmp_path / "h").mkdir(exist_ok=True)
-    (tmp_path / "h" / "backup.json").write_text('{"made": "2026-05-01T12:00:00Z"}')
+    subprocess.run([sys.executable, "-c", BACKUP], check=True, cwd=tmp_path, env=environment(tmp_path))
     api.ready()
     key = {"X-API-Key": KEY}
     with working(tmp_path):
