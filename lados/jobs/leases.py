@@ -20,8 +20,8 @@ from sqlalchemy.exc import IntegrityError
 from ..core import LadosError, settings
 from ..files import current_keys, to_json
 from lados.jobs.store import (
-    ENDED, JOB_STATES, JOBS, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_death, count_end, get_job, job_in,
-    storable_text,
+    ENDED, JOB_STATES, JOBS, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_death, count_end, get_job,
+    job_in, storable_text,
 )
 
 # %% ../../nbs/jobs/02_leases.ipynb #2d533e4c

@@ -414,7 +414,7 @@ def count_death(
     kind: str, # of the job
 ) -> None:
     "Count a worker that died over a task."
-    _add_counts(c, kind, DIED, {"deaths": 1.0})
+    _add_counts(c, kind, DIED, {"deaths": 1.0, "jobs": 0.0}) # versions that know no deaths look for `jobs`
 
 
 def _insert(c: sa.Connection, table: sa.Table) -> Any:
@@ -445,7 +445,7 @@ def count_deaths(
     store: Store,
 ) -> dict[str, float]: # kind -> workers
     "Return how many workers have died over tasks, by the kind of job."
-    died = sa.select(COUNTS.c.kind, COUNTS.c.value).where(COUNTS.c.state == DIED)
+    died = sa.select(COUNTS.c.kind, COUNTS.c.value).where(COUNTS.c.state == DIED, COUNTS.c.what == "deaths")
     with store.reading() as c:
         return dict(c.execute(died).all())
 
