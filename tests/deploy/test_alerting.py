@@ -14,13 +14,11 @@ from typing import ClassVar
 import httpx
 import pytest
 import yaml
-from serving import KEY, ROOT, Server, colours, runs, wait_for
-from toy import toy_manifest
-from working import TRAINING, ended, environment, service, working
+from serving import ROOT, Server, wait_for
+from working import environment, service, working
 
 MONITORING = Path(ROOT) / "docker" / "monitoring"
 EXPORT = "from lados.jobs.exporter import run_exporter as go; go({port})"
-BACKUP = "from lados.jobs.backup import take_backup; take_backup('backup')"
 
 for program in ("prometheus", "prometheus-alertmanager"):
     if not shutil.which(program):
@@ -126,39 +124,3 @@ def test_a_worker_that_stops_is_told_and_so_is_that_it_is_back(watched, tmp_path
         wait_for(lambda: told("resolved"), 90)
     names = {n for _, _, n, _ in got}
     assert "LadosModelNotReady" in names and not names & {"LadosApiDown", "LadosBrokerDown"} and not told("firing", "/ticket")
-
-
-GPU = {"GPU use", "GPU memory"} # there is none here
-
-
-def test_every_panel_shows_something(watched, tmp_path):
-    "A model, answers, a batch, a training, corrections and a backup; then every query of every panel has data."
-    api, prometheus, _ = watched(runs() / "first")
-    toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
-    (tmp_path / "data" / "corrections").mkdir()
-    (tmp_path / "data" / "corrections" / "labels.csv").write_text("file,label,predicted,sha256\na.jpg,oil,ship,1\n")
-    subprocess.run([sys.executable, "-c", BACKUP], check=True, cwd=tmp_path, env=environment(tmp_path))
-    api.ready()
-    key = {"X-API-Key": KEY}
-    with working(tmp_path):
-        wait_for(lambda: asked(prometheus, "batch_workers > 0"), 90)
-        for image in colours(30):
-            assert api.predict(image).status_code == 200
-        batch = api.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]).json()
-        training = api.post("/train", json={**TRAINING, "epochs": 3, "data": str(tmp_path / "data" / "toy")}, headers=key).json()
-        for job in (batch, training):
-            assert ended(api, job["id"])["state"] == "succeeded"
-        assert api.promote(ended(api, training["id"])["run"], "torch").status_code == 200 # whose card has the scores of each class
-        for _ in range(10):
-            api.predict(colours(1)[0])
-        panels = [p for path in (MONITORING / "grafana" / "dashboards").glob("*.json") for p in json.loads(path.read_text())["panels"]]
-        wanted = {(p["title"], t["expr"]) for p in panels if p["title"] not in GPU for t in p["targets"]}
-        left = set(wanted)
-
-        def all_seen() -> bool:
-            left.difference_update({q for q in left if asked(prometheus, q[1])})
-            return not left
-
-        with contextlib.suppress(AssertionError):
-            wait_for(all_seen, 60)
-        assert not left and len(wanted) > 25
