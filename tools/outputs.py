@@ -163,7 +163,7 @@ def execute(path: Path) -> tuple[Path, float, str]:
         ours = {"HOME": f"{home}/home", "TMPDIR": f"{home}/tmp", "IPYTHONDIR": f"{home}/home/.ipython", "LADOS_HOME": f"{home}/home/.lados",
                 "MATPLOTLIBRC": f"{home}/matplotlibrc", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1",
                 "TQDM_DISABLE": "1", "COLUMNS": "120", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("LADOS_", "JUPYTER_", "IPYTHON"))} | ours
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("LADOS_", "JUPYTER_", "IPYTHON", "MPLBACKEND"))} | ours
         client = NotebookClient(run, timeout=TIMEOUT_S, startup_timeout=TIMEOUT_S, kernel_name="python3", resources={"metadata": {"path": f"{home}/here"}})
         try:
             client.execute(env=env, stderr=subprocess.DEVNULL)

@@ -1,5 +1,6 @@
 "The Streamlit pages without a browser, against a service that runs."
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,16 @@ APP = ROOT / "fronts" / "streamlit" / "app.py"
 sys.path[:0] = [str(ROOT / "fronts"), str(APP.parent)]
 from lados_fronts import desk as desks  # noqa: E402
 from lados_fronts.keep import Keep, new_visitor  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def process_as_it_was():
+    "AppTest makes the page the process's `__main__`, which processes that are spawned later would run, and changes the environment."
+    main, before = sys.modules["__main__"], dict(os.environ)
+    yield
+    sys.modules["__main__"] = main
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")
