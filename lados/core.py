@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LONGEST_CELL', 'LadosError', 'ConfigError', 'DataError', 'ImageError', 'NotAnImage', 'ImageTooLarge', 'SourceError',
            'WeightsError', 'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'load_plugins',
-           'expand_home', 'cpu_quota', 'usable_cores', 'Settings', 'check_env_file', 'settings', 'shorten',
-           'rich_table', 'markdown_table']
+           'expand_home', 'cpu_quota', 'usable_cores', 'DataSettings', 'ServeSettings', 'JobSettings', 'Settings',
+           'check_env_file', 'settings', 'shorten', 'rich_table', 'markdown_table']
 
 # %% ../nbs/00_core.ipynb #15bdc050
 import logging
@@ -146,7 +146,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 sys.modules.setdefault("openvino_telemetry", None) # `import` of a module that is None raises ImportError
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") # read when onnxruntime is imported; also by processes of ours
 
-
 # %% ../nbs/00_core.ipynb #ab60180e
 def expand_home(
     text: str, # a path, or a URL
@@ -197,8 +196,8 @@ def usable_cores(
     return allowed if quota is None else max(1, min(allowed, math.ceil(quota)))
 
 # %% ../nbs/00_core.ipynb #a17f3e54
-class Settings(BaseSettings):
-    "Every environment variable of lados, with its default; read once a process by `settings()`."
+class DataSettings(BaseSettings):
+    "Where datasets, runs and caches are, and how images are read."
 
     model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8-sig", env_ignore_empty=True,
                                       extra="ignore", protected_namespaces=())
@@ -212,6 +211,22 @@ class Settings(BaseSettings):
     roboflow_api_key: str | None = None # for `lados data download --source roboflow`
     roboflow_url: str = "https://api.roboflow.com" # a mirror or a test server
     zenodo_url: str = "https://zenodo.org/api" # a mirror or a test server
+
+    @model_validator(mode="before")
+    @classmethod
+    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        "Leave out what is empty, as compose files and unset secrets have it."
+        return {k: v for k, v in values.items() if not isinstance(v, str) or v.strip()}
+
+    @property
+    def threads(self) -> int:
+        "CPU threads to use: `LADOS_THREADS`, or as many as this process may use."
+        return self.lados_threads or usable_cores()
+
+# %% ../nbs/00_core.ipynb #b7815cd1
+class ServeSettings(DataSettings):
+    "What is served, to whom, and within which limits."
+
     model_path: _Place | None = None # what is served: a bundle or a run folder; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
     allow_lossy: bool = False # auto may take an engine that trades more accuracy for speed than can be excluded
@@ -225,6 +240,19 @@ class Settings(BaseSettings):
     deadline_s: float = Field(5, gt=0) # an accepted request is answered within this, or refused
     abstain_above: int = Field(1, ge=1) # a prediction set of more classes than this is left to a human
     lados_api_url: str | None = None # a service that pages and clients ask; none: they load the model themselves
+
+    @field_validator("api_key")
+    @classmethod
+    def _can_be_sent(cls, key: str | None) -> str | None:
+        "Refuse a key that no request could bring: header fields are printable Latin-1 (RFC 9110)."
+        if key and not all(c.isprintable() and ord(c) < 256 for c in key):
+            raise ValueError("it has characters that no HTTP header carries; use letters and digits")
+        return key
+
+# %% ../nbs/00_core.ipynb #5eb70eeb
+class JobSettings(ServeSettings):
+    "Where jobs and their results are kept, and how long a worker may be silent."
+
     celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
     lados_batches: _Place | None = None # images and results of batches; none: `batches` in LADOS_HOME
@@ -235,17 +263,6 @@ class Settings(BaseSettings):
     job_keep_days: float = Field(90, ge=0) # after its end a job is forgotten, and a batch's table deleted; 0: never
     max_batch_mb: float = Field(20_000, gt=0) # of all images of a batch
     auto_promote: bool = False # serve a scheduled retraining by itself where it is better than chance can explain
-    prometheus_url: str | None = None # for `lados check`, as the next four
-    alertmanager_url: str | None = None
-    grafana_url: str | None = None
-    elasticsearch_url: str | None = None
-    kibana_url: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _blank_is_unset(cls, values: dict[str, Any]) -> dict[str, Any]:
-        "Leave out what is empty, as compose files and unset secrets have it."
-        return {k: v for k, v in values.items() if not isinstance(v, str) or v.strip()}
 
     @field_validator("lados_sources")
     @classmethod
@@ -253,23 +270,20 @@ class Settings(BaseSettings):
         "Return the folders and URLs with `~` and variables filled in."
         return sources and ",".join(map(expand_home, sources.split(",")))
 
-    @field_validator("api_key")
-    @classmethod
-    def _can_be_sent(cls, key: str | None) -> str | None:
-        "Refuse a key that no request could bring: header fields are printable Latin-1 (RFC 9110)."
-        if key and not all(c.isprintable() and ord(c) < 256 for c in key):
-            raise ValueError("it has characters that no HTTP header carries; use letters and digits")
-        return key
-
     @property
     def batches_folder(self) -> Path:
         "Where images and results of batches are."
         return self.lados_batches or self.lados_home / "batches"
 
-    @property
-    def threads(self) -> int:
-        "CPU threads to use: `LADOS_THREADS`, or as many as this process may use."
-        return self.lados_threads or usable_cores()
+# %% ../nbs/00_core.ipynb #322bcb79
+class Settings(JobSettings):
+    "Every environment variable of lados, with its default; read once a process by `settings()`."
+
+    prometheus_url: str | None = None # for `lados check`, as the next four
+    alertmanager_url: str | None = None
+    grafana_url: str | None = None
+    elasticsearch_url: str | None = None
+    kibana_url: str | None = None
 
 # %% ../nbs/00_core.ipynb #1ef70418
 def check_env_file(

@@ -114,7 +114,7 @@ def write_json(
     "Write `obj` as JSON, atomically."
     return atomic_write(path, to_json(obj) + "\n")
 
-
+# %% ../nbs/01_files.ipynb #2c0c40d0
 def _decoded(data: bytes) -> str:
     "A file's text without the mark that some editors put in front; UTF-16 where that mark says so."
     return data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
@@ -293,7 +293,7 @@ def locked(
     with hold_lock(path, wait=True):
         yield
 
-
+# %% ../nbs/01_files.ipynb #bd32d4dc
 def sweep_folders(
     root: str | Path, # of the folders
     pattern: str, # of their names

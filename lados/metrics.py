@@ -51,14 +51,11 @@ class Metric:
         "Whether a value is better than another one."
         return value > than if self.higher_is_better else value < than
 
-    def text(
-        self,
-        value: float | None, # none is written as a dash
-    ) -> str:
-        "A value for people."
+    def text(self, value: float | None) -> str:
+        "A value for people; none is a dash."
         return "–" if value is None else f"{value:.{self.digits}f}"
 
-
+# %% ../nbs/05_metrics.ipynb #57d95567
 METRICS: dict[str, Metric] = {} # by key, in the order of tables
 PRIMARY = "macro_f1" # chooses the best epoch, decides comparisons, stands in lists
 

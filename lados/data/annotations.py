@@ -41,7 +41,7 @@ class AnnotatedImage:
     extra: dict[str, Any] = field(default_factory=dict) # further columns for the manifest
     annotated: bool = True # whether anything was said of it; False where nothing was, which means background
 
-# %% ../../nbs/data/05_annotations.ipynb #68476458
+
 FAULTS = ("unreadable-annotation", "lost-annotation", "unreadable-mask", "unknown-pixel-value") # kinds of notes
 
 

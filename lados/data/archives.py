@@ -86,32 +86,6 @@ class ArchiveMember:
     error: str = ""
 
 
-def unpack_images(
-    archive: str | Path, # a zip
-    name: str, # what messages call it
-    new: Callable[[], Path], # a path for one more file; may raise
-    limit: int, # bytes of one member
-    most: int = 1000, # members
-    listed: int = MOST_LISTED, # bytes of its list of members
-    total: float = inf, # bytes of all members together
-    aside: dict[str, dict] | None = None, # gets the files that are left aside, by reason, as `grouped_reasons` has them
-) -> Iterator[ArchiveMember]: # images, what is refused, and what looks suspicious
-    "Unpack images one by one. DataError where there are none, or it is no archive; ArchiveBomb, DiskFull."
-    try:
-        with zipfile.ZipFile(archive) if _listed(archive) <= listed else _refuse(name) as z:
-            members = _all_wanted(z, name, total, {} if aside is None else aside)
-            yield from (_member(z, i, new, limit) for i in members[:most])
-            if len(members) > most:
-                more = len(members) - most - 1
-                yield ArchiveMember(members[most].filename, None,
-                                    f"more than {most} at once; this and the {more} behind it are left out")
-    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError) as e:
-        if getattr(e, "errno", None) in DISK_FULL:
-            raise DiskFull(f"{name}: the disk is full where it is unpacked") from None
-        raise DataError(f"{name}: not a readable zip ({e})", "pack it again, or drop the folder itself",
-                        code="dataset-unreadable") from None
-
-
 def _all_wanted(z: zipfile.ZipFile, name: str, total: float, aside: dict[str, dict]) -> list[zipfile.ZipInfo]:
     members = []
     for info in (i for i in z.infolist() if not i.is_dir()):
@@ -194,3 +168,29 @@ def _suspicion(info: zipfile.ZipInfo, limit: int) -> str:
                "a link, not an image": stat.S_ISLNK(info.external_attr >> 16),
                f"unpacks to more than {limit / 1e6:g} MB, the limit for one image": info.file_size > limit}
     return next((why for why, holds in reasons.items() if holds), "")
+
+# %% ../../nbs/data/12_archives.ipynb #3a502409
+def unpack_images(
+    archive: str | Path, # a zip
+    name: str, # what messages call it
+    new: Callable[[], Path], # a path for one more file; may raise
+    limit: int, # bytes of one member
+    most: int = 1000, # members
+    listed: int = MOST_LISTED, # bytes of its list of members
+    total: float = inf, # bytes of all members together
+    aside: dict[str, dict] | None = None, # gets the files that are left aside, by reason, as `grouped_reasons` has them
+) -> Iterator[ArchiveMember]: # images, what is refused, and what looks suspicious
+    "Unpack images one by one. DataError where there are none, or it is no archive; ArchiveBomb, DiskFull."
+    try:
+        with zipfile.ZipFile(archive) if _listed(archive) <= listed else _refuse(name) as z:
+            members = _all_wanted(z, name, total, {} if aside is None else aside)
+            yield from (_member(z, i, new, limit) for i in members[:most])
+            if len(members) > most:
+                more = len(members) - most - 1
+                yield ArchiveMember(members[most].filename, None,
+                                    f"more than {most} at once; this and the {more} behind it are left out")
+    except (zipfile.BadZipFile, OSError, struct.error, NotImplementedError, UnicodeDecodeError) as e:
+        if getattr(e, "errno", None) in DISK_FULL:
+            raise DiskFull(f"{name}: the disk is full where it is unpacked") from None
+        raise DataError(f"{name}: not a readable zip ({e})", "pack it again, or drop the folder itself",
+                        code="dataset-unreadable") from None

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CAUSES', 'MAX_FRAME_GAP', 'FEW_IMAGES', 'SourceLinks', 'merge_partitions', 'stems', 'find_links', 'audit_table',
-           'audit_figure', 'manifest_of_names', 'lookup_baseline', 'is_generic', 'Audit', 'audit', 'linked_groups']
+           'audit_figure', 'manifest_of_names', 'lookup_baseline', 'is_generic', 'LinkedImages', 'Audit', 'audit',
+           'linked_groups']
 
 # %% ../../nbs/data/10_audit.ipynb #8dc73dfd
 import io
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ class SourceLinks:
     pairs: int # near-duplicate pairs found by hash
     hashes: Hashes | None # None: images were not looked at
 
-# %% ../../nbs/data/10_audit.ipynb #e7e6f59c
+
 def merge_partitions(
     *partitions: np.ndarray, # each an integer a row
 ) -> np.ndarray: # an integer a row: rows joined by any of them, over any number of steps
@@ -265,11 +266,6 @@ def audit_figure(
     _panel(right, "What file names alone score", list(base), alone)
     return figure
 
-# %% ../../nbs/data/10_audit.ipynb #e37c76d0
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from rich.table import Table
-
 # %% ../../nbs/data/10_audit.ipynb #f5e4c9e6
 def manifest_of_names(
     paths: Sequence[str], # file names or paths; the images need not exist
@@ -321,8 +317,8 @@ def is_generic(
 
 # %% ../../nbs/data/10_audit.ipynb #34c338b8
 @dataclass
-class Audit:
-    "What is known of a dataset's provenance; `.table()`, `.figure()`, `.to_dict()`, `.save(folder)`."
+class LinkedImages:
+    "Images, what joins them, and what follows for groups and splits."
 
     manifest: Manifest
     links: SourceLinks
@@ -338,6 +334,10 @@ class Audit:
         "The held-out images that training knows: one column a cause, and the training image that gives it away."
         return _leaks(self.manifest, self.links)
 
+# %% ../../nbs/data/10_audit.ipynb #9bc35080
+class Audit(LinkedImages):
+    "What is known of a dataset's provenance; `.table()`, `.figure()`, `.to_dict()`, `.save(folder)`."
+
     def to_dict(self) -> dict[str, Any]:
         "Everything as plain values: what audit.json holds."
         return dict(self._values)
@@ -350,11 +350,11 @@ class Audit:
         "`to_dict` as JSON text."
         return to_json(self.to_dict())
 
-    def table(self) -> "Table":
+    def table(self) -> Table:
         "The audit for a terminal."
         return audit_table(self.to_dict())
 
-    def figure(self) -> "Figure":
+    def figure(self) -> Figure:
         "Leaks by cause and the lookup baseline, drawn."
         return audit_figure(self.to_dict())
 
@@ -385,7 +385,7 @@ def audit(
     settings = {"hashes": hashes, "recipe": RECIPE, "max_distance": max_distance, "max_frame_gap": max_frame_gap}
     return Audit(manifest, links, settings)
 
-# %% ../../nbs/data/10_audit.ipynb #f4dba1b9
+
 def linked_groups(
     of: "Audit | Manifest", # a manifest is audited first
     causes: Sequence[str] = tuple(CAUSES), # which links join groups
@@ -446,7 +446,7 @@ def _group_summary(audit: Audit) -> dict[str, Any]:
     return {"source_groups": before.nunique(), "linked_groups": after.nunique(),
             "largest": {"name": name, "images": int(size), "source_groups": int(before[after == name].nunique())}}
 
-# %% ../../nbs/data/10_audit.ipynb #4a42ffc2
+
 def _summary(audit: Audit) -> dict[str, Any]:
     manifest, links, leaks = audit.manifest, audit.links, _leak_counts(audit)
     counts = {s or "no split": c for s, c in manifest.counts().items()}

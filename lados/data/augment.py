@@ -91,7 +91,7 @@ def _linear(how: Augment, u: np.ndarray) -> np.ndarray:
         aspect = min(max(aspect, scale), 1 / scale)
     return turns @ mirror @ spin @ np.diag([scale * aspect, scale / aspect])
 
-# %% ../../nbs/data/04_augment.ipynb #72a37337
+
 def _geometry(image: np.ndarray, how: Augment, u: np.ndarray, size: int) -> np.ndarray:
     "Mirror, turn, zoom, shift and resize in one warp."
     free = how.zoom or how.stretch or how.shift or how.rotate or how.crop
@@ -151,7 +151,7 @@ def _blur(image: np.ndarray, how: Augment, u: np.ndarray, size: int) -> np.ndarr
     "A slight lack of focus."
     return cv2.GaussianBlur(image, (5, 5), 0.4 + 0.8 * u[1]) if u[0] < how.blur else image
 
-# %% ../../nbs/data/04_augment.ipynb #a391b650
+
 def _erase(image: np.ndarray, how: Augment, u: np.ndarray, size: int) -> np.ndarray:
     "A blank rectangle, so that no one spot decides."
     if u[0] >= how.erase:

@@ -24,11 +24,35 @@ from ..core import DataError, ImageError, settings
 from ..files import sha256_file
 from .images import RECIPE_VERSION, load_square
 
-# %% ../../nbs/data/03_cache.ipynb #b982a4cb
+# %% ../../nbs/data/03_cache.ipynb #dc95f07f
 _HEADER = 128 # bytes before the pixels in a .npy of this shape
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def _entry(folder: Path, key: str) -> Path:
+    "Two hex digits of folder in between keep any one folder to a few thousand files."
+    return folder / key[:2] / f"{key}.npy"
+
+
+def _whole(path: Path, size: int) -> bool:
+    "Whether the entry is there at full length (a power cut can leave it short)."
+    try:
+        return path.stat().st_size == _HEADER + 3 * size * size
+    except OSError:
+        return False
+
+
+def _sweep(folder: Path) -> None:
+    "Make the folder for temporary files and remove what builders killed ten minutes ago or more left in it."
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "tmp").glob("*.npy"):
+        try:
+            if time.time() - old.stat().st_mtime > 600:
+                old.unlink()
+        except FileNotFoundError: # another builder was faster
+            pass
+
+# %% ../../nbs/data/03_cache.ipynb #b982a4cb
 @dataclass
 class ImageCache:
     "Images as squares, by row number; several processes may read at once, and it pickles in a few bytes an image."
@@ -61,19 +85,6 @@ class ImageCache:
         except (OSError, ValueError):
             raise DataError(f"{self.path(i)}: the cached image is gone or damaged", "build the cache again") from None
 
-# %% ../../nbs/data/03_cache.ipynb #16c01da4
-def _entry(folder: Path, key: str) -> Path:
-    "Two hex digits of folder in between keep any one folder to a few thousand files."
-    return folder / key[:2] / f"{key}.npy"
-
-
-def _whole(path: Path, size: int) -> bool:
-    "Whether the entry is there at full length (a power cut can leave it short)."
-    try:
-        return path.stat().st_size == _HEADER + 3 * size * size
-    except OSError:
-        return False
-
 # %% ../../nbs/data/03_cache.ipynb #7ec03a8a
 def _make(folder: Path, path: Path, key: str, size: int, mode: str) -> None:
     "Decode one image into the cache, unless it is there by now."
@@ -98,17 +109,6 @@ def _hash(path: Path) -> str:
         return sha256_file(path)
     except OSError as e:
         raise ImageError(f"{path}: cannot be read ({e.strerror})", "check the path and its permissions") from None
-
-# %% ../../nbs/data/03_cache.ipynb #7b4fce6f
-def _sweep(folder: Path) -> None:
-    "Make the folder for temporary files and remove what builders killed ten minutes ago or more left in it."
-    (folder / "tmp").mkdir(parents=True, exist_ok=True)
-    for old in (folder / "tmp").glob("*.npy"):
-        try:
-            if time.time() - old.stat().st_mtime > 600:
-                old.unlink()
-        except FileNotFoundError: # another builder was faster
-            pass
 
 # %% ../../nbs/data/03_cache.ipynb #290a4e9d
 def _pooled(work: Callable, items: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:

@@ -70,7 +70,7 @@ def _is_coco(path: Path) -> bool:
         return False
     return b"\0" not in text[:100] and all(re.search(rb'"%s"\s*:\s*\[' % k, text) for k in (b"images", b"annotations"))
 
-# %% ../../nbs/data/06_coco.ipynb #a85aed28
+
 def _described(json: Path, split: str | None = None) -> CocoFile:
     "The file with its split, read from its name where no folder said it, and its image folders."
     tokens = [t for t in re.split(r"[_\-. ]", json.stem) if t]

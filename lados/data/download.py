@@ -127,7 +127,7 @@ def _by_image(coco: Mapping[str, Any]) -> dict[Any, list[Mapping[str, Any]]]:
         groups[a["image_id"]].append(a)
     return groups
 
-# %% ../../nbs/data/14_download.ipynb #87a6eb20
+
 def _copy_images(path: Path, coco: Mapping[str, Any], ids: set[Any], to: Path) -> None:
     "Copy the images with these ids, and the part of the annotation file that concerns them."
     to.mkdir(parents=True)
@@ -234,7 +234,7 @@ def _best_zip(files: list[dict[str, Any]]) -> RemoteFile:
     link = best["links"].get("content") or best["links"]["self"]
     return RemoteFile(f"zenodo:{ZENODO_RECORD}/{best['key']}", best["key"], link, int(best["size"]), best["checksum"])
 
-# %% ../../nbs/data/14_download.ipynb #974d3c52
+
 SOURCES: dict[str, DatasetSource] = {s.name: s for s in (
     DatasetSource("roboflow", "https://universe.roboflow.com/konstantinos-gkountakos/lados", "ROBOFLOW_API_KEY",
                   _roboflow),
@@ -256,7 +256,7 @@ def _in_words(request: dict[str, Any]) -> str:
     seed = "" if request["seed"] is None else f" with seed {request['seed']}"
     return f"{request['images']} images from {request['source']}{seed}"
 
-# %% ../../nbs/data/14_download.ipynb #40ddf58f
+
 def _is_there(out: Path, request: dict[str, Any]) -> bool:
     "Whether `out` holds what is wanted, whole; raises SourceError where it holds something else."
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

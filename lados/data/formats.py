@@ -421,7 +421,7 @@ def _class_columns(table: Path, file: str, names: list[str]) -> TableForm | None
     fits = any(map(LADOS.canonical, marks)) or (len(marks) > 1 and set(cells) <= {*marks, *_UNLABELLED})
     return TableForm(file, "", tuple(marks)) if fits else None
 
-# %% ../../nbs/data/07_formats.ipynb #20f40c56
+
 def _given(row: Mapping[str, str], form: TableForm, nothing: str | None) -> str:
     "The label of a row, joined where there are several; empty where it has none."
     if form.label:

@@ -202,6 +202,26 @@ def _note_whole(frame: pd.DataFrame, notes: Notes, label_set: LabelSet) -> None:
     if len(classes) == 1:
         notes.add("single-class", *classes, "all images have the same label: there is nothing to tell apart")
 
+
+def _own_label_set(path: str | Path, kind: str, notes: Notes) -> LabelSet:
+    "What the dataset's names make; a note where they are partly LADOS's, since a stray folder may be one of them."
+    names = IMPORTERS[kind].names(Path(path))
+    made = infer_label_set(names, path, IMPORTERS[kind].outlined)
+    new = [n for n in names if LADOS.canonical(n) is None]
+    if new and len(names) - len(new) > len(new):
+        notes.add("own-label-set", str(path), f"{', '.join(new)}: new beside LADOS's classes, so the dataset has a "
+                  "label set of its own; --label-set lados insists on LADOS's")
+    return made
+
+
+def _stop_at_faults(path: str | Path, notes: Notes, annotated: int) -> None:
+    "Raise DataError where most of what was said of images could not be read."
+    faults = [n for n in notes if n["kind"] in FAULTS]
+    if len(faults) > annotated:
+        shown = "; ".join(f"{Path(n['file']).name}: {n['message']}" for n in faults[:3])
+        counted = f"of {len(faults)} images the annotations cannot be read, of {annotated} they can"
+        raise DataError(f"{path}: {counted}: {shown}", "export the annotations again, or take these images out")
+
 # %% ../../nbs/data/08_importers.ipynb #ed0e65ef
 def import_dataset(
     path: str | Path, # a COCO, mask or ImageFolder dataset's folder, or a CSV of file,label[,group,...]
@@ -234,26 +254,6 @@ def import_dataset(
     manifest = Manifest(frame, root, {"label_set": label_set.to_dict()})
     manifest.meta |= _meta(path, kind, rule, min_area, manifest, several, notes) | {"files": files}
     return manifest
-
-# %% ../../nbs/data/08_importers.ipynb #d32b9d20
-def _own_label_set(path: str | Path, kind: str, notes: Notes) -> LabelSet:
-    "What the dataset's names make; a note where they are partly LADOS's, since a stray folder may be one of them."
-    names = IMPORTERS[kind].names(Path(path))
-    made = infer_label_set(names, path, IMPORTERS[kind].outlined)
-    new = [n for n in names if LADOS.canonical(n) is None]
-    if new and len(names) - len(new) > len(new):
-        notes.add("own-label-set", str(path), f"{', '.join(new)}: new beside LADOS's classes, so the dataset has a "
-                  "label set of its own; --label-set lados insists on LADOS's")
-    return made
-
-# %% ../../nbs/data/08_importers.ipynb #f2206415
-def _stop_at_faults(path: str | Path, notes: Notes, annotated: int) -> None:
-    "Raise DataError where most of what was said of images could not be read."
-    faults = [n for n in notes if n["kind"] in FAULTS]
-    if len(faults) > annotated:
-        shown = "; ".join(f"{Path(n['file']).name}: {n['message']}" for n in faults[:3])
-        counted = f"of {len(faults)} images the annotations cannot be read, of {annotated} they can"
-        raise DataError(f"{path}: {counted}: {shown}", "export the annotations again, or take these images out")
 
 # %% ../../nbs/data/08_importers.ipynb #9e24fd57
 def _accounted(path: Path, root: Path, kind: str, images: pd.Series, notes: Notes) -> dict[str, Any]:

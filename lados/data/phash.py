@@ -36,7 +36,7 @@ def _cosines() -> np.ndarray:
     rows[0] /= np.sqrt(2)
     return rows.astype(np.float32)
 
-# %% ../../nbs/data/09_phash.ipynb #8bafce43
+
 def _grey(path: str | Path) -> np.ndarray:
     "The image as `_GRID` x `_GRID` grey levels; JPEGs are decoded at a reduced size."
     with open_image(path) as opened:

@@ -335,7 +335,7 @@ def _pull(
             part.begin(remote, response, total)
         _append(response, part, total, bar.follow(remote.name, first, total))
 
-# %% ../../nbs/data/13_transfer.ipynb #8da8b1b6
+
 def _append(response: requests.Response, part: _Part, total: int | None, advance: Callable[[int], None]) -> None:
     "Write the body behind what is there; raises TransferError where it ends early."
     cut = False
