@@ -230,7 +230,10 @@ class ServeSettings(DataSettings):
     model_path: _Place | None = None # what is served: a bundle or a run folder; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
     allow_lossy: bool = False # auto may take an engine that trades more accuracy for speed than can be excluded
-    api_key: str | None = None # opens what changes the service; none: that stays closed
+    api_key: str | None = None # opens everything; none: what changes the service is closed, but to keys of `lados keys`
+    lados_keys: _Place | None = None # named keys with scopes; none: `keys.json` in LADOS_HOME
+    predict_open: bool = True # anybody may classify; False: only with a key of the scope predict
+    audit_log: _Place | None = None # who changed what; none: `audit.jsonl` in LADOS_HOME
     root_path: str | None = None # the prefix under which a proxy shows the service, such as /oil
     cors_origins: str | None = None # web pages that may ask from a browser, comma-separated; none: no page
     max_upload_size_mb: float = Field(10, gt=0) # of one image

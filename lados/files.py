@@ -30,10 +30,10 @@ from .core import ConfigError, DataError, DiskFull, LadosError, SourceError
 def atomic_write(
     path: str | Path, # the file to write; its folder is made
     content: str | bytes | Callable[[Path], Any], # text, bytes, or a function that writes a file at a path
+    mode: int | None = None, # permissions; none: what the umask leaves
 ) -> Path: # `path`
     "Write `path` whole or not at all; a kill leaves the old file."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    (path := Path(path)).parent.mkdir(parents=True, exist_ok=True)
     # a callable gets a name with the same suffix: several writers choose their format by it
     fd, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}.", suffix=f".tmp{path.suffix}")
     os.close(fd)
@@ -45,7 +45,7 @@ def atomic_write(
             tmp.write_bytes(content.encode() if isinstance(content, str) else content)
         with tmp.open("rb+") as f:
             os.fsync(f.fileno())
-        tmp.chmod(0o666 & ~_umask())
+        tmp.chmod(0o666 & ~_umask() if mode is None else mode)
         tmp.replace(path)
     finally:
         tmp.unlink(missing_ok=True)

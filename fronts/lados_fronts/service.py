@@ -92,7 +92,7 @@ class Problem:
 
 def problem_of(error: Exception, place: Place, t: Texts) -> Problem:
     "Return an error in the reader's words."
-    if isinstance(error, Forbidden):
+    if isinstance(error, Forbidden) and error.status != 403: # a key that fits, and lacks a scope, says so itself
         return Problem(t("The service does not accept the key."), t("Enter the key that API_KEY has where the service runs, in Settings."))
     if isinstance(error, Unavailable):
         return Problem(t("The service at {place} does not answer.", place=place.shown), t("What you entered is kept; it goes on by itself."), True)

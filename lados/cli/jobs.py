@@ -18,6 +18,7 @@ import typer
 
 from ..core import ConfigError, RunError
 from ..files import check_place, to_json
+from ..trail import noted
 from .console import err, out, say
 from .models import assignments, bundle_of, progress_bar
 
@@ -57,7 +58,9 @@ def submit(
         raise ConfigError(f"a {kind} job takes no paths ({paths[0]})", f"name them with --set data={paths[0]}")
     options = {"preset": preset, "run": run, "engine": engine, record.paths: paths}
     params = {**assignments(set_ or []), **{k: v for k, v in options.items() if k and v}}
-    job, attached = submit_job(kind, params, name=", ".join(paths or [])[:200])
+    with noted("submit") as entry:
+        job, attached = submit_job(kind, params, name=", ".join(paths or [])[:200])
+        entry.update(target=job.id, kind=kind, attached=attached)
     out.print(f"job {job.id}  {job.name}{'  (it was handed in already)' if attached else ''}", highlight=False)
     _without_workers(record.queue)
     if wait or save:
@@ -247,7 +250,9 @@ def cancel(
     from lados.jobs.leases import cancel_job as stop
     from lados.jobs.store import open_store
 
-    current = stop(open_store(), job)
+    with noted("cancel", job) as entry:
+        current = stop(open_store(), job)
+        entry["target"] = current.id
     out.print(f"job {current.id[:8]} is {'stopping' if current.cancelling else current.state}")
 
 
@@ -258,7 +263,9 @@ def retry(
     "Take up a job that failed or was cancelled, where it stopped."
     from lados.jobs.queue import retry_and_send as again
 
-    out.print(f"job {again(job).id[:8]} is queued")
+    with noted("retry", job) as entry:
+        entry["target"] = again(job).id
+    out.print(f"job {entry['target'][:8]} is queued")
     _without_workers()
 
 # %% ../../nbs/cli/05_jobs.ipynb #f55e2041
@@ -313,7 +320,8 @@ def restore(
     "Check a backup's checksums, and put it back where no jobs and no runs of the same names are."
     from lados.jobs.backup import restore_backup
 
-    about = restore_backup(folder)
+    with noted("restore", str(folder.absolute())):
+        about = restore_backup(folder)
     out.print(f"restored from {about['made']}: {_contents(about)}")
     for path in about["missing"]:
         say("missing", f"the dataset {path} is not here as it was; bring it back before you train on it", "yellow", err)
@@ -347,7 +355,10 @@ def add(
     from lados.jobs.store import open_store
 
     params = {**assignments(set_ or []), **({"preset": preset} if preset else {})}
-    _show([add_schedule(open_store(), Schedule(name, params, times, labels, drift))])
+    with noted("schedule", name) as entry:
+        entry["change"] = "added"
+        added = add_schedule(open_store(), Schedule(name, params, times, labels, drift))
+    _show([added])
 
 # %% ../../nbs/cli/05_jobs.ipynb #783cbea5
 @schedule_app.command("list")
@@ -402,7 +413,10 @@ def _paused(name: str, paused: bool) -> None:
     from lados.jobs import schedule
     from lados.jobs.store import open_store
 
-    _show([schedule.pause_schedule(open_store(), name, paused)])
+    with noted("schedule", name) as entry:
+        entry["change"] = "paused" if paused else "resumed"
+        changed = schedule.pause_schedule(open_store(), name, paused)
+    _show([changed])
 
 
 @schedule_app.command()
@@ -413,7 +427,9 @@ def remove(
     from lados.jobs import schedule
     from lados.jobs.store import open_store
 
-    schedule.remove_schedule(open_store(), name)
+    with noted("schedule", name) as entry:
+        entry["change"] = "removed"
+        schedule.remove_schedule(open_store(), name)
     out.print(f"schedule {name} is removed")
 
 # %% ../../nbs/cli/05_jobs.ipynb #8c418c0e
@@ -457,5 +473,6 @@ def accept(
     if proposal is None:
         raise RunError(f"{run}: this run was not proposed", "see `lados schedule proposals`")
     again = proposal["promoted"]
-    promote_run(proposal)
+    with noted("promote", run):
+        promote_run(proposal)
     out.print(f"{run} is served {'already' if again else 'from now on: services that run follow within seconds'}")

@@ -330,8 +330,11 @@ def train(
 def _queued(preset: str | None, given: dict[str, Any]) -> None:
     from lados.jobs.queue import submit_job
     from lados.jobs.tasks import TRAIN
+    from lados.trail import noted
 
-    job, attached = submit_job(TRAIN, {**given, **({"preset": preset} if preset else {})})
+    with noted("submit") as entry:
+        job, attached = submit_job(TRAIN, {**given, **({"preset": preset} if preset else {})})
+        entry.update(target=job.id, kind=TRAIN, attached=attached)
     out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
               f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 

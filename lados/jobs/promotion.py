@@ -114,7 +114,8 @@ def service_errors() -> Iterator[None]:
     try:
         yield
     except Forbidden as e:
-        raise ServeError(e.detail, "set API_KEY to the key that the service was started with") from None
+        theirs = e.remedy if e.status == 403 else "" # which scope the key lacks
+        raise ServeError(e.detail, theirs or "set API_KEY to a key of the service") from None
     except Unavailable as e:
         raise ServeError(e.detail, "start it there with `lados serve`, correct LADOS_API_URL, or unset it to load the "
                          "model here") from None

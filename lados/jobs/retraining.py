@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -21,8 +21,8 @@ from ..core import DataError, LadosError, settings
 from ..labels import LADOS, label_set_beside
 from ..data.corrections import Corrections, verdict
 from ..data.images import probe
-from ..serve.app import BAD, Routes, Serving, keyed, problems, read_one_image
-from ..serve.http import respond
+from ..serve.app import BAD, REFUSED, Routes, Serving, needs, problems, read_one_image
+from ..serve.http import audited, respond
 from ..runs.folders import list_runs
 from ..model.bundle import bundle_name
 from .promotion import read_proposal
@@ -72,7 +72,7 @@ def correction_view(
 
 
 router = Routes() # of the jobs' router, whose tag it takes
-Key = Depends(keyed)
+Key = needs("train")
 _Text = partial(Query, max_length=200)
 
 
@@ -81,7 +81,7 @@ _IMAGE = {"requestBody": {"required": True, "content": {"multipart/form-data": {
     "type": "object", "properties": {"file": {"type": "string", "format": "binary"}}, "required": ["file"]}}}}}
 
 
-@router.post("/corrections", response_model=Correction, responses=problems(*BAD, 401, 507), dependencies=[Key],
+@router.post("/corrections", response_model=Correction, responses=problems(*BAD, *REFUSED, 507), dependencies=[Key],
              openapi_extra=_IMAGE)
 async def correct(
     request: Request,
@@ -97,7 +97,9 @@ async def correct(
             "engine": engine}
     with service.budget.hold() as held:
         upload = await read_one_image(request, service, held)
-        kept = await asyncio.to_thread(_keep, service, upload, label, said)
+        async with audited(request, "correct") as entry:
+            kept = await asyncio.to_thread(_keep, service, upload, label, said)
+            entry.update(target=kept["sha256"], label=label)
     request.state.labels.update(outcome=kept["verdict"])
     return respond(200, kept)
 
@@ -117,7 +119,7 @@ def _checked(sha256: str) -> str:
     return sha256
 
 
-@router.get("/corrections", response_model=CorrectionList, responses=problems(401, 422), dependencies=[Key])
+@router.get("/corrections", response_model=CorrectionList, responses=problems(*REFUSED, 422), dependencies=[Key])
 async def corrections() -> Response:
     "Everything that people have said of images, oldest first."
     rows = [correction_view(row) for row in await asyncio.to_thread(Corrections().rows)]
@@ -127,12 +129,13 @@ async def corrections() -> Response:
                          "outlook": await asyncio.to_thread(lambda: corrections_outlook(open_store()))})
 
 
-@router.delete("/corrections/{sha256}", response_model=Undone, responses=problems(401, 422), dependencies=[Key])
-async def uncorrect(sha256: str) -> Response:
+@router.delete("/corrections/{sha256}", response_model=Undone, responses=problems(*REFUSED, 422), dependencies=[Key])
+async def uncorrect(request: Request, sha256: str) -> Response:
     "Take back what was said of an image."
     kept, digest = Corrections(), _checked(sha256)
-    there = digest in await asyncio.to_thread(kept.labels)
-    await asyncio.to_thread(kept.undo, digest)
+    async with audited(request, "uncorrect", digest) as entry:
+        there = entry["removed"] = digest in await asyncio.to_thread(kept.labels)
+        await asyncio.to_thread(kept.undo, digest)
     return respond(200, {"sha256": digest, "removed": there})
 
 
@@ -190,7 +193,7 @@ def training_overview() -> dict[str, Any]: # an Overview
             "outlook": corrections_outlook(store)}
 
 
-@router.get("/trainings", response_model=Overview, responses=problems(401, 503), dependencies=[Key])
+@router.get("/trainings", response_model=Overview, responses=problems(*REFUSED, 503), dependencies=[Key])
 async def trainings() -> Response:
     "What begins trainings, what they have proposed, and who works."
     return respond(200, await asyncio.to_thread(training_overview))

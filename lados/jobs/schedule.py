@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..core import ConfigError, LadosError, settings
 from ..files import to_json
+from ..trail import note_action
 from ..model.params import plain_params, training_params
 from .promotion import drift_now, new_labels
 from .queue import submit_job
@@ -192,6 +193,8 @@ def start_training(
     values = {"last": now, "drifting": drifting, "job": job.id}
     with store.writing() as c:
         first = c.execute(sa.update(SCHEDULE_TABLE).where(unchanged).values(values)).rowcount == 1
+    if first:
+        note_action("submit", job.id, who=f"schedule:{schedule.name}", kind=TRAIN)
     return job.id if first else None
 
 # %% ../../nbs/jobs/07_schedule.ipynb #76b30021

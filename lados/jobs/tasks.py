@@ -22,6 +22,7 @@ from lados.core import (
     ConfigError, DataError, ImageError, ImageTooLarge, LadosError, RunError, did_you_mean, load_plugins, settings,
 )
 from ..files import read_record, sha256_text, to_json, write_json
+from ..trail import noted
 from ..data.formats import write_table
 from ..data.walk import reasons_text
 from ..runs.execution import GRACE, run_notebook
@@ -88,6 +89,7 @@ class JobKind:
     remark: Callable[[Job], str] = lambda job: "" # what to know about the results; empty: nothing
     paths: str = "" # the parameter that takes the paths of a command line; empty: it takes none
     keeps_folder: bool = False # it has files in `job_folder`, which is deleted with the job
+    scope: str = "train" # of the API keys that may hand it in, cancel it, and take it up again
 
 # %% ../../nbs/jobs/05_tasks.ipynb #4b9a1d56
 def job_folder(
@@ -230,7 +232,8 @@ def _propose(run: Run, heart: Heartbeat) -> None:
     heart.check()
     if should_promote(proposal)[0]:
         try:
-            promote_run(proposal)
+            with noted("promote", run.path.name, who="schedule"):
+                promote_run(proposal)
         except LadosError as e: # the training has succeeded all the same, and somebody may promote it by hand
             write_json(run.path / "proposal.json", {**proposal, "reason": f"not promoted: {e.problem}"})
 
@@ -437,7 +440,7 @@ _TABLES = {"csv": "text/csv", "json": "application/json", "parquet": "applicatio
 JOB_KINDS["predict"] = JobKind(
     "a batch of images", PREDICT, "images", run_prediction, _prepare_batch, _admit_batch,
     title=lambda params: f"{params['images']} images{_beside(params)}", cut=_cut_batch, results=_TABLES,
-    result=_batch_table, remark=_unread, paths="sources", keeps_folder=True)
+    result=_batch_table, remark=_unread, paths="sources", keeps_folder=True, scope="predict")
 
 # %% ../../nbs/jobs/05_tasks.ipynb #513d066f
 def _say(what: Callable[..., Any], *args: Any, **options: Any) -> Any:

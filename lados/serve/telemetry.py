@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['METRICS', 'REQUESTS', 'LATENCY', 'BATCH', 'ABSTENTIONS', 'QUEUE', 'SHARE', 'CONFIDENCE', 'DRIFT', 'PROMOTIONS',
            'READY', 'SERVED', 'CLASS_F1', 'CERTIFIED', 'HTTP', 'LOG', 'count_request', 'publish_model', 'Recent',
-           'count', 'registry', 'exposition', 'forget_dead', 'quantile', 'statistics', 'EcsFormatter', 'log_as_json',
-           'log_request']
+           'count', 'registry', 'exposition', 'shared_folder', 'forget_dead', 'quantile', 'statistics', 'EcsFormatter',
+           'log_as_json', 'log_request']
 
 # %% ../../nbs/serve/07_telemetry.ipynb #15aeb2c0
 import json
@@ -175,6 +175,14 @@ def exposition(
 ) -> tuple[bytes, str]: # text, content type
     "What Prometheus scrapes."
     return b"".join(map(generate_latest, (registry(), *more))), CONTENT_TYPE_LATEST
+
+
+def shared_folder(
+    name: str, # of a folder in it
+) -> Path | None: # none: this process serves alone
+    "Return a folder that the processes of one service share."
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder, name) if folder else None
 
 
 def forget_dead() -> None:

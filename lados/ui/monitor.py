@@ -16,6 +16,7 @@ import traitlets
 
 from ..core import LadosError, settings
 from ..client import ApiError, Client, NotFound
+from ..trail import noted
 from ..model.params import presets
 from ..jobs import leases, queue
 from ..jobs.routes import job_view, training_history
@@ -65,7 +66,8 @@ class JobWidget(anywidget.AnyWidget):
 
     def stop(self) -> None:
         "Cancel the job; a training keeps its checkpoint. JobError if it has ended."
-        leases.cancel_job(open_store(), self.job_id)
+        with noted("cancel", self.job_id):
+            leases.cancel_job(open_store(), self.job_id)
         self._look()
 
     def wait(

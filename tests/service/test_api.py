@@ -106,7 +106,8 @@ def test_the_document_is_one_for_machines(service, tmp_path):
     assert all(name.isidentifier() and "_post" not in name for name in operations)
     (name, scheme), = document["components"]["securitySchemes"].items()
     assert (scheme["type"], scheme["in"], scheme["name"]) == ("apiKey", "header", "X-API-Key")
-    assert operations["promote"]["security"] == [{name: []}] and "security" not in operations["predict"]
+    assert operations["promote"]["security"] == [{name: ["admin"]}] and operations["predict"]["security"] == [{}, {name: ["predict"]}]
+    assert "security" not in operations["ready"]
 
 
 def test_the_document_with_jobs_is_valid_and_importing_jobs_changes_nothing():
@@ -293,9 +294,9 @@ def test_what_changes_the_service_needs_its_key(service, bare):
 def test_the_key_is_compared_in_constant_time():
     import inspect
 
-    from lados.serve import http
+    from lados import keys
 
-    assert "hmac.compare_digest" in inspect.getsource(http.check_key)
+    assert "hmac.compare_digest" in inspect.getsource(keys.KeyRing.find)
 
 
 def test_a_defect_is_told_with_an_id_and_without_its_inside(tmp_path):

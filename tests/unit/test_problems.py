@@ -20,6 +20,7 @@ CODES = {
     "ImageTooLarge": "picture-too-large", "NotAnImage": "not-a-picture", "ImageError": "picture-cannot-be-read",
     "BadForm": "form-cannot-be-read", "DataError": "pictures-cannot-be-used", "DiskFull": "disk-full", "SlowBody": "body-did-not-arrive",
     "Overloaded": "overloaded", "NotReady": "not-ready", "Unauthorized": "not-allowed", "NoSuchModel": "no-such-model",
+    "ScopeMissing": "scope-missing", "RateLimited": "rate-limited",
     "RunError": "model-cannot-be-served", "ServeError": "model-cannot-be-served", "ConfigError": "not-a-valid-request",
     "NoSuchJob": "no-such-job", "JobError": "not-in-this-state", "BrokerError": "no-queue", "StoreError": "no-job-store",
 }
