@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -140,12 +141,15 @@ def stock_fastai(
     steps: int, # after the first, which warms up
 ) -> float: # images a second
     "fastai as its documentation shows it."
-    from fastai.vision.all import ImageDataLoaders, Resize, aug_transforms, vision_learner
+    from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Resize, aug_transforms,
+                                   vision_learner)
 
     files, labels = _files(data, params.batch_size * (steps + 1))
-    loaders = ImageDataLoaders.from_lists(
-        ".", list(map(str, files)), labels, valid_pct=0.01, bs=params.batch_size, num_workers=settings().threads,
-        item_tfms=Resize(params.size), batch_tfms=aug_transforms(flip_vert=True))
+    table = pd.DataFrame({"file": [*files, files[0]], "label": [*labels, labels[0]]}) # the last one to validate on
+    loaders = DataBlock(
+        (ImageBlock, CategoryBlock), get_x=ColReader("file"), get_y=ColReader("label"), splitter=IndexSplitter([len(files)]),
+        item_tfms=Resize(params.size), batch_tfms=aug_transforms(flip_vert=True),
+    ).dataloaders(table, bs=params.batch_size, num_workers=settings().threads)
     learn = vision_learner(loaders, params.backbone, pretrained=False, loss_func=nn.CrossEntropyLoss()).to_bf16()
     times: list[float] = []
     with learn.no_bar(), learn.no_logging():
@@ -159,6 +163,8 @@ def _clock(times: list[float]) -> Any:
     class Clock(Callback):
         def after_batch(self) -> None:
             if self.training:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
                 times.append(time.perf_counter())
 
     return Clock()

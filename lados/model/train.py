@@ -129,7 +129,7 @@ def read_history(
 ) -> pd.DataFrame:
     "The history of a run; RunError where there is none."
     try:
-        return pd.read_csv(path).rename(columns=OLD_KEYS)
+        return pd.read_csv(path, float_precision="round_trip").rename(columns=OLD_KEYS)
     except (FileNotFoundError, pd.errors.EmptyDataError):
         raise RunError(f"{path}: no history", "the run ended before its first epoch") from None
 

@@ -151,7 +151,7 @@ def test_export_writes_a_bundle_and_says_so(learn, capsys):
     probs, _ = learn.get_preds()
     x = torch.stack([torch.from_numpy(learn.data.plain[i]) for i in learn.data.rows("valid")])
     with torch.no_grad():
-        assert torch.allclose(model.net(model.prep(x)).softmax(1), probs, atol=1e-4)
+        assert torch.allclose(model.net.cpu()(model.prep(x)).softmax(1), probs, atol=1e-3)
     again, _ = reevaluate(model, learn.data.manifest)
     assert again["group-safe"]["images"] == scores["views"]["group-safe"]["images"] and scores["test"]["macro_f1"] is not None
     assert (find_bundle(folder) / "reference.safetensors").exists() and scores["test"]["images"] == 6

@@ -50,8 +50,11 @@ def data(tmp_path_factory):
     learner.settings.cache_clear()
 
 
+two_processes = pytest.mark.skipif(torch.cuda.device_count() == 1, reason="two processes need two GPUs, or none")
+
+
 def weights(net):
-    return {k: v.clone() for k, v in net.state_dict().items()}
+    return {k: v.cpu().clone() for k, v in net.state_dict().items()}
 
 
 def same(a, b):
@@ -280,7 +283,7 @@ def test_a_probe_needs_no_epochs(data, tmp_path):
     assert trained.history.empty and trained.best_epoch is None
     x = torch.stack([torch.from_numpy(data.plain[int(i)]) for i in data.rows("test")])
     with torch.no_grad():
-        guess = trained.net(trained.prep(x)).argmax(1).numpy()
+        guess = trained.net.cpu()(trained.prep(x)).argmax(1).numpy()
     assert (guess == data.labels[data.rows("test")]).all(), "colours are separable in random features too"
 
 
@@ -386,6 +389,7 @@ def test_rare_classes_are_drawn_as_often_as_others(tmp_path, data):
 COMMON = {"backbone": "test_resnet", "freeze_bn": True, "epochs": 3, "clip": 0.5, "lr": 1e-3}
 
 
+@two_processes
 def test_two_processes_train_as_one_with_twice_the_batch(data, tmp_path):
     one = train(tiny(batch_size=8, **COMMON), data)
     two = train(tiny(batch_size=4, devices=2, **COMMON), data, tmp_path / "two")
@@ -398,6 +402,7 @@ def test_two_processes_train_as_one_with_twice_the_batch(data, tmp_path):
     assert epochs == [0, 1, 2], "only one process writes"
 
 
+@two_processes
 def test_two_processes_resume_and_stop_together(data, tmp_path, monkeypatch):
     "Head first, averaged, with early stopping: decisions that every process has to share. Interrupted with one process."
     recipe = {"ema": 0.9, "freeze_epochs": 1, "patience": 2, "epochs": 25, "mixup": 0.2}
@@ -411,6 +416,7 @@ def test_two_processes_resume_and_stop_together(data, tmp_path, monkeypatch):
     assert same(weights(trained.net), load_state(tmp_path / "checkpoint" / "best.safetensors")[0])
 
 
+@two_processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_do_not_outlive_who_started_them(data, tmp_path, environment, how):
     if signal.getsignal(how) == signal.SIG_IGN:
@@ -427,6 +433,7 @@ def test_workers_do_not_outlive_who_started_them(data, tmp_path, environment, ho
     assert rows == list(range(len(rows)))
 
 
+@two_processes
 def test_a_worker_that_fails_says_why(data, tmp_path, monkeypatch):
     gone = toy_manifest(tmp_path / "toy")
     some = prepare_dataset(gone, 32, 32)
