@@ -2070,6 +2070,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'lados.pages.part': ('pages.html#part', 'lados/pages.py'),
                              'lados.pages.section': ('pages.html#section', 'lados/pages.py')},
             'lados.processes': { 'lados.processes._begin_worker': ('processes.html#_begin_worker', 'lados/processes.py'),
+                                 'lados.processes.collector_paused': ('processes.html#collector_paused', 'lados/processes.py'),
                                  'lados.processes.follow_parent': ('processes.html#follow_parent', 'lados/processes.py'),
                                  'lados.processes.map_processes': ('processes.html#map_processes', 'lados/processes.py'),
                                  'lados.processes.note_termination': ('processes.html#note_termination', 'lados/processes.py'),

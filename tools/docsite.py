@@ -310,7 +310,8 @@ class Page:
 
     def exported(self, source: str) -> str:
         tree, notes = ast.parse(source), comments(source)
-        if all(isinstance(n, ast.Import | ast.ImportFrom) or ast.unparse(n).startswith("if TYPE_CHECKING") for n in tree.body):
+        if all(isinstance(n, ast.Import | ast.ImportFrom) or ast.unparse(n).startswith(("if TYPE_CHECKING", "with collector_paused"))
+               for n in tree.body):
             return ""
         names = public(tree)
         if not any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) for n in tree.body): # constants

@@ -220,7 +220,8 @@ def shows(source: str) -> bool:
 
 def only_imports(source: str) -> bool:
     """Whether there is nothing in a cell that an example could use."""
-    return all(isinstance(s, ast.Import | ast.ImportFrom) or ast.unparse(s).startswith("if TYPE_CHECKING") for s in ast.parse(source).body)
+    return all(isinstance(s, ast.Import | ast.ImportFrom) or ast.unparse(s).startswith(("if TYPE_CHECKING", "with collector_paused"))
+               for s in ast.parse(source).body)
 
 
 def counts(nb: dict) -> dict[str, int]:

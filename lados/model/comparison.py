@@ -15,28 +15,31 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-import pandas as pd
-from IPython.display import Markdown
-from matplotlib.figure import Figure
+from ..processes import collector_paused
 
-from ..core import DataError, LadosError
-from ..files import write_json
-from ..pages import escape, html_table, image_tag, masthead, page, part, section
-from ..data.manifest import Manifest, load_manifest
-from ..runs.events import Events
-from ..runs.folders import Run, run_differences
-from . import plots
-from .batches import prepare_dataset
-from .bundle import bundle_label_set, find_bundle, read_card
-from .datamodule import open_manifest
-from lados.model.evaluate import (
-    LEVEL, both_answers, compare_answers, comparison_markdown, disagreement, images_unknown_to, paired_difference,
-    unknown_to_both,
-)
-from .metrics import figure_text
-from .plots import ACCENT, INK, MUTED, SERIES, chart, png_bytes, save, style, title_of
-from ..metrics import METRICS, PRIMARY
+with collector_paused():
+    import numpy as np
+    import pandas as pd
+    from IPython.display import Markdown
+    from matplotlib.figure import Figure
+
+    from lados.core import DataError, LadosError
+    from lados.files import write_json
+    from lados.pages import escape, html_table, image_tag, masthead, page, part, section
+    from lados.data.manifest import Manifest, load_manifest
+    from lados.runs.events import Events
+    from lados.runs.folders import Run, run_differences
+    from lados.model import plots
+    from lados.model.batches import prepare_dataset
+    from lados.model.bundle import bundle_label_set, find_bundle, read_card
+    from lados.model.datamodule import open_manifest
+    from lados.model.evaluate import (
+        LEVEL, both_answers, compare_answers, comparison_markdown, disagreement, images_unknown_to, paired_difference,
+        unknown_to_both,
+    )
+    from lados.model.metrics import figure_text
+    from lados.model.plots import ACCENT, INK, MUTED, SERIES, chart, png_bytes, save, style, title_of
+    from lados.metrics import METRICS, PRIMARY
 
 # %% ../../nbs/model/19_comparison.ipynb #fcb8bb9e
 @dataclass

@@ -15,23 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
-from torch import nn
+from ..processes import collector_paused
 
-from ..core import RunError
-from ..files import atomic_write, sha256_text, write_json
-from ..data.manifest import Manifest
-from ..labels import LabelSet
-from lados.model.backbones import (
-    Preprocessing, autocast, choose_precision, make_backbone, pick_device, uses_channels_last,
-)
-from .batches import Batches, Dataset
-from .bundle import card_label_set, checksums, find_bundle, read_card, seal, verify
-from .uncertainty import FeatureSpace, apply_temperature, fit_outliers, held_out_distances, normalised
+with collector_paused():
+    import numpy as np
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.numpy import save_file as save_arrays
+    from safetensors.torch import load_file, save_file
+    from torch import nn
+
+    from lados.core import RunError
+    from lados.files import atomic_write, sha256_text, write_json
+    from lados.data.manifest import Manifest
+    from lados.labels import LabelSet
+    from lados.model.backbones import (
+        Preprocessing, autocast, choose_precision, make_backbone, pick_device, uses_channels_last,
+    )
+    from lados.model.batches import Batches, Dataset
+    from lados.model.bundle import card_label_set, checksums, find_bundle, read_card, seal, verify
+    from lados.model.uncertainty import FeatureSpace, apply_temperature, fit_outliers, held_out_distances, normalised
 
 # %% ../../nbs/model/08_inference.ipynb #e28da24d
 HELD_OUT = "held_out.safetensors" # in a bundle whose network was fitted to all images

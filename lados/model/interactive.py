@@ -13,39 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from ..processes import collector_paused
 
-import fastai.vision.learner  # noqa: F401 (teaches `show_results` and `plot_top_losses` what to do with images)
-import numpy as np
-import pandas as pd
-import torch
-from fastai.basics import L
-from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback  # noqa: F401 (makes fastai's bars a default)
-from fastai.callback.training import BnFreeze
-from fastai.data.core import DataLoaders
-from fastai.learner import Learner
-from fastai.metrics import AccumMetric
-from fastai.torch_core import join_path_file
-from torch import nn
-
-from ..core import ConfigError, DataError
-from ..files import utc_now, write_json
-from ..data.manifest import Manifest
-from ..runs.folders import Run, new_run
-from .backbones import preprocessing
-from .batches import Dataset, check_trainable, plain_batches, prepare_dataset, training_batches
-from .callbacks import step_callbacks
-from .datamodule import audit_and_split, open_manifest
-from .evaluate import Evaluation, evaluate_trained
-from .inference import add_reference, save_bundle
-from .learner import Placement, choose_placement, fit_batch, loss_function, make_dataloaders
-from .linear_probe import fit_head
-from .metrics import metrics_in
-from .params import TrainParams, load_params
-from lados.model.train import (
-    Trained, load_state, save_state, start_network, under_prefix, with_prefix, write_history,
-)
-from ..metrics import Metric, confusion_matrix, headline_metrics
+with collector_paused():
+    import fastai.vision.learner  # noqa: F401 (teaches `show_results` and `plot_top_losses` what to do with images)
+    import numpy as np
+    import pandas as pd
+    import torch
+    from fastai.basics import L
+    from fastai.callback.core import Callback
+    from fastai.callback.progress import ProgressCallback  # noqa: F401 (makes fastai's bars a default)
+    from fastai.callback.training import BnFreeze
+    from fastai.data.core import DataLoaders
+    from fastai.learner import Learner
+    from fastai.metrics import AccumMetric
+    from fastai.torch_core import join_path_file
+    from torch import nn
+    from lados.core import ConfigError, DataError
+    from lados.files import utc_now, write_json
+    from lados.data.manifest import Manifest
+    from lados.runs.folders import Run, new_run
+    from lados.model.backbones import preprocessing
+    from lados.model.batches import Dataset, check_trainable, plain_batches, prepare_dataset, training_batches
+    from lados.model.callbacks import step_callbacks
+    from lados.model.datamodule import audit_and_split, open_manifest
+    from lados.model.evaluate import Evaluation, evaluate_trained
+    from lados.model.inference import add_reference, save_bundle
+    from lados.model.learner import Placement, choose_placement, fit_batch, loss_function, make_dataloaders
+    from lados.model.linear_probe import fit_head
+    from lados.model.metrics import metrics_in
+    from lados.model.params import TrainParams, load_params
+    from lados.model.train import (
+        Trained, load_state, save_state, start_network, under_prefix, with_prefix, write_history)
+    from lados.metrics import Metric, confusion_matrix, headline_metrics
 
 # %% ../../nbs/model/18_interactive.ipynb #5956c255
 def report_metrics(

@@ -18,30 +18,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-import torch
-from IPython.display import HTML, Markdown
-from matplotlib.figure import Figure
-from PIL import Image
+from ..processes import collector_paused
 
-from ..core import DataError, TrainingError, markdown_table
-from ..files import write_json
-from ..pages import escape, image_tag
-from ..data.formats import write_table
-from ..data.manifest import load_manifest
-from ..runs.events import Events
-from . import plots
-from .batches import Dataset, prepare_dataset
-from .datamodule import OpenedDataset, dataset_changes, open_dataset
-from .evaluate import Evaluation, cross_fit, cross_validate, evaluate_trained, probe_baseline
-from .inference import HeldOut, Model, ServingModule, add_reference, running_on, save_bundle
-from .metrics import figure_text, metrics_in, to_markdown
-from .params import TrainParams, make_params
-from .plots import save as save_figure, title_of
-from .test_sets import test_sets_markdown
-from .train import Trained, lr_find, refit, refit_params, train
-from .uncertainty import doubt_words, fit_doubts, without_sets
-from ..metrics import METRICS, PRIMARY, headline_metrics
+with collector_paused():
+    import numpy as np
+    import torch
+    from IPython.display import HTML, Markdown
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    from lados.core import DataError, TrainingError, markdown_table
+    from lados.files import write_json
+    from lados.pages import escape, image_tag
+    from lados.data.formats import write_table
+    from lados.data.manifest import load_manifest
+    from lados.runs.events import Events
+    from lados.model import plots
+    from lados.model.batches import Dataset, prepare_dataset
+    from lados.model.datamodule import OpenedDataset, dataset_changes, open_dataset
+    from lados.model.evaluate import Evaluation, cross_fit, cross_validate, evaluate_trained, probe_baseline
+    from lados.model.inference import HeldOut, Model, ServingModule, add_reference, running_on, save_bundle
+    from lados.model.metrics import figure_text, metrics_in, to_markdown
+    from lados.model.params import TrainParams, make_params
+    from lados.model.plots import save as save_figure, title_of
+    from lados.model.test_sets import test_sets_markdown
+    from lados.model.train import Trained, lr_find, refit, refit_params, train
+    from lados.model.uncertainty import doubt_words, fit_doubts, without_sets
+    from lados.metrics import METRICS, PRIMARY, headline_metrics
 
 # %% ../../nbs/model/17_reports.ipynb #fda45583
 @dataclass

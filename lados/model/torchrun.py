@@ -10,17 +10,19 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
+from ..processes import collector_paused, follow_parent
 
-from ..core import LadosError
-from ..files import read_json, write_json
-from ..processes import follow_parent
-from ..data.manifest import load_manifest
-from .batches import prepare_dataset
-from .distributed import report_error
-from .params import make_params
-from .train import Trained, train
+with collector_paused():
+    import torch
+    import torch.distributed as dist
+
+    from lados.core import LadosError
+    from lados.files import read_json, write_json
+    from lados.data.manifest import load_manifest
+    from lados.model.batches import prepare_dataset
+    from lados.model.distributed import report_error
+    from lados.model.params import make_params
+    from lados.model.train import Trained, train
 
 # %% ../../nbs/model/14_torchrun.ipynb #7626a4b8
 def run_share(

@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from rich.table import Table
 
 from ..core import ConfigError, DataError, LadosError, rich_table
@@ -286,7 +286,7 @@ def disagreement(
     n, hits = len(changed), int(changed.sum())
     alone = independent_images(change, groups)
     some = hits * alone / n
-    upper = float(beta.ppf(level, some + 1, alone - some)) if alone > some else 1.0
+    upper = float(betaincinv(some + 1, alone - some, level)) if alone > some else 1.0
     return {"images": n, "changed": hits, "independent": round(alone, 1), "upper": upper}
 
 # %% ../../nbs/serve/03_export.ipynb #108d509d
