@@ -17,6 +17,7 @@ import psutil
 import pytest
 import redis
 import sqlalchemy
+from commands import run_here
 from serving import KEY, Server, colours, runs, wait_for
 from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, tls_before, working
@@ -35,8 +36,13 @@ def lados(home, *arguments, **more) -> subprocess.CompletedProcess:
     return subprocess.run([*LADOS, *arguments], cwd=home, env=environment(home, **more), capture_output=True, text=True, timeout=120)
 
 
-def submit(home, **more) -> subprocess.CompletedProcess:
-    return lados(home, "job", "submit", "train", "--preset", "demo", **more)
+def here(home, *arguments, **more) -> subprocess.CompletedProcess:
+    "The same in this process, for what starts no Redis of lados' own: that would live as long as this process."
+    return run_here(home, environment(home, **more), *arguments)
+
+
+def submit(home, run=here, **more) -> subprocess.CompletedProcess:
+    return run(home, "job", "submit", "train", "--preset", "demo", **more)
 
 
 def rows(home) -> int:
@@ -103,7 +109,7 @@ def test_two_machines_on_one_embedded_folder(tmp_path):
     hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", hold, str(folder / "keeper.lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    done = submit(tmp_path)
+    done = submit(tmp_path, lados)
     other.communicate("\n")
     assert done.returncode == 2 and "the-other-machine" in done.stderr and "CELERY_BROKER_URL" in done.stderr, done.stderr
 
@@ -133,11 +139,11 @@ def test_jobs_from_the_command_line(tmp_path):
         done = lados(tmp_path, "train", "--queue", "--preset", "demo", "--data", "data/toy", "--epochs", "2", *settings)
         assert done.returncode == 0, done.stderr
         job = done.stdout.split()[1]
-        waited = lados(tmp_path, "job", "wait", job[:8])
+        waited = here(tmp_path, "job", "wait", job[:8])
         assert waited.returncode == 0 and "report.html" in waited.stdout, waited.stderr
-        assert "succeeded" in lados(tmp_path, "job", "show", job[:8]).stdout
-        assert re.search(r"^\d\d:\d\d:\d\d epoch +epoch=1 ", lados(tmp_path, "job", "logs", job[:8]).stdout, re.MULTILINE)
-        assert '"event": "epoch"' in lados(tmp_path, "job", "logs", job[:8], "--json").stdout
+        assert "succeeded" in here(tmp_path, "job", "show", job[:8]).stdout
+        assert re.search(r"^\d\d:\d\d:\d\d epoch +epoch=1 ", here(tmp_path, "job", "logs", job[:8]).stdout, re.MULTILINE)
+        assert '"event": "epoch"' in here(tmp_path, "job", "logs", job[:8], "--json").stdout
         folder = tmp_path / "flight"
         folder.mkdir()
         for i, p in enumerate(colours(20)):
@@ -145,9 +151,9 @@ def test_jobs_from_the_command_line(tmp_path):
         (folder / "bad.png").write_bytes(b"no image")
         done = lados(tmp_path, "job", "submit", "predict", "flight", "--run", str(runs() / "first" / "bundle"), "--out", "t.csv")
         assert done.returncode == 0 and (tmp_path / "t.csv").read_text().count("\n") == 22, done.stderr
-        late = lados(tmp_path, "job", "cancel", job[:8])
+        late = here(tmp_path, "job", "cancel", job[:8])
         assert late.returncode == 2 and "has ended already" in late.stderr
-        assert "no such job" in lados(tmp_path, "job", "show", "ffffffff").stderr
+        assert "no such job" in here(tmp_path, "job", "show", "ffffffff").stderr
     queued = lados(tmp_path, "job", "submit", "train", "--preset", "demo")
     cancelled = lados(tmp_path, "job", "cancel", queued.stdout.split()[1])
     assert "cancelled" in cancelled.stdout, cancelled.stderr
@@ -305,5 +311,5 @@ def test_stores_that_are_none(tmp_path, url, says):
 def test_a_store_that_is_damaged(tmp_path):
     (tmp_path / "h" / "jobs").mkdir(parents=True)
     (tmp_path / "h" / "jobs" / "jobs.db").write_bytes(b"this is no database" * 100)
-    done = lados(tmp_path, "job", "list")
+    done = here(tmp_path, "job", "list")
     assert done.returncode == 2 and "job store" in done.stderr and "Traceback" not in done.stderr, done.stderr
