@@ -24,8 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
-TARGETS = ("serve", "jobs", "worker", "lab")
+TARGETS = ("serve", "jobs", "app", "worker", "lab", "fronts")
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
+COMPOSE_FILES = ("compose.yaml", "monitoring/compose.yaml") # of docker/; profiles say what is started
 STATE = Path(os.environ.get("LADOS_CONTAINERS", "~/.cache/lados-containers")).expanduser() # Compose, Podman's settings
 # official name -> Debian packages, and how the image is begun
 STAND_INS = {
@@ -44,8 +45,9 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
 fi
 exec setpriv --reuid=postgres --regid=postgres --init-groups "$@" -c listen_addresses='*'""", ["postgres"]),
     "docker.io/library/caddy:2.10-alpine": ("caddy", "caddy", 'exec "$@"', ["caddy", "run", "--config", "/etc/caddy/Caddyfile"]),
-    "docker.io/prom/prometheus:v2.53.5": ("prometheus", "prometheus", 'exec /usr/bin/prometheus "$@"', []),
+    "docker.io/prom/prometheus:v3.5.0": ("prometheus", "prometheus", 'exec /usr/bin/prometheus "$@"', []),
     "docker.io/prom/alertmanager:v0.28.1": ("prometheus-alertmanager", "prometheus", 'exec /usr/bin/prometheus-alertmanager "$@"', []),
+    "docker.io/oliver006/redis_exporter:v1.74.0": ("prometheus-redis-exporter", "prometheus", 'exec /usr/bin/prometheus-redis-exporter "$@"', []),
 }
 
 
@@ -249,16 +251,24 @@ def socket() -> Iterator[dict[str, str]]:
         path.unlink(missing_ok=True)
 
 
+def compose_files() -> list[str]:
+    "Return the options that name the files and the folder of the stack."
+    return [w for name in COMPOSE_FILES for w in ("-f", str(ROOT / "docker" / name))] + ["--project-directory", str(ROOT / "docker")]
+
+
+def compose_values() -> dict[str, str]:
+    "Return what the stack has to know of the engine, and the version of the images."
+    # without systemd Podman has no timer for health checks, so nothing would ever count as healthy
+    started = {"LADOS_WAIT": "service_started"} if engine() == "podman" and not Path("/run/systemd/system").exists() else {}
+    cni = engine() == "podman" and run("info", "--format", "{{.Host.NetworkBackend}}", capture_output=True).stdout.strip() == "cni"
+    return {**started, **({"LADOS_INTERNAL": "false"} if cni else {}), "LADOS_VERSION": version()}
+
+
 def compose(*words: str, **more) -> subprocess.CompletedProcess:
     "Run Docker Compose on docker/compose.yaml."
-    files = ["-f", str(ROOT / "docker" / "compose.yaml"), "--project-directory", str(ROOT / "docker")]
     with socket() as env:
-        # without systemd Podman has no timer for health checks, so nothing would ever count as healthy
-        started = {"LADOS_WAIT": "service_started"} if engine() == "podman" and not Path("/run/systemd/system").exists() else {}
-        cni = engine() == "podman" and run("info", "--format", "{{.Host.NetworkBackend}}", capture_output=True).stdout.strip() == "cni"
-        started |= {"LADOS_INTERNAL": "false"} if cni else {}
-        values = {**env, **started, "LADOS_VERSION": version(), **more.pop("env", {})}
-        return subprocess.run([*compose_program(), *files, *words], env=values, text=True, **{"check": True, **more})
+        values = {**env, **compose_values(), **more.pop("env", {})}
+        return subprocess.run([*compose_program(), *compose_files(), *words], env=values, text=True, **{"check": True, **more})
 
 
 def main(words: list[str]) -> int:

@@ -35,7 +35,13 @@ def freeze() -> str:
     """constraints.txt for what is installed here."""
     pins = closure("lados", {"train", "serve", "export", "app", "jobs", "geo", "lab", "docs", "dev"}, {})
     head = "# Tested together. Any torch >= 2.11 that is already installed is kept by `make setup`.\n"
-    return head + "".join(f"{n}=={v}\n" for n, v in sorted(pins.items()))
+    return head + "".join(f"{n}=={v}{newer_python(n)}\n" for n, v in sorted(pins.items()))
+
+
+def newer_python(name: str) -> str:
+    """The marker of a pin that an older patch release of Python, such as Debian 12's 3.11.2, cannot have."""
+    asked = re.search(r">=(3\.11\.[1-9]\d*)", (distribution(name).metadata["Requires-Python"] or "").replace(" ", ""))
+    return f' ; python_full_version >= "{asked[1]}"' if asked else ""
 
 
 def keep() -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['job_app', 'schedule_app', 'job_group', 'submit', 'wait', 'list_jobs', 'show', 'logs', 'cancel', 'retry', 'worker',
-           'up', 'exporter', 'backup', 'restore', 'schedule_group', 'add', 'list_schedules', 'pause', 'resume',
+           'up', 'exporter', 'backup', 'restore', 'schedule_group', 'add', 'run', 'list_schedules', 'pause', 'resume',
            'remove', 'proposals', 'propose', 'accept']
 
 # %% ../../nbs/cli/05_jobs.ipynb #9d7666c7
@@ -361,6 +361,14 @@ def add(
     _show([added])
 
 # %% ../../nbs/cli/05_jobs.ipynb #783cbea5
+@schedule_app.command()
+def run() -> None:
+    "Look after schedules and lost tasks until Ctrl-C or SIGTERM, and do no job; workers do this beside their work."
+    from lados.jobs.workers import run_maintenance
+
+    run_maintenance(lambda line: say("schedule", line, "bold", err))
+
+
 @schedule_app.command("list")
 def list_schedules(
     as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,

@@ -98,6 +98,12 @@ def _sqlite(engine: sa.Engine) -> None:
         writes = connection.get_execution_options().get("writes", True)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
+# %% ../../nbs/jobs/01_store.ipynb #67382399
+def _check_encoding(encoding: str | None) -> None: # of the database, as the server says
+    if encoding == "SQL_ASCII":
+        raise ConfigError("the database of LADOS_JOBS_URL is in SQL_ASCII, which keeps bytes and not text",
+                          "make one in UTF-8: createdb --encoding UTF8 --template template0 lados")
+
 # %% ../../nbs/jobs/01_store.ipynb #14b20d42
 STORE_TIMEOUT_S = 20 # for a statement, and for a client in the middle of a transaction
 _NETWORK = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
@@ -105,8 +111,9 @@ _NETWORK = {"connect_timeout": 5, "keepalives_idle": 10, "keepalives_interval": 
 
 
 def _postgresql(engine: sa.Engine) -> None:
-    @sa.event.listens_for(engine, "connect")
+    @sa.event.listens_for(engine, "connect", insert=True) # before SQLAlchemy asks for the version, and gets bytes
     def connected(raw: Any, _: Any) -> None: # by statements, since poolers refuse them as options of a connection
+        _check_encoding(raw.info.parameter_status("server_encoding"))
         for name in ("statement_timeout", "idle_in_transaction_session_timeout"):
             raw.execute(f"SET {name} = '{STORE_TIMEOUT_S}s'")
         raw.commit()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACE', 'CLOCK_SLIP_S', 'FIRST_S', 'LeaseWatch', 'Resend', 'Reaper', 'mark_deleted', 'Retention', 'ManagedProcess',
-           'Supervisor', 'gpus', 'worker_members', 'maintenance', 'run_workers', 'run_all']
+           'Supervisor', 'gpus', 'worker_members', 'maintenance', 'run_workers', 'run_maintenance', 'run_all']
 
 # %% ../../nbs/jobs/08_workers.ipynb #0cba610b
 import contextlib
@@ -346,6 +346,14 @@ def run_workers(
     with maintenance():
         ready = f"workers are ready; jobs are written down in {redacted(store_url())}"
         Supervisor(worker_members(train, predict), say).run(lambda: say(ready))
+
+
+def run_maintenance(
+    say: Callable[[str], Any] = print, # gets a line when something happens
+) -> None:
+    "Look after jobs, schedules and retention until SIGINT or SIGTERM, and do no job. Raises BrokerError or StoreError."
+    with maintenance():
+        Supervisor([], say).run(lambda: say(f"schedules are looked at; jobs are written down in {redacted(store_url())}"))
 
 # %% ../../nbs/jobs/08_workers.ipynb #0a19da9c
 @contextlib.contextmanager

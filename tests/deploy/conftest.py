@@ -11,18 +11,40 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+STAND_INS = ("docker.io/library/redis:7.4-bookworm", "docker.io/library/postgres:15-bookworm", "docker.io/library/caddy:2.10-alpine")
 spec = importlib.util.spec_from_file_location("containers", ROOT / "tools" / "containers.py")
 containers = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(containers)
 
 
+TRIAL = "FROM {base}\nRUN true\n" # what any machine that builds images can do
+
+
+def _why_not() -> str:
+    "Why no container can be built and run here; empty if they can. That is no fault of what is tested."
+    try:
+        base = containers.base(containers.PYTHON)
+        for service in STAND_INS:
+            containers.base(service)
+        containers.compose_program()
+    except SystemExit as e:
+        return str(e)
+    except subprocess.CalledProcessError as e:
+        return f"neither images nor Debian's packages for stand-ins, nor Compose, can be had: {e}"
+    trials = {"built": (("build", "-q", "-"), TRIAL.format(base=base)),
+              "run": (("run", "--rm", "--memory", "64m", "--read-only", "-p", "127.0.0.1::8000", base, "true"), None)}
+    for what, (words, text) in trials.items():
+        done = containers.run(*words, input=text, check=False, capture_output=True)
+        if done.returncode:
+            return f"no container can be {what} here: {done.stderr.strip()[-300:]}"
+    return ""
+
+
 @pytest.fixture(scope="session")
 def box():
-    "tools/containers.py, where Docker or Podman works."
-    try:
-        containers.engine()
-    except SystemExit as e:
-        pytest.skip(str(e))
+    "tools/containers.py, where Docker or Podman really works: the machine, and not lados, is at fault where they do not."
+    if why := _why_not():
+        pytest.skip(why)
     return containers
 
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import redis
 import sqlalchemy
-from commands import run_here
+from commands import refused, run_here
 from serving import KEY, Server, colours, runs, wait_for
 from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, tls_before, working
@@ -189,6 +189,15 @@ def postgres():
     process.send_signal(signal.SIGINT) # SIGTERM would wait for every connection to be closed
     process.wait(30)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_database_that_keeps_bytes_is_refused_with_the_remedy(postgres):
+    import psycopg
+
+    with psycopg.connect(postgres, autocommit=True) as c:
+        c.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    with refused("invalid-value", "createdb --encoding UTF8"):
+        Store(postgres.rpartition("/")[0] + "/bytes")
 
 
 def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):
