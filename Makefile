@@ -74,7 +74,7 @@ coverage: setup ## which lines the tests reach, processes that they start includ
 test-fronts: setup ## minutes: both front ends in Chromium against a running API, and accessibility of every page
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -m fronts tests/fronts --durations=10
 
-test-deploy: setup ## images, Compose and alerts, really run; what needs Docker, Podman or Prometheus skips where it is not
+test-deploy: setup ## images, Compose and alerts, really run, where Docker or Podman works; app, fronts and lab too: DEPLOY_ALL=1
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy
 
 images: ## build the images with Docker or Podman; only some: make images TARGETS="serve app"

@@ -261,7 +261,9 @@ def compose_values() -> dict[str, str]:
     # without systemd Podman has no timer for health checks, so nothing would ever count as healthy
     started = {"LADOS_WAIT": "service_started"} if engine() == "podman" and not Path("/run/systemd/system").exists() else {}
     cni = engine() == "podman" and run("info", "--format", "{{.Host.NetworkBackend}}", capture_output=True).stdout.strip() == "cni"
-    return {**started, **({"LADOS_INTERNAL": "false"} if cni else {}), "LADOS_VERSION": version()}
+    written = ROOT / "docker" / ".env"
+    known = "LADOS_VERSION" in os.environ or (written.exists() and re.search("^LADOS_VERSION=.", written.read_text(), re.M))
+    return {**started, **({"LADOS_INTERNAL": "false"} if cni else {}), **({} if known else {"LADOS_VERSION": version()})}
 
 
 def compose(*words: str, **more) -> subprocess.CompletedProcess:

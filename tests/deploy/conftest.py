@@ -87,17 +87,22 @@ class Container:
         check = json.loads(self.inspect("{{json .Config.Healthcheck.Test}}"))
         return self.box.run("exec", self.name, *check[1:], check=False, capture_output=True).returncode == 0
 
-    def wait(self, seconds=120):
-        "Wait until the service is ready, and return the seconds since the start."
+    def wait(self, seconds=120, port=8000, path="/ready"):
+        "Wait until a page of it is there, and return the seconds since the start."
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             try:
-                if httpx.get(f"{self.url()}/ready", timeout=2, trust_env=False).status_code == 200:
+                if httpx.get(f"{self.url(port)}{path}", timeout=20, trust_env=False).status_code == 200:
                     return time.monotonic() - self.begun
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
         raise AssertionError(self.log()[-3000:])
+
+    def cpu_seconds(self):
+        "Processor time of all its processes."
+        told = self.box.run("exec", self.name, "sh", "-c", "cat /proc/[0-9]*/stat", check=False, capture_output=True).stdout
+        return sum(sum(map(int, line.rpartition(")")[2].split()[11:13])) for line in told.splitlines()) / 100
 
     def remove(self):
         self.box.run("rm", "-f", "-t", "2", self.name, check=False, capture_output=True)

@@ -1,6 +1,7 @@
 "Images as they are run: by a stranger, with a root file system that nobody can write, in little memory."
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -29,7 +30,7 @@ def bundle(tmp_path_factory):
 def service(start, images, bundle):
     "The image `serve` under the limits of `LOCKED`, with a model."
     made = start(images("serve"), options=(*LOCKED, "-v", f"{bundle}:/model:ro", "-e", "MODEL_PATH=/model"))
-    print(f"ready after {made.wait():.1f} s")
+    print(f"ready after {made.wait():.1f} s, {made.cpu_seconds():.1f} s of the processor")
     return made
 
 
@@ -106,6 +107,20 @@ def test_health_is_bad_without_a_model(start, images):
             pass
         threading.Event().wait(0.1)
     assert httpx.get(alive, trust_env=False).status_code == 200 and not empty.healthy()
+
+
+ALL = pytest.mark.skipif(not os.environ.get("DEPLOY_ALL"), reason="minutes more: make test-deploy DEPLOY_ALL=1 builds app, fronts and lab, too")
+PAGES = {"app": (8866, "/", ()), "fronts": (8501, "/", ()), "flet": (8080, "/", ("app", "flet", "--host", "0.0.0.0")), "lab": (8888, "/login", ())}
+
+
+@ALL
+@pytest.mark.parametrize("name", PAGES)
+def test_an_image_shows_its_page(name, start, images):
+    port, path, command = PAGES[name]
+    target = "fronts" if name == "flet" else name
+    options = ("--user", "12345:12345", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "all", "-e", "LADOS_HOME=/tmp/home", "-p", f"127.0.0.1::{port}")
+    made = start(images(target), *command, options=options)
+    print(f"{name}: its page is there after {made.wait(180, port, path):.1f} s, {made.cpu_seconds():.1f} s of the processor")
 
 
 @pytest.mark.parametrize("path", ["docker/Dockerfile"])
