@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urljoin, urlsplit
 from uuid import uuid4
 
 import fsspec
@@ -52,6 +52,15 @@ def _is_plain_url(url: str) -> bool:
     return url.isprintable() and "::" not in url and ".." not in re.split(r"[/\\?#]", url)
 
 
+def _is_below(url: str, prefixes: list[str]) -> bool:
+    "Whether a URL means what it says, and is one of these or below one."
+    return _is_plain_url(url) and any(url == p or url.startswith(f"{p}/") for p in prefixes)
+
+
+def _allowed_urls() -> list[str]:
+    return [p.rstrip("/") for p in _allowed_sources() if _local(p) is None]
+
+
 def _allowed_sources() -> list[str]:
     s = settings()
     return [str(s.lados_data), *filter(None, (p.strip() for p in (s.lados_sources or "").split(",")))]
@@ -67,8 +76,7 @@ def check_allowed(
     "What a job over HTTP may read; ConfigError for all else."
     path = _local(where)
     if path is None:
-        prefixes = [p.rstrip("/") for p in _allowed_sources() if _local(p) is None]
-        if _is_plain_url(where) and any(where == p or where.startswith(f"{p}/") for p in prefixes):
+        if _is_below(where, _allowed_urls()):
             return where
     elif path and (real := _real(path)) and any(real.is_relative_to(r) for r in _roots()):
         return str(real)
@@ -121,6 +129,30 @@ def _below(where: Path, roots: list[Path] | None, aside: dict[str, dict]) -> Ite
             s = f.path.stat()
             yield ImageReference(name, str(f.path.resolve()), "", f"{f.path.resolve()} {s.st_size} {s.st_mtime_ns}")
 
+# %% ../../nbs/jobs/03_batches.ipynb #fd809453
+def _open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    if "::" in url:
+        raise DataError(f"{url}: a URL within another cannot be read", "copy its images to a folder")
+    http = url.lower().startswith(("http://", "https://"))
+    return url_to_fs(url, **({"get_client": _bounded_client} if http else {}))
+
+
+async def _bounded_client(**options: Any) -> Any: # an aiohttp.ClientSession
+    "Return a client that follows no redirect to where jobs may not read."
+    import aiohttp
+
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_check_redirect)
+    return aiohttp.ClientSession(trace_configs=[trace], **options)
+
+
+async def _check_redirect(session: Any, context: Any, step: Any) -> None:
+    "Raise PermissionError for a redirect that leads neither below the URL itself nor below what jobs may read."
+    target = urljoin(str(step.url), step.response.headers.get("Location", ""))
+    if not _is_below(target, [str(step.url).rstrip("/"), *_allowed_urls()]):
+        host = urlsplit(target).hostname or target.partition(":")[0]
+        raise PermissionError(f"it redirects to {host}, which is not among what jobs may read")
+
 # %% ../../nbs/jobs/03_batches.ipynb #1fa95680
 @contextmanager
 def _reading(what: str, error: type[DataError]) -> Iterator[None]:
@@ -129,14 +161,10 @@ def _reading(what: str, error: type[DataError]) -> Iterator[None]:
     except DataError:
         raise
     except Exception as e: # of any file system's own kind
+        if isinstance(e.__cause__, PermissionError): # fsspec says of a redirect that is not followed that nothing is there
+            e = e.__cause__
         raise error(f"{what}: cannot be read ({type(e).__name__}: {e})"[:500],
                     "check the URL, the network and the credentials where the worker runs") from None
-
-
-def _open_filesystem(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    if "::" in url:
-        raise DataError(f"{url}: a URL within another cannot be read", "copy its images to a folder")
-    return url_to_fs(url)
 
 
 def _remote(url: str, aside: dict[str, dict]) -> Iterator[ImageReference]:
@@ -149,6 +177,8 @@ def _remote(url: str, aside: dict[str, dict]) -> Iterator[ImageReference]:
         if path.endswith("/") or not (path == root or path.startswith(f"{top}/")):
             continue
         there, name = fs.unstrip_protocol(path), path.removeprefix(f"{top}/")
+        if not _is_plain_url(there): # a page's list may climb out with `../`
+            continue
         verdict, reason = judge_name(name if path != root else name.rpartition("/")[2])
         if verdict == ASIDE:
             add_reason(aside, name, reason)
