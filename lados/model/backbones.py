@@ -33,8 +33,6 @@ HUB_REMEDY = (
     "(2) pretrained: path/to/weights.safetensors, a file saved for this timm backbone; "
     "(3) pretrained: false, to train from scratch on purpose"
 )
-
-
 FILE_REMEDY = "name the backbone that the file was saved for (`--backbone NAME`), or give a file for this one"
 
 
@@ -47,27 +45,6 @@ def check_backbone(
                           code="unknown-name")
 
 
-def make_backbone(
-    name: str, # a timm model name
-    pretrained: bool | Path = False, # true: model hub; a path: local weights; false: random start
-    size: int = 224, # side of the input, pixels
-    classes: int = len(LADOS), # outputs
-    drop_rate: float = 0.0, # dropout before the head, 0..1
-    drop_path: float = 0.0, # stochastic depth, 0..1; ignored by backbones without it
-) -> nn.Module: # takes float [n, 3, size, size] normalised by `preprocessing(model)`, gives logits [n, classes]
-    "A timm network with its weights. Raises ConfigError for an unknown name, WeightsError where weights cannot be had."
-    check_backbone(name)
-    options: dict = {"num_classes": classes, "drop_rate": drop_rate}
-    cfg = timm.get_pretrained_cfg(name)
-    if cfg is not None and cfg.fixed_input_size and cfg.input_size[-1] != size:
-        options["img_size"] = size
-    if drop_path:
-        options["drop_path_rate"] = drop_path
-    if isinstance(pretrained, Path):
-        options["pretrained_cfg_overlay"] = {"file": str(_weights_file(pretrained))}
-    return _create(name, pretrained, options)
-
-
 def _weights_file(path: Path) -> Path:
     "The file meant by `path`: itself, or the weights inside a bundle or run folder."
     inside = [path, path / "model.safetensors", path / "bundle" / "model.safetensors"]
@@ -78,28 +55,7 @@ def _weights_file(path: Path) -> Path:
         raise WeightsError(f"{found}: not a weights file", "give a .safetensors file")
     return found
 
-
-def _create(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
-    random = torch.get_rng_state()
-    net = _attempt(name, pretrained, options)
-    if isinstance(pretrained, Path):
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(random)
-            _check_loaded(net, _attempt(name, False, options), name, pretrained)
-    return net
-
-
-def _check_loaded(net: nn.Module, unloaded: nn.Module, name: str, path: Path) -> None:
-    "timm passes over weights that it does not find in a file; a body left at random must not go unnoticed."
-    head = {id(p) for p in net.get_classifier().parameters()}
-    start = dict(unloaded.named_parameters())
-    body = [(n, p) for n, p in net.named_parameters() if p.ndim > 1 and id(p) not in head]
-    left = [n for n, p in body if p.any() and torch.equal(p, start[n])]
-    if left:
-        raise WeightsError(f"{path}: these weights do not fit {name} "
-                           f"(it has none for {left[0]} and {len(left) - 1} more)", FILE_REMEDY)
-
-
+# %% ../../nbs/model/01_backbones.ipynb #50cccd00
 def _hub_answers(patience: float = 5.0) -> bool:
     "Whether the model hub's host can be reached at all, seconds; through a proxy only its client can tell."
     host = urlsplit(constants.ENDPOINT)
@@ -136,6 +92,48 @@ def _attempt(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
             raise WeightsError(f"pretrained weights of {name} could not be fetched from the model hub ({first})",
                                HUB_REMEDY, code="weights-unreachable") from e
         raise ConfigError(f"backbone {name} cannot be built with {options} ({first})", "choose another size") from e
+
+# %% ../../nbs/model/01_backbones.ipynb #373d03ea
+def make_backbone(
+    name: str, # a timm model name
+    pretrained: bool | Path = False, # true: model hub; a path: local weights; false: random start
+    size: int = 224, # side of the input, pixels
+    classes: int = len(LADOS), # outputs
+    drop_rate: float = 0.0, # dropout before the head, 0..1
+    drop_path: float = 0.0, # stochastic depth, 0..1; ignored by backbones without it
+) -> nn.Module: # takes float [n, 3, size, size] normalised by `preprocessing(model)`, gives logits [n, classes]
+    "A timm network with its weights. Raises ConfigError for an unknown name, WeightsError where weights cannot be had."
+    check_backbone(name)
+    options: dict = {"num_classes": classes, "drop_rate": drop_rate}
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is not None and cfg.fixed_input_size and cfg.input_size[-1] != size:
+        options["img_size"] = size
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    if isinstance(pretrained, Path):
+        options["pretrained_cfg_overlay"] = {"file": str(_weights_file(pretrained))}
+    return _create(name, pretrained, options)
+
+
+def _create(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
+    random = torch.get_rng_state()
+    net = _attempt(name, pretrained, options)
+    if isinstance(pretrained, Path):
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(random)
+            _check_loaded(net, _attempt(name, False, options), name, pretrained)
+    return net
+
+
+def _check_loaded(net: nn.Module, unloaded: nn.Module, name: str, path: Path) -> None:
+    "timm passes over weights that it does not find in a file; a body left at random must not go unnoticed."
+    head = {id(p) for p in net.get_classifier().parameters()}
+    start = dict(unloaded.named_parameters())
+    body = [(n, p) for n, p in net.named_parameters() if p.ndim > 1 and id(p) not in head]
+    left = [n for n, p in body if p.any() and torch.equal(p, start[n])]
+    if left:
+        raise WeightsError(f"{path}: these weights do not fit {name} "
+                           f"(it has none for {left[0]} and {len(left) - 1} more)", FILE_REMEDY)
 
 # %% ../../nbs/model/01_backbones.ipynb #a042cd7e
 @dataclass(frozen=True)
@@ -228,7 +226,7 @@ def uses_channels_last(
     "Whether weights lie channels last: it pays wherever there are convolutions of more than the patch embedding."
     return sum(isinstance(m, nn.Conv2d) for m in model.modules()) > 1 if setting is None else setting
 
-
+# %% ../../nbs/model/01_backbones.ipynb #1a856964
 @contextmanager
 def autocast(
     device: torch.device,

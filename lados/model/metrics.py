@@ -158,8 +158,8 @@ def _unseen_indicators(summed: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarr
 
 # %% ../../nbs/model/03_metrics.ipynb #6360c13b
 @dataclass(frozen=True)
-class _Resampling:
-    "How intervals are drawn, and putting them where they belong."
+class _Draws:
+    "How intervals are drawn: over which groups, how often, from which seed, and how wide."
 
     groups: Any # [n] or None
     n_boot: int
@@ -183,6 +183,10 @@ class _Resampling:
 
     def interval(self, value: float, *draws: np.ndarray) -> list[float] | None:
         return hull_interval(value, *draws, level=self.level)
+
+# %% ../../nbs/model/03_metrics.ipynb #44a5139b
+class _Resampling(_Draws):
+    "Puts intervals where they belong."
 
     def complete(self, result: dict, counts: np.ndarray, truth: np.ndarray, figures: Callable, unseen: Callable,
                  overall: list[str]) -> dict:
@@ -299,7 +303,7 @@ def overall_text(
     return ", ".join(f"{m.title} {figure_text(m, result)}" + " (less is better)" * (not m.higher_is_better)
                      for m in others)
 
-
+# %% ../../nbs/model/03_metrics.ipynb #6349d66d
 def _class_rows(result: dict) -> tuple[list[str], list[list[str]]]:
     "Head and rows: one a class, then the macro average."
     rows = []
@@ -311,7 +315,7 @@ def _class_rows(result: dict) -> tuple[list[str], list[list[str]]]:
                  figure_text(METRICS[PRIMARY], result), with_interval(result.get("macro_ap")), str(result["images"])])
     return ["class", "precision", "recall", "F1", "AP", "images"], rows
 
-# %% ../../nbs/model/03_metrics.ipynb #6349d66d
+
 def _caption(result: dict) -> str:
     "What the brackets and stars mean."
     unreliable = any(not e["reliable"] for e in result["per_class"].values())

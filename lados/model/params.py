@@ -49,7 +49,7 @@ class DataParams(_Strict):
         "nadir", description="a set of augmentations")
     balance: Literal["none", "sampler", "loss"] = Field("none", description="what is done about rare classes")
 
-
+# %% ../../nbs/model/00_params.ipynb #2765d675
 class ModelParams(_Strict):
     "Which network, and where it starts."
 
@@ -86,7 +86,7 @@ class OptimParams(_Strict):
     refit: bool = Field(False, description="train the kept model on all the images; `folds` (or 5) more trainings")
     folds: int = Field(0, ge=0, le=20, description="cross-validate over this many group-safe folds; 0: off")
 
-
+# %% ../../nbs/model/00_params.ipynb #c48e0b18
 class MachineParams(_Strict):
     "What it runs on, and how it is repeated."
 

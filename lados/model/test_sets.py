@@ -70,7 +70,7 @@ def _group_safe_set(manifest: Manifest) -> tuple[pd.Series, str | None]:
     why = f"the split used has {cut} source groups in more than one split" if cut else None
     return manifest.frame["split"] == "test", why
 
-
+# %% ../../nbs/model/04_test_sets.ipynb #7e0a40e6
 TEST_SETS: dict[str, Callable[[Manifest], tuple[pd.Series, str | None]]] = {
     "official": _official_set, "leak-free": _leak_free_set, "group-safe": _group_safe_set,
 }
@@ -84,7 +84,7 @@ def test_set_rows(
     return {name: (rows.to_numpy(bool), why or (None if rows.any() else "there are no such images"))
             for name, (rows, why) in sets.items()}
 
-# %% ../../nbs/model/04_test_sets.ipynb #6df530a4
+
 def rows_to_score(
     manifest: Manifest, # of the whole dataset, `split` as the run used it
 ) -> np.ndarray: # mask [len(manifest)]
@@ -130,6 +130,17 @@ def _baselines(manifest: Manifest, rows: np.ndarray, multi: bool) -> dict | None
             figures.pop(m.key, None)
     return out
 
+
+def _evaluate_one(
+    manifest: Manifest, probs: np.ndarray, rows: np.ndarray, classes: Sequence[str], options: dict,
+) -> dict:
+    "Scores and baselines of one test set."
+    frame, multi = manifest.frame[rows], is_multi_label(manifest)
+    truth, p, groups = label_indicators(frame["label"], classes), probs[rows], frame["source_group"].to_numpy()
+    result = multilabel_scores(truth, p, classes, groups, **options) if multi else \
+        scores(truth.argmax(1), p, classes, groups, **options)
+    return {"scores": result, "baselines": _baselines(manifest, rows, multi)}
+
 # %% ../../nbs/model/04_test_sets.ipynb #31fa4a92
 def evaluate_test_sets(
     manifest: Manifest, # of the whole dataset, `split` as the run used it
@@ -156,17 +167,6 @@ def evaluate_test_sets(
         if why is None:
             out[name] |= _evaluate_one(manifest, full, chosen, classes, options)
     return out
-
-# %% ../../nbs/model/04_test_sets.ipynb #be3079a8
-def _evaluate_one(
-    manifest: Manifest, probs: np.ndarray, rows: np.ndarray, classes: Sequence[str], options: dict,
-) -> dict:
-    "Scores and baselines of one test set."
-    frame, multi = manifest.frame[rows], is_multi_label(manifest)
-    truth, p, groups = label_indicators(frame["label"], classes), probs[rows], frame["source_group"].to_numpy()
-    result = multilabel_scores(truth, p, classes, groups, **options) if multi else \
-        scores(truth.argmax(1), p, classes, groups, **options)
-    return {"scores": result, "baselines": _baselines(manifest, rows, multi)}
 
 # %% ../../nbs/model/04_test_sets.ipynb #7b21a6dd
 def _exact(views: dict[str, dict]) -> bool:

@@ -353,7 +353,7 @@ def normalised(
     e = np.asarray(embeddings, np.float32)
     return e / np.maximum(np.linalg.norm(e, axis=1, keepdims=True), 1e-12)
 
-
+# %% ../../nbs/model/02_uncertainty.ipynb #1094ba85
 @dataclass(frozen=True)
 class FeatureSpace:
     "Where training images lie in the space of features: probabilistic PCA of their directions."
@@ -388,7 +388,7 @@ class FeatureSpace:
         total = (along**2 / self.spread).sum(1) + outside.clip(0) / self.rest
         return np.sqrt(total / x.shape[1])
 
-
+# %% ../../nbs/model/02_uncertainty.ipynb #21b90416
 def held_out_distances(
     embeddings: np.ndarray, # [n, d] of held-out images
     groups: np.ndarray, # [n] their source groups
@@ -407,7 +407,7 @@ def held_out_distances(
             out[held] = FeatureSpace.of(rows[others]).distances(embeddings[held])
     return out
 
-
+# %% ../../nbs/model/02_uncertainty.ipynb #c62a1cdc
 def fit_outliers(
     away: np.ndarray, # [n] from `held_out_distances`
     quantile: float = 0.99, # share of held-out images at or below the threshold, 0..1
