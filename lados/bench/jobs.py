@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WORKER', 'PREDICT', 'VICTIMS', 'SUPERVISOR', 'TINY', 'installation', 'worker_processes', 'all_cores',
-           'wait_until_ended', 'write_images', 'submit_folder', 'JobSpeed', 'bench_speed', 'bench_wait', 'Survival',
-           'bench_survival']
+           'wait_until_ended', 'write_images', 'submit_folder', 'JobSpeed', 'predict_seconds', 'bench_speed',
+           'bench_wait', 'Survival', 'bench_survival']
 
 # %% ../../nbs/bench/03_jobs.ipynb #f8f20700
 import contextlib
@@ -143,6 +143,17 @@ print(time.perf_counter() - start)
 """
 
 
+def predict_seconds(
+    bundle: Path, # a model
+    engine: str, # of `ENGINES`
+    images: Path, # a folder
+    out: Path, # gets the table of answers
+) -> float:
+    "How long `lados predict` takes for a folder in a process of its own, once the model is loaded."
+    command = [sys.executable, "-c", PREDICT, str(bundle), engine, str(images), str(out)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+# %% ../../nbs/bench/03_jobs.ipynb #b9b77059
 def bench_speed(
     bundle: Path, # a model
     engine: str, # of `ENGINES`
@@ -163,8 +174,7 @@ def bench_speed(
                     raise ServeError(f"the batch has {job.state}: {job.error}", "see the error")
                 return count / (time.perf_counter() - start)
 
-        command = [sys.executable, "-c", PREDICT, str(bundle), engine, str(images), str(folder / "t.parquet")]
-        direct = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        direct = predict_seconds(bundle, engine, images, folder / "t.parquet")
         queue = through([all_cores()])
         pinned = [through(cores[:n]) for n in (1, 2)] if len(cores) > 1 else [None, None]
         return JobSpeed(count / direct, queue, *pinned)

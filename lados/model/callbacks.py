@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'NAN_REMEDY', 'is_interactive', 'FitProgress', 'rate_share', 'RateSchedule', 'Precision', 'Accumulate',
-           'Average', 'HeadFirst', 'Mix', 'step_callbacks', 'Validation', 'TrainingProgress', 'KeepBest', 'SeedEpochs']
+           'Average', 'HeadFirst', 'SeedEpochs', 'Mix', 'step_callbacks', 'Validation', 'TrainingProgress', 'KeepBest']
 
 # %% ../../nbs/model/10_callbacks.ipynb #a15a251c
 import math
@@ -96,7 +96,7 @@ def rate_share(
     start, length = (0, head) if done < head else (head, total - head)
     return SCHEDULES[params.schedule](min((done - start) / max(length, 1e-9), 1.0), params.warmup)
 
-# %% ../../nbs/model/10_callbacks.ipynb #8962905a
+
 class RateSchedule(ParamScheduler):
     "Sets each group's rate by the preset's schedule."
 
@@ -189,6 +189,23 @@ class HeadFirst(Callback):
         if self.params.freeze_bn or self.epoch < self.params.freeze_epochs:
             freeze_statistics(self.net)
 
+
+class SeedEpochs(Callback):
+    "Gives every epoch random numbers of its own, so that a training that is resumed draws the same ones."
+
+    order = -100
+
+    def __init__(
+        self,
+        seed: int,
+        rank: int = 0, # of this process; each draws its own numbers
+    ):
+        self.seed, self.rank = seed, rank
+
+    def before_epoch(self) -> None:
+        torch.manual_seed(self.seed * 100_003 + self.epoch + 7_919_000_000_003 * self.rank)
+        self.dls.train.epoch = self.epoch
+
 # %% ../../nbs/model/10_callbacks.ipynb #fe88cbf1
 class Mix(MixUp, CutMix):
     "Blends a training batch by fastai's mixup or CutMix; where both are asked for, each batch by one of them."
@@ -218,6 +235,23 @@ def step_callbacks(
     return cbs + ([GradientClip(params.clip)] if params.clip else [])
 
 # %% ../../nbs/model/10_callbacks.ipynb #13242a92
+NAN_REMEDY = ("lower lr, set clip: 1.0, or use precision: fp32; `lados train --resume RUN --set lr=...` goes on "
+              "from the epoch before")
+
+
+def _check_finite(loss: float, where: str) -> None:
+    "What is no number must not reach the checkpoint."
+    if not math.isfinite(loss):
+        raise TrainingError(f"the loss is {loss} {where}", NAN_REMEDY, code="loss-not-finite")
+
+
+def _figures(logits: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    "Loss and headline metrics of the answers to the validation images."
+    counts = confusion_matrix(truth.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
+    return {"valid_loss": cross_entropy(logits, truth).item(),
+            **{m.key: m.of_answers(counts) for m in headline_metrics()}}
+
+# %% ../../nbs/model/10_callbacks.ipynb #b86285a0
 class Validation(Callback):
     "Collects the validation logits of an epoch; `row` is that epoch's line of the history."
 
@@ -244,9 +278,8 @@ class Validation(Callback):
 
     def after_train(self) -> None:
         total, seen = sum_over_all(torch.stack([self.total, torch.full_like(self.total, self.seen)])).tolist()
-        rate = max(g["lr"] for g in self.opt.opt.param_groups)
-        self.row = {"epoch": self.epoch, "train_loss": total / max(seen, 1), "lr": rate,
-                    "images_per_s": seen / (self.clock() - self.start)}
+        rate, pace = max(g["lr"] for g in self.opt.opt.param_groups), seen / (self.clock() - self.start)
+        self.row = {"epoch": self.epoch, "train_loss": total / max(seen, 1), "lr": rate, "images_per_s": pace}
         _check_finite(self.row["train_loss"], f"in epoch {self.epoch}")
 
     def before_validate(self) -> None:
@@ -255,23 +288,10 @@ class Validation(Callback):
 
     def after_validate(self) -> None:
         self.learn.model = self.trained
-        logits, truth = (gather_rows(torch.cat(x), self.dls.valid.n) for x in (self.logits, self.truth))
-        guess, loss = logits.argmax(1), cross_entropy(logits, truth).item()
-        _check_finite(loss, f"on the {'validation' if self.held_out else 'training'} images after epoch {self.epoch}")
-        counts = confusion_matrix(truth.cpu().numpy(), guess.cpu().numpy(), logits.shape[1])
-        values = {"valid_loss": loss, **{m.key: m.of_answers(counts) for m in headline_metrics()}}
-        self.row |= values if self.held_out else dict.fromkeys(values)
-        self.row["seconds"] = self.clock() - self.start
-
-
-def _check_finite(loss: float, where: str) -> None:
-    "What is no number must not reach the checkpoint."
-    if not math.isfinite(loss):
-        raise TrainingError(f"the loss is {loss} {where}", NAN_REMEDY, code="loss-not-finite")
-
-
-NAN_REMEDY = ("lower lr, set clip: 1.0, or use precision: fp32; `lados train --resume RUN --set lr=...` goes on "
-              "from the epoch before")
+        values = _figures(*(gather_rows(torch.cat(x), self.dls.valid.n) for x in (self.logits, self.truth)))
+        images = "validation" if self.held_out else "training"
+        _check_finite(values["valid_loss"], f"on the {images} images after epoch {self.epoch}")
+        self.row |= (values if self.held_out else dict.fromkeys(values)) | {"seconds": self.clock() - self.start}
 
 # %% ../../nbs/model/10_callbacks.ipynb #9f4d1856
 class TrainingProgress(Callback):
@@ -349,20 +369,3 @@ class KeepBest(Callback):
         self.save(s, best)
         if s["stopped"]:
             raise CancelFitException
-
-
-class SeedEpochs(Callback):
-    "Gives every epoch random numbers of its own, so that a training that is resumed draws the same ones."
-
-    order = -100
-
-    def __init__(
-        self,
-        seed: int,
-        rank: int = 0, # of this process; each draws its own numbers
-    ):
-        self.seed, self.rank = seed, rank
-
-    def before_epoch(self) -> None:
-        torch.manual_seed(self.seed * 100_003 + self.epoch + 7_919_000_000_003 * self.rank)
-        self.dls.train.epoch = self.epoch

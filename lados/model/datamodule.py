@@ -40,7 +40,7 @@ def open_manifest(
     path = Path(data) if data else sample_folder()
     return load_manifest(path) if is_manifest(path) else import_dataset(path, label_set=label_set)
 
-# %% ../../nbs/model/15_datamodule.ipynb #780d54b6
+
 def open_manifests(
     data: Path | Sequence[Path] | None, # what `open_manifest` takes, or several of it
 ) -> Manifest:
@@ -57,7 +57,7 @@ def corrected_labels(
     kept = Corrections(where if isinstance(where, Path) else None) if where else None
     return import_dataset(kept.table) if kept and kept.rows() else None
 
-
+# %% ../../nbs/model/15_datamodule.ipynb #780d54b6
 @dataclass(frozen=True)
 class OpenedDataset:
     "A dataset ready to train on: the manifest as split, what the audit found, and how the split turned out."
@@ -91,7 +91,7 @@ def audit_and_split(
 def _grouping(manifest: Manifest, groups: np.ndarray) -> Manifest:
     return Manifest(manifest.frame.assign(source_group=groups), manifest.root, manifest.meta)
 
-
+# %% ../../nbs/model/15_datamodule.ipynb #e926a05a
 def open_dataset(
     params: TrainParams,
 ) -> OpenedDataset:
@@ -118,7 +118,7 @@ def one_batch(
     few = frame.loc[turn].groupby("split").head(n).index.sort_values()
     return Manifest(frame.loc[few], manifest.root, manifest.meta)
 
-
+# %% ../../nbs/model/15_datamodule.ipynb #3e629cea
 def dataset_changes(
     before: Manifest,
     now: Manifest,

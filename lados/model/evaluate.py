@@ -70,6 +70,10 @@ def answers(
     return out.assign(**{f"p_{c}": probs[:, i] for i, c in enumerate(classes)})
 
 
+def _source_groups(data: Dataset, rows: np.ndarray) -> np.ndarray:
+    return data.manifest.frame["source_group"].to_numpy()[rows]
+
+# %% ../../nbs/model/16_evaluate.ipynb #b10638e3
 def _logits(model: Model, data: Dataset, rows: np.ndarray, progress: Callable | None = None) -> np.ndarray:
     device, dtype = running_on(model)
     batches = plain_batches(data.subset(rows), "all", model.prep, device)
@@ -100,10 +104,6 @@ def evaluate_trained(
         before, after = reliability(raw, y), reliability(probs, y)
     views = evaluate_test_sets(data.manifest, probs, classes)
     return Evaluation(model, views, valid, before, after, answers(data.manifest, test_rows, probs))
-
-
-def _source_groups(data: Dataset, rows: np.ndarray) -> np.ndarray:
-    return data.manifest.frame["source_group"].to_numpy()[rows]
 
 # %% ../../nbs/model/16_evaluate.ipynb #b30b913a
 def probe_baseline(
@@ -191,7 +191,7 @@ def reevaluate(
     probs = model.probabilities(_logits(model, data, rows, progress))
     return evaluate_test_sets(data.manifest, probs, model.label_set.names), answers(data.manifest, rows, probs)
 
-
+# %% ../../nbs/model/16_evaluate.ipynb #d89fc5e6
 def baselines_on(
     run: Path, # a run folder, or its bundle
     manifest: Manifest, # labelled images
@@ -288,6 +288,19 @@ def both_answers(
 def _shifted(progress: Callable[[int, int], None] | None, nth: int) -> Callable[[int, int], None] | None:
     return progress and (lambda done, total: progress(done + nth * total, 2 * total))
 
+
+def _one_model(path: Path, table: pd.DataFrame, truth: np.ndarray, groups: np.ndarray, n_boot: int, seed: int) -> dict:
+    folder, classes = find_bundle(path).resolve(), bundle_label_set(path).names
+    probs = table[[f"p_{c}" for c in classes]].to_numpy()
+    return {"name": bundle_name(folder), "bundle": str(folder),
+            "scores": scores(truth, probs, classes, groups, n_boot, seed, LEVEL)}
+
+
+def _comparison_notes(served: Path) -> list[str]:
+    if run_images(served) is not None:
+        return []
+    return ["what the served model was trained on is not known: it may know these images, which would flatter it"]
+
 # %% ../../nbs/model/16_evaluate.ipynb #b95c39cf
 LEVEL = 0.95 # of the intervals
 
@@ -364,19 +377,6 @@ def compare_answers(
               "difference": difference, "better": low > 0, "worse": high < 0,
               "disagreement": disagreement(truth, candidate_labels, served_said), "notes": _comparison_notes(served)}
     return result | {"verdict": _comparison_verdict(result)}
-
-
-def _one_model(path: Path, table: pd.DataFrame, truth: np.ndarray, groups: np.ndarray, n_boot: int, seed: int) -> dict:
-    folder, classes = find_bundle(path).resolve(), bundle_label_set(path).names
-    probs = table[[f"p_{c}" for c in classes]].to_numpy()
-    return {"name": bundle_name(folder), "bundle": str(folder),
-            "scores": scores(truth, probs, classes, groups, n_boot, seed, LEVEL)}
-
-
-def _comparison_notes(served: Path) -> list[str]:
-    if run_images(served) is not None:
-        return []
-    return ["what the served model was trained on is not known: it may know these images, which would flatter it"]
 
 # %% ../../nbs/model/16_evaluate.ipynb #d6047d2f
 def _signed(entry: dict[str, Any] | None) -> str:

@@ -37,7 +37,7 @@ def features(
         ys.append(y.cpu().numpy())
     return np.concatenate(xs), np.concatenate(ys)
 
-
+# %% ../../nbs/model/11_linear_probe.ipynb #a9459c06
 def regression_head(
     x: np.ndarray, # float [n, features]
     y: np.ndarray, # class index [n]
@@ -60,6 +60,13 @@ def regression_head(
     return weight, bias
 
 
+def _rows(fit: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
+    "Coefficients and intercepts, one row a class; scikit-learn keeps a single row for two classes."
+    if len(fit.classes_) > 2:
+        return fit.coef_, fit.intercept_
+    return np.concatenate([-fit.coef_, fit.coef_]) / 2, np.concatenate([-fit.intercept_, fit.intercept_]) / 2
+
+# %% ../../nbs/model/11_linear_probe.ipynb #b7689ea9
 def source_shares(
     y: np.ndarray, # class index [n]
     groups: np.ndarray, # source group [n]
@@ -68,13 +75,6 @@ def source_shares(
     "In what share of the sources each class is."
     each = np.array([len(np.unique(groups[y == k])) for k in range(classes)])
     return each / each.sum()
-
-
-def _rows(fit: LogisticRegression) -> tuple[np.ndarray, np.ndarray]:
-    "Coefficients and intercepts, one row a class; scikit-learn keeps a single row for two classes."
-    if len(fit.classes_) > 2:
-        return fit.coef_, fit.intercept_
-    return np.concatenate([-fit.coef_, fit.coef_]) / 2, np.concatenate([-fit.intercept_, fit.intercept_]) / 2
 
 # %% ../../nbs/model/11_linear_probe.ipynb #7e234ffd
 def fit_head(

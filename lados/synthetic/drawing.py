@@ -70,6 +70,17 @@ WATERS = np.array([(.04, .13, .25), (.07, .24, .40), (.09, .35, .40), (.20, .52,
                    (.10, .15, .19), (.29, .33, .24), (.13, .30, .30)], np.float32) # from deep ocean to estuary
 
 
+def _open_water(rng: np.random.Generator, n: int) -> np.ndarray:
+    "Water without waves: two colours of one sea, mixed by depth, brighter towards one side."
+    a, b = WATERS[rng.integers(len(WATERS), size=2)]
+    base = a * rng.uniform(0.75, 1.3) + rng.normal(0, 0.015, 3)
+    m = max(n // 4, 8) # nothing here is finer than that
+    depth = 0.22 * fractal(rng, m, 1.5, 3) + np.linspace(-0.4, 0.4, m, dtype=np.float32) * rng.uniform(-1, 1)
+    depth = np.clip(depth + 0.25, 0, 0.7)[..., None]
+    small = (base * (1 - depth) + (0.6 * b + 0.4 * base) * depth).clip(0.01, 1)
+    return cv2.resize(small.astype(np.float32), (n, n), interpolation=cv2.INTER_LINEAR)
+
+# %% ../../nbs/synthetic/00_drawing.ipynb #c27b7228
 @dataclass
 class Scene:
     "One photograph while it is painted."
@@ -102,17 +113,6 @@ class Scene:
         "Lay `colour` (one, or one a pixel) over the image where `alpha`, n x n, is above 0."
         self.image += (np.asarray(colour, np.float32) - self.image) * alpha[..., None]
 
-
-def _open_water(rng: np.random.Generator, n: int) -> np.ndarray:
-    "Water without waves: two colours of one sea, mixed by depth, brighter towards one side."
-    a, b = WATERS[rng.integers(len(WATERS), size=2)]
-    base = a * rng.uniform(0.75, 1.3) + rng.normal(0, 0.015, 3)
-    m = max(n // 4, 8) # nothing here is finer than that
-    depth = 0.22 * fractal(rng, m, 1.5, 3) + np.linspace(-0.4, 0.4, m, dtype=np.float32) * rng.uniform(-1, 1)
-    depth = np.clip(depth + 0.25, 0, 0.7)[..., None]
-    small = (base * (1 - depth) + (0.6 * b + 0.4 * base) * depth).clip(0.01, 1)
-    return cv2.resize(small.astype(np.float32), (n, n), interpolation=cv2.INTER_LINEAR)
-
 # %% ../../nbs/synthetic/00_drawing.ipynb #615208fc
 def slick_field(
     s: Scene,
@@ -138,7 +138,7 @@ def cut(
     above = f - np.float32(np.quantile(f[::4, ::4], 1 - area))
     return np.clip(above / np.float32(feather) + 0.5, 0, 1), above
 
-
+# %% ../../nbs/synthetic/00_drawing.ipynb #b683d66f
 def oil(
     s: Scene,
     area: float, # fraction of the image
@@ -170,7 +170,7 @@ def emulsion(
     s.calm = np.maximum(s.calm, 0.55 * alpha)
     s.mark("emulsion", cv2.GaussianBlur(alpha, (0, 0), s.n / 250) > 0.42)
 
-
+# %% ../../nbs/synthetic/00_drawing.ipynb #2bd06287
 def sheen(
     s: Scene,
     area: float, # fraction of the image

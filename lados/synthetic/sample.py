@@ -48,7 +48,7 @@ class Photograph:
     augmented: bool = False # names carry an augmentation UUID
     shots: tuple[tuple[str, str], ...] = () # split and file name of each image
 
-# %% ../../nbs/synthetic/02_sample.ipynb #25760946
+
 def apportion(
     shares: dict, # anything -> weight
     total: int, # keys in all
@@ -187,7 +187,7 @@ def _emulsion(s: Scene) -> None:
     if s.rng.random() < 0.2:
         _vessel(s, "ship", s.rng.uniform(0.2, 0.34), 0.25, ship)
 
-
+# %% ../../nbs/synthetic/02_sample.ipynb #4bd2ca17
 def _sheen(s: Scene) -> None:
     if s.rng.random() < 0.3:
         s.any(*LOOK_ALIKES[:2])(s)
@@ -219,7 +219,7 @@ def _background(s: Scene) -> None:
             look_alike(s)
     waves(s)
 
-
+# %% ../../nbs/synthetic/02_sample.ipynb #153323bb
 RECIPES: dict[str, Callable[[Scene], None]] = {
     "oil": _oil, "emulsion": _emulsion, "oil_platform": _oil_platform, "sheen": _sheen, "ship": _ship,
     "background": _background}
@@ -258,7 +258,7 @@ def jittered_crop(
              for c, x in masks.items()}
     return cv2.LUT(warped, table), moved
 
-
+# %% ../../nbs/synthetic/02_sample.ipynb #77ab81a8
 def polygons(
     mask: np.ndarray, # h x w bool
     least: float = 8e-4, # smaller patches and holes are passed over, fraction of the image
@@ -282,6 +282,12 @@ def _keyhole(outline: np.ndarray, hole: np.ndarray) -> np.ndarray:
     gap = ((outline[:, None] - hole[None]) ** 2).sum(-1)
     a, b = np.unravel_index(gap.argmin(), gap.shape)
     return np.vstack([outline[:a + 1], np.roll(hole, -b, axis=0), hole[b:b + 1], outline[a:]])
+
+
+def _area(outline: list[float]) -> float:
+    "Area inside an outline, pixels (the shoelace formula)."
+    x, y = outline[0::2], outline[1::2]
+    return abs(0.5 * sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x))))
 
 # %% ../../nbs/synthetic/02_sample.ipynb #345ecb4f
 QUALITY = 88 # of the JPEGs: some 60 kB at 640 px, as in the real export
@@ -321,12 +327,6 @@ def _shoot(
             done.append((split, name, outlines))
     return done
 
-
-def _area(outline: list[float]) -> float:
-    "Area inside an outline, pixels (the shoelace formula)."
-    x, y = outline[0::2], outline[1::2]
-    return abs(0.5 * sum(x[i - 1] * y[i] - x[i] * y[i - 1] for i in range(len(x))))
-
 # %% ../../nbs/synthetic/02_sample.ipynb #30056613
 CATEGORIES = ("oils-emulsions", "emulsion", "oil", "oil-platform", "sheen", "ship")
 
@@ -354,36 +354,6 @@ def _coco(shots: Iterable[tuple[str, dict[str, list[list[float]]]]], size: int) 
     return {"info": info, "licenses": [licence], "categories": categories, "images": images, "annotations": annotations}
 
 # %% ../../nbs/synthetic/02_sample.ipynb #e7874411
-RECIPE = 1 # counts changes of the drawing: samples of two recipes differ at the same seed
-
-
-def synthetic(
-    out: Path, # the folder to make
-    sources: int = 240, # photographs to draw; about 2.4 images are cut from each
-    seed: int = 0, # the same seed gives the same bytes
-    size: int = 640, # side of the images, pixels
-    workers: int | None = None, # processes; None: `settings().threads`
-    progress: Callable[[int, int], None] | None = None, # told scenes done and scenes in all
-) -> Path: # `out`
-    "Draw a sample in LADOS's COCO layout; ConfigError for impossible numbers, DataError where `out` is taken."
-    out, recipe = Path(out), {"recipe": RECIPE, "sources": sources, "seed": seed, "size": size}
-    _check(sources, seed, size)
-    if _there(out, recipe):
-        return out
-    tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        tmp.mkdir(parents=True)
-        _write(tmp, recipe, workers or settings().threads, progress)
-        tmp.replace(out)
-    except (OSError, BrokenProcessPool) as e:
-        why = getattr(e, "strerror", None) or e
-        remedy = "free some space or choose another folder; a script must call this under `if __name__ == '__main__':`"
-        raise DataError(f"{out}: the sample cannot be written ({why})", remedy) from e
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
-    return out
-
-
 def _check(sources: int, seed: int, size: int) -> None:
     for name, value, least in (("sources", sources, len(SHARES)), ("seed", seed, 0), ("size", size, 64)):
         if value < least:
@@ -421,3 +391,33 @@ def _write(folder: Path, recipe: dict[str, int], workers: int, progress: Callabl
     for split, rows in shots.items():
         write_json(folder / split / "_annotations.coco.json", _coco(sorted(rows, key=lambda r: r[0]), size))
     write_json(folder / "synthetic.json", {**recipe, "images": {s: len(rows) for s, rows in shots.items()}})
+
+# %% ../../nbs/synthetic/02_sample.ipynb #7f027a2a
+RECIPE = 1 # counts changes of the drawing: samples of two recipes differ at the same seed
+
+
+def synthetic(
+    out: Path, # the folder to make
+    sources: int = 240, # photographs to draw; about 2.4 images are cut from each
+    seed: int = 0, # the same seed gives the same bytes
+    size: int = 640, # side of the images, pixels
+    workers: int | None = None, # processes; None: `settings().threads`
+    progress: Callable[[int, int], None] | None = None, # told scenes done and scenes in all
+) -> Path: # `out`
+    "Draw a sample in LADOS's COCO layout; ConfigError for impossible numbers, DataError where `out` is taken."
+    out, recipe = Path(out), {"recipe": RECIPE, "sources": sources, "seed": seed, "size": size}
+    _check(sources, seed, size)
+    if _there(out, recipe):
+        return out
+    tmp = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        tmp.mkdir(parents=True)
+        _write(tmp, recipe, workers or settings().threads, progress)
+        tmp.replace(out)
+    except (OSError, BrokenProcessPool) as e:
+        why = getattr(e, "strerror", None) or e
+        remedy = "free some space or choose another folder; a script must call this under `if __name__ == '__main__':`"
+        raise DataError(f"{out}: the sample cannot be written ({why})", remedy) from e
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    return out
