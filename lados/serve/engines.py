@@ -68,7 +68,7 @@ EITHER = PrecisionClass("32 bits, or 16 where the processor has them", agreement
 LOSSY = PrecisionClass("fewer bits, which shift answers on purpose", f1_drop=0.01, recall_drop=0.02,
                        bound=0.01)
 
-
+# %% ../../nbs/serve/00_engines.ipynb #6f7dae47
 @dataclass(frozen=True)
 class ExportSource:
     "What an engine's files are made of."
@@ -422,7 +422,6 @@ def _too_lossy(found: dict[str, Any] | None, limit: float) -> str: # empty: it i
     return f"it may give another class than torch for up to {found['upper']:.1%} of images (limit {limit:.0%}; " \
            f"{found['changed']} of {found['images']} changed)"
 
-
 # %% ../../nbs/serve/00_engines.ipynb #cc636165
 def left_out(
     folder: str | Path, # a bundle
@@ -478,7 +477,7 @@ def cached_measurements(
         write_json(kept, result)
     return result
 
-
+# %% ../../nbs/serve/00_engines.ipynb #09667e0a
 def choose_engine(
     folder: str | Path, # a bundle
 ) -> str: # a key of `ENGINES`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'MAX_CARDS', 'ZIP_FACTOR', 'SPARE_DISK', 'SessionFolder', 'preview', 'dimensions', 'upload_limits',
-           'BrowserUpload', 'UploadIntake']
+           'PiecedFile', 'BrowserUpload', 'OpenUploads', 'UploadIntake']
 
 # %% ../../nbs/ui/01_uploads.ipynb #72fd3df4
 import atexit
@@ -95,30 +95,14 @@ def _too_large(limit: int) -> DataError:
 
 # %% ../../nbs/ui/01_uploads.ipynb #5cdc7f3d
 @dataclass
-class BrowserUpload:
-    "A file that arrives in pieces."
+class PiecedFile:
+    "A file that is put together of pieces, each where it belongs."
 
     name: str
     path: Path
     limit: int # bytes
     file: IO[bytes] = field(repr=False)
     received: int = 0
-
-    @classmethod
-    def begin(
-        cls,
-        name: str, # of the file
-        size: int, # bytes, as the browser says
-        files: SessionFolder,
-    ) -> "BrowserUpload":
-        "Open a file for pieces. DataError if it is too large, ServeError if the disk is full."
-        limit = upload_limits()["archive" if name.lower().endswith(".zip") else "image"]
-        if size > limit:
-            raise _too_large(limit)
-        if shutil.disk_usage(files.folder).free < size + SPARE_DISK:
-            raise ServeError("no room left on the disk", "free some, or set LADOS_HOME to another")
-        path = files.new()
-        return cls(name, path, limit, path.open("wb"))
 
     def take(
         self,
@@ -145,9 +129,29 @@ class BrowserUpload:
         with self.path.open("rb") as f:
             return self.name.lower().endswith(".zip") or f.read(4) in (b"PK\3\4", b"PK\5\6")
 
+# %% ../../nbs/ui/01_uploads.ipynb #96ba93e9
+class BrowserUpload(PiecedFile):
+    "A file that arrives in pieces."
+
+    @classmethod
+    def begin(
+        cls,
+        name: str, # of the file
+        size: int, # bytes, as the browser says
+        files: SessionFolder,
+    ) -> "BrowserUpload":
+        "Open a file for pieces. DataError if it is too large, ServeError if the disk is full."
+        limit = upload_limits()["archive" if name.lower().endswith(".zip") else "image"]
+        if size > limit:
+            raise _too_large(limit)
+        if shutil.disk_usage(files.folder).free < size + SPARE_DISK:
+            raise ServeError("no room left on the disk", "free some, or set LADOS_HOME to another")
+        path = files.new()
+        return cls(name, path, limit, path.open("wb"))
+
 # %% ../../nbs/ui/01_uploads.ipynb #7eee8dae
-class UploadIntake:
-    "The files that are arriving at a page."
+class OpenUploads:
+    "The files that a page has begun to send."
 
     def __init__(
         self,
@@ -174,6 +178,23 @@ class UploadIntake:
             self.refused(key, name, e)
         return key in self.uploads
 
+    def drop(
+        self,
+        key: str, # of a file
+    ) -> None:
+        "Drop a file and what has come of it."
+        if upload := self.uploads.pop(key, None):
+            upload.close(keep=False)
+
+    def clear(self) -> None:
+        "Drop all files."
+        for key in list(self.uploads):
+            self.drop(key)
+
+# %% ../../nbs/ui/01_uploads.ipynb #08b11a77
+class UploadIntake(OpenUploads):
+    "The files that are arriving at a page."
+
     def piece(
         self,
         key: str, # of a file that was begun
@@ -195,16 +216,3 @@ class UploadIntake:
         if last:
             self.uploads.pop(key).close()
             self.arrived(key, upload)
-
-    def drop(
-        self,
-        key: str, # of a file
-    ) -> None:
-        "Drop a file and what has come of it."
-        if upload := self.uploads.pop(key, None):
-            upload.close(keep=False)
-
-    def clear(self) -> None:
-        "Drop all files."
-        for key in list(self.uploads):
-            self.drop(key)
