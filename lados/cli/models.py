@@ -68,7 +68,7 @@ def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
         result, table = reevaluate(model, load_manifest(find_bundle(folder).parent), step)
     return result, table, lambda: out.print(test_sets_table(result))
 
-# %% ../../nbs/cli/02_models.ipynb #09deebe4
+
 def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
     "Score images that the run need not know; with what shows the scores."
     from lados.model.datamodule import open_manifest
@@ -138,6 +138,39 @@ def predict(
         out.print(f"written to {path}")
     if (table["error"] != "").any():
         raise typer.Exit(1)
+
+
+def _files(paths: list[str]) -> list[Path]:
+    "The files that the arguments name; DataError where there is none."
+    files = [f for p in paths for f in images(p)]
+    if not files:
+        raise DataError(f"no images in {', '.join(paths)}", "name files, folders or globs of images")
+    if not any(f.exists() for f in files):
+        raise DataError(f"{files[0]}: no such file or folder", "check the path")
+    return files
+
+
+def _say_counts(table: "pd.DataFrame", predictor: Any) -> None:
+    "Print how many images were taken for what."
+    from lados.serve.gallery import count_words
+
+    out.print(f"{len(table)} images: {count_words(table.to_dict('records'), predictor.label_set)}", highlight=False)
+
+
+def _write_gallery(html: Path, table: "pd.DataFrame", files: list[Path], predictor: Any) -> None:
+    from lados.files import atomic_write
+    from lados.serve.gallery import gallery
+
+    facts = {"model": predictor.name, "engine": predictor.engine.name}
+    atomic_write(html, gallery(table.to_dict("records"), files, predictor.label_set, html, facts))
+
+
+def _say_withheld(bundle: Path, engine: str) -> None:
+    "Name the engines that `auto` leaves to the user."
+    from lados.serve.engines import withheld
+
+    for name, why in withheld(bundle).items() if engine == "auto" else ():
+        say("note", f"{name} is left out: {why}; --engine {name} takes it", to=err)
 
 # %% ../../nbs/cli/02_models.ipynb #09b8de26
 def images(
@@ -233,39 +266,6 @@ def _claims(table: "pd.DataFrame") -> list[str]:
     return [f"nothing is claimed about {known}"] * bool(known) + \
         [f"no prediction sets: {first.get('no_set')}"] * bool(first.get("no_set"))
 
-# %% ../../nbs/cli/02_models.ipynb #606acfa5
-def _files(paths: list[str]) -> list[Path]:
-    "The files that the arguments name; DataError where there is none."
-    files = [f for p in paths for f in images(p)]
-    if not files:
-        raise DataError(f"no images in {', '.join(paths)}", "name files, folders or globs of images")
-    if not any(f.exists() for f in files):
-        raise DataError(f"{files[0]}: no such file or folder", "check the path")
-    return files
-
-
-def _say_counts(table: "pd.DataFrame", predictor: Any) -> None:
-    "Print how many images were taken for what."
-    from lados.serve.gallery import count_words
-
-    out.print(f"{len(table)} images: {count_words(table.to_dict('records'), predictor.label_set)}", highlight=False)
-
-
-def _write_gallery(html: Path, table: "pd.DataFrame", files: list[Path], predictor: Any) -> None:
-    from lados.files import atomic_write
-    from lados.serve.gallery import gallery
-
-    facts = {"model": predictor.name, "engine": predictor.engine.name}
-    atomic_write(html, gallery(table.to_dict("records"), files, predictor.label_set, html, facts))
-
-
-def _say_withheld(bundle: Path, engine: str) -> None:
-    "Name the engines that `auto` leaves to the user."
-    from lados.serve.engines import withheld
-
-    for name, why in withheld(bundle).items() if engine == "auto" else ():
-        say("note", f"{name} is left out: {why}; --engine {name} takes it", to=err)
-
 # %% ../../nbs/cli/02_models.ipynb #8a83f769
 if TYPE_CHECKING:
     from lados.runs.folders import Run
@@ -297,18 +297,6 @@ def _print_parameters() -> None:
     out.print(rich_table(["parameter", "default", "meaning"], [list(row) for row in params_table()]))
 
 
-def _queued(preset: str | None, given: dict[str, Any]) -> None:
-    from lados.jobs.queue import submit_job
-    from lados.jobs.tasks import TRAIN
-    from lados.trail import noted
-
-    with noted("submit") as entry:
-        job, attached = submit_job(TRAIN, {**given, **({"preset": preset} if preset else {})})
-        entry.update(target=job.id, kind=TRAIN, attached=attached)
-    out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
-              f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
-
-# %% ../../nbs/cli/02_models.ipynb #2489fb57
 def train(
     data: Annotated[list[Path] | None, typer.Option(
         help="What `lados data import` takes; repeated: merged (default: the sample)")] = None,
@@ -338,7 +326,19 @@ def train(
     run = _resumed(resume, given) if resume else _started(preset, given)
     return _show_run(_watch_training(run))
 
-# %% ../../nbs/cli/02_models.ipynb #2f2b0ec1
+
+def _queued(preset: str | None, given: dict[str, Any]) -> None:
+    from lados.jobs.queue import submit_job
+    from lados.jobs.tasks import TRAIN
+    from lados.trail import noted
+
+    with noted("submit") as entry:
+        job, attached = submit_job(TRAIN, {**given, **({"preset": preset} if preset else {})})
+        entry.update(target=job.id, kind=TRAIN, attached=attached)
+    out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
+              f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
+
+
 def _started(preset: str | None, given: dict[str, Any]) -> "Run":
     "A new run folder with checked parameters; what cannot be trained on is refused before there is a folder."
     from lados.data.importers import recognise
