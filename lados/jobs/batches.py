@@ -161,7 +161,7 @@ def _reading(what: str, error: type[DataError]) -> Iterator[None]:
     except DataError:
         raise
     except Exception as e: # of any file system's own kind
-        if isinstance(e.__cause__, PermissionError): # fsspec says of a redirect that is not followed that nothing is there
+        if isinstance(e.__cause__, PermissionError): # a redirect that is not followed: to fsspec, nothing is there
             e = e.__cause__
         raise error(f"{what}: cannot be read ({type(e).__name__}: {e})"[:500],
                     "check the URL, the network and the credentials where the worker runs") from None
