@@ -112,7 +112,7 @@ def draw_bench_images(home):
     from lados.synthetic.sample import synthetic
 
     Path(home, "bench").mkdir(parents=True, exist_ok=True)
-    Path(home, "bench", "sample").symlink_to(made_once("bench", lambda folder: synthetic(folder, sources=60, workers=1)))
+    Path(home, "bench", "images").symlink_to(made_once("bench", lambda folder: synthetic(folder, sources=24, workers=1)))
 
 
 def _make_runs(folder):

@@ -36,7 +36,7 @@ def sample_jpegs(
     from lados.data.walk import images_in
     from lados.synthetic.sample import synthetic
 
-    files = images_in(synthetic(settings().lados_home / "bench" / "sample", sources=60), deep=True)[:count]
+    files = images_in(synthetic(settings().lados_home / "bench" / "images", sources=24), deep=True)[:count]
     return [_jpeg(Image.open(f).convert("RGB").resize((side, side))) for f in files]
 
 

@@ -38,7 +38,7 @@ def bench_data(
     images: int, # training images
 ) -> Dataset:
     "Images of the synthetic sample, all in training but a few, repeated where they are too few."
-    manifest = import_dataset(synthetic(settings().lados_home / "bench" / "sample", sources=60))
+    manifest = import_dataset(synthetic(settings().lados_home / "bench" / "images", sources=24))
     data = prepare_dataset(manifest, params.size, params.cached)
     rows = np.resize(np.arange(len(data.labels)), images + 6)
     return data.subset(rows).with_splits(np.where(np.arange(len(rows)) < images, "train", "valid"))
