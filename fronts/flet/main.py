@@ -18,6 +18,7 @@ from lados_fronts.desk import LIVE, desk_of  # noqa: E402
 from lados_fronts.keep import PENDING, Item, Keep, doubtful_first, forget_old, new_visitor  # noqa: E402
 from lados_fronts.service import Place  # noqa: E402
 from lados_fronts.texts import LANGUAGES, Texts, reader_language, texts  # noqa: E402
+from lados_fronts.wording import Wording  # noqa: E402
 
 PAGE = 24 # cards at once
 WIDE = 760 # pixels, from which a rail stands where a phone has a bar
@@ -69,9 +70,14 @@ class App:
         "Whether it is dark."
         return self.dark_wish == "dark" or (self.dark_wish == "system" and self.page.platform_brightness == ft.Brightness.DARK)
 
+    @property
+    def wording(self) -> Wording:
+        "How answers read."
+        return Wording(self.t, self.served)
+
     def title(self, name: str | None) -> str:
         "Return a class's name in the reader's language."
-        return self.t(self.served[name or ""].title)
+        return self.wording.title(name)
 
     def build(self) -> None:
         "Put the frame on the page."
@@ -225,7 +231,7 @@ class App:
             return [self.pick_button(), *self.guide()]
         shown = [i for i in items if self.matches(i)]
         more = len(shown) - self.shown
-        grid = ft.Row([self.card(i) for i in shown[:self.shown]], wrap=True, spacing=16, run_spacing=16)
+        grid = ft.Row([self.card(i) for i in shown[:self.shown]], wrap=True, spacing=16, run_spacing=16, vertical_alignment=ft.CrossAxisAlignment.START)
         button = [ft.OutlinedButton(self.t.many("Show {n} more", "Show {n} more", min(PAGE, more)), on_click=self.show_more)] if more > 0 else []
         return [self.pick_button(), *self.progress(items), self.filters(items), grid, *button, ft.Container(height=12)]
 
@@ -324,7 +330,7 @@ class App:
 
     def card(self, item: Item) -> ft.Control:
         "Return an image's card; made anew only when what it shows has changed."
-        key = (item, self.t.language, self.served.model, self.dark)
+        key = (item, self.t.language, self.served.model, self.dark, (self.page.width or 1200) >= WIDE or self.page.width)
         if item.key not in self.cards or self.cards[item.key][0] != key:
             self.cards[item.key] = (key, self.new_card(item))
         return self.cards[item.key][1]
@@ -332,7 +338,8 @@ class App:
     def new_card(self, item: Item) -> ft.Control:
         "Return a card."
         t, thumb = self.t, self.keep.thumb(item.key)
-        picture = [ft.Image(src=thumb.read_bytes(), width=246, height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
+        width = 270 if (self.page.width or 1200) >= WIDE else self.page.width - 32
+        picture = [ft.Image(src=thumb.read_bytes(), width=width - 24, height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
         name = ft.Text(item.name, size=13, color=ft.Colors.ON_SURFACE_VARIANT, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
         words = self.words(item)
         told = f"{item.name}: {', '.join(w.value for w in words if isinstance(w, ft.Text))}"
@@ -340,21 +347,22 @@ class App:
             told = f"{item.name}: {self.title(item.says)}, {t.percent(item.confidence)}{', ' + t('Ask a human') if item.doubtful else ''}"
         foot = [ft.Row([ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=item.name, on_click=lambda e: self.page.run_task(self.view, item.key)), self.corrector(item)],
                        alignment=ft.MainAxisAlignment.SPACE_BETWEEN)] if item.state == "done" else []
-        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12, width=270))
+        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12, width=width))
 
     def words(self, item: Item) -> list[ft.Control]:
         "Return the lines of a card."
         t, a = self.t, item.answer
         if item.state == "failed":
-            title = t.sentence(a.get("title") or "") + " " if t.language != "en" and a.get("title") else ""
-            return [ft.Text(title + t.sentence(item.error), color=ft.Colors.ERROR, weight=ft.FontWeight.W_600), ft.Text(t.sentence(item.remedy), size=13)]
+            return [ft.Text(self.wording.failure(item), color=ft.Colors.ERROR, weight=ft.FontWeight.W_600), ft.Text(t.sentence(item.remedy), size=13)]
         if item.state != "done":
             return [ft.Text(t("In a job") if item.state == "job" else t("Waiting"))]
         mark = t("confirmed") if item.label == a.get("label") else t("corrected")
         verdict = ft.Row([self.dot(self.served[item.says or ""].colour), ft.Text(self.title(item.says), size=17, weight=ft.FontWeight.W_600, expand=True),
                           ft.Text(mark if item.label else t.percent(item.confidence), weight=ft.FontWeight.W_600)])
         stack = ft.Row([ft.Container(bgcolor=self.served[n].colour, height=8, expand=max(1, round(1000 * p))) for n, p in (a.get("probabilities") or {}).items() if p > 0.002], spacing=1)
-        return [*([self.doubt()] if item.doubtful else []), verdict, stack, ft.Text(self.set_line(a), size=13, color=ft.Colors.ON_SURFACE_VARIANT)]
+        below = (ft.Text(self.wording.reason(a), size=13, weight=ft.FontWeight.W_600, color=AMBER_DARK_INK if self.dark else AMBER_INK) if item.doubtful
+                 else ft.Text(self.wording.set_line(a), size=13, color=ft.Colors.ON_SURFACE_VARIANT))
+        return [*([self.doubt()] if item.doubtful else []), verdict, stack, below]
 
     def doubt(self) -> ft.Control:
         "Return the mark of an image that a human should look at."
@@ -362,21 +370,16 @@ class App:
         words = ft.Row([ft.Icon(ft.Icons.FLAG_OUTLINED, size=15, color=ink), ft.Text(self.t("Ask a human"), size=13, color=ink, weight=ft.FontWeight.W_600)], spacing=4, tight=True)
         return ft.Row([ft.Container(words, bgcolor=back, border_radius=99, padding=ft.Padding.symmetric(horizontal=10, vertical=2))])
 
-    def set_line(self, answer: dict[str, Any]) -> str:
-        "Return the prediction set in words."
-        if options := answer.get("prediction_set"):
-            return self.t("Set: {classes}", classes=", ".join(map(self.title, options)))
-        return self.t("No set: {why}", why=self.t(answer.get("no_set") or "the model knows no thresholds"))
-
     def corrector(self, item: Item) -> ft.Control:
         "Offer the classes; a click keeps the image with its right label."
         t = self.t
-        rows = [ft.PopupMenuItem(content=self.title(c.name), checked=item.label == c.name, on_click=lambda e, n=c.name: self.page.run_task(self.correct, item.key, n))
+        rows = [ft.PopupMenuItem(content=self.title(c.name), icon=ft.Icons.CHECK if item.label == c.name else None, on_click=lambda e, n=c.name: self.page.run_task(self.correct, item.key, n))
                 for c in self.served.classes]
         if item.label:
             rows.append(ft.PopupMenuItem(content=t("Take back"), on_click=lambda e: self.page.run_task(self.correct, item.key, None)))
         words = ft.Row([ft.Icon(ft.Icons.EDIT, size=17), ft.Text(t("Change") if item.label else t("Fix label"))], spacing=6, tight=True)
-        return ft.PopupMenuButton(content=ft.Container(words, padding=10), items=rows)
+        menu = ft.PopupMenuButton(content=ft.Container(words, padding=10), items=rows, tooltip=t("What is it really?"))
+        return ft.Semantics(content=menu, container=True, button=True)
 
     async def asked(self, coroutine: Any) -> Any:
         "Ask the service for something now; none: it failed, and the visitor was told."
@@ -399,58 +402,9 @@ class App:
     # one image in large
 
     async def view(self, key: str) -> None:
-        "Open an image over the page: bars, set, heat map."
-        t, item = self.t, self.keep.get(key)
-        if not item:
-            return
-        large = images.shown_large(self.keep.path(key).read_bytes())
-        side = min(560, (self.page.width or 600) - 90)
-        high = side * (item.height or 3) / (item.width or 4)
-        heat = ft.Image(src=large, width=side, height=high, fit=ft.BoxFit.FILL, opacity=0, exclude_from_semantics=True, gapless_playback=True)
-        photo = spoken(item.name, ft.Stack([ft.Image(src=large, width=side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True), heat], width=side, height=high), image=True)
-        note = ft.Text(t("Looking at what speaks for {name} …", name=self.title(item.answer.get("label"))), size=13)
-        slider = ft.Slider(min=0, max=100, value=60, divisions=20, label="{value} %", on_change=lambda e: self.fade(heat, e.control.value), width=side)
-        rows = [self.bar(n, p, n in (item.answer.get("prediction_set") or []), side, key, heat, slider, note) for n, p in (item.answer.get("probabilities") or {}).items()]
-        content = ft.Column([photo, ft.Text(t("Heat map"), size=13), ft.Semantics(label=t("Heat map"), content=slider), note, *self.words(item)[:-2], ft.Text(self.set_line(item.answer), size=13),
-                             heading(t("How likely each class is"), 2, 15), *rows, *self.facts(item)], scroll=ft.ScrollMode.AUTO, width=side, spacing=8, tight=True)
-        self.page.show_dialog(ft.AlertDialog(title=ft.Text(item.name, size=16), content=content, actions=[ft.TextButton(t("Close"), on_click=lambda e: self.page.pop_dialog())],
-                                             inset_padding=ft.Padding.all(16)))
-        await self.explain(key, item.answer.get("label"), heat, slider, note)
-
-    def fade(self, heat: ft.Image, percent: float) -> None:
-        "Set how strong the heat map is."
-        heat.opacity = percent / 100
-        heat.update()
-
-    def bar(self, name: str, p: float, within: bool, side: float, key: str, heat: ft.Image, slider: ft.Slider, note: ft.Text) -> ft.Control:
-        "Return a class's probability; a click shows what speaks for it."
-        t = self.t
-        told = f"{self.title(name)}, {t.percent(p)}{', ' + t('in the set') if within else ''}"
-        label = ft.Container(ft.Text(self.title(name), color=ft.Colors.ON_PRIMARY if within else None), bgcolor=ft.Colors.PRIMARY if within else None, border_radius=99,
-                             padding=ft.Padding.symmetric(horizontal=8))
-        row = ft.Row([self.dot(self.served[name].colour), ft.Container(ft.Row([label]), width=150), ft.ProgressBar(value=p, color=self.served[name].colour, bar_height=10, border_radius=9, expand=True),
-                      ft.Text(t.percent(p), width=56, text_align=ft.TextAlign.RIGHT)])
-        return spoken(told, ft.Container(row, on_click=lambda e: self.page.run_task(self.explain, key, name, heat, slider, note), border_radius=9), button=True,
-                      on_tap=lambda e: self.page.run_task(self.explain, key, name, heat, slider, note))
-
-    async def explain(self, key: str, label: str | None, heat: ft.Image, slider: ft.Slider, note: ft.Text) -> None:
-        "Fetch a heat map and lay it over the image."
-        try:
-            png, _, name = await asyncio.wrap_future(self.desk.ask(self.desk.explain(key, label)))
-            heat.src, heat.opacity, note.value = png, (slider.value or 60) / 100, self.t("What speaks for {name}", name=self.title(name))
-        except Exception as error:
-            note.value = str(self.desk.problem(error))
-        with suppress(Exception): # closed meanwhile
-            heat.update()
-            note.update()
-
-    def facts(self, item: Item) -> list[ft.Control]:
-        "Return what else is known."
-        t, a = self.t, item.answer
-        total = (a.get("timing_ms") or {}).get("total")
-        known = {t("Model"): a.get("model"), t("Engine"): a.get("engine"), t("Latency"): t.seconds(total / 1e3) if total else None, t("Taken"): item.taken and item.taken.replace("T", " "),
-                 t("Place"): item.lat is not None and f"{item.lat:.5f}, {item.lon:.5f}"}
-        return [ft.Text(f"{n}: {v}", size=13, color=ft.Colors.ON_SURFACE_VARIANT) for n, v in known.items() if v]
+        "Open an image over the page."
+        if item := self.keep.get(key):
+            await Large(self, item).open()
 
     # the other parts
 
@@ -486,7 +440,7 @@ class App:
         "Return the settings, which are kept."
         t, keep, given = self.t, self.keep, Place.from_environment()
         url = ft.TextField(label=t("Address of the service"), value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL)
-        key = ft.TextField(label=t("Key"), value=keep.setting("key"), password=True, width=420)
+        key = ft.TextField(label=t("Key"), value=keep.setting("key"), password=True, can_reveal_password=True, width=420)
 
         async def save(e: Any) -> None:
             keep.set(url=(url.value or "").strip().rstrip("/"), key=(key.value or "").strip())
@@ -508,6 +462,90 @@ class App:
         self.build()
 
 
+class Large:
+    "One image in large: heat map, bars, set; beside each other where there is room."
+
+    def __init__(self, app: App, item: Item):
+        self.app, self.item, self.t = app, item, app.t
+        width = app.page.width or 600
+        self.wide = width >= 1000
+        self.side = min(620, width - 560) if self.wide else min(560, width - 90)
+        room = max(240, (app.page.height or 800) - 330) if self.wide else 10_000
+        high = self.side * (item.height or 3) / (item.width or 4)
+        if high > room:
+            self.side, high = self.side * room / high, room
+        large = images.shown_large(app.keep.path(item.key).read_bytes())
+        self.heat = self.layer(large, high, opacity=0, gapless_playback=True)
+        self.photo = spoken(item.name, ft.Stack([self.layer(large, high), self.heat], width=self.side, height=high), image=True)
+        self.note = ft.Text("", size=13, width=self.side)
+        self.slider = ft.Slider(min=0, max=100, value=0, divisions=20, label="{value} %", disabled=True, on_change=self.fade, width=self.side)
+
+    def layer(self, src: bytes, high: float, **options: Any) -> ft.Image:
+        "Return an image of the right size."
+        return ft.Image(src=src, width=self.side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True, **options)
+
+    async def open(self) -> None:
+        "Show it, and look where the answer comes from."
+        t, app = self.t, self.app
+        picture = [self.photo, ft.Text(t("Heat map"), size=13), ft.Semantics(label=t("Heat map"), content=self.slider), self.note]
+        more = [ft.Text(app.wording.set_line(self.item.answer), size=13)] if self.item.doubtful else []
+        answer = [*app.words(self.item), *more, heading(t("How likely each class is"), 2, 15), *self.bars(), *self.facts()]
+        if self.wide:
+            content = ft.Row([ft.Column(picture, width=self.side, tight=True, spacing=8), ft.Column(answer, width=400, spacing=8, tight=True)], spacing=24, tight=True,
+                             vertical_alignment=ft.CrossAxisAlignment.START)
+            content = ft.Column([content], scroll=ft.ScrollMode.AUTO, tight=True)
+        else:
+            content = ft.Column([*picture, *answer], scroll=ft.ScrollMode.AUTO, width=self.side, spacing=8, tight=True)
+        close = ft.TextButton(t("Close"), on_click=lambda e: app.page.pop_dialog())
+        app.page.show_dialog(ft.AlertDialog(title=ft.Text(self.item.name, size=16), content=content, actions=[app.corrector(self.item), close],
+                                            actions_alignment=ft.MainAxisAlignment.SPACE_BETWEEN, inset_padding=ft.Padding.all(16)))
+        await self.explain(self.item.answer.get("label"))
+
+    def bars(self) -> list[ft.Control]:
+        "Return the classes with their probabilities."
+        within = self.item.answer.get("prediction_set") or []
+        return [self.bar(n, p, n in within) for n, p in (self.item.answer.get("probabilities") or {}).items()]
+
+    def bar(self, name: str, p: float, within: bool) -> ft.Control:
+        "Return a class's probability; a click shows what speaks for it."
+        t, app = self.t, self.app
+        told = f"{app.title(name)}, {t.percent(p)}{', ' + t('in the set') if within else ''}"
+        label = ft.Container(ft.Text(app.title(name), color=ft.Colors.ON_PRIMARY if within else ft.Colors.ON_SURFACE), bgcolor=ft.Colors.PRIMARY if within else None,
+                             border_radius=99, padding=ft.Padding.symmetric(horizontal=8))
+        row = ft.Row([app.dot(app.served[name].colour), ft.Container(ft.Row([label]), width=150),
+                      ft.ProgressBar(value=p, color=app.served[name].colour, bgcolor=ft.Colors.OUTLINE_VARIANT, bar_height=10, border_radius=9, expand=True),
+                      ft.Text(t.percent(p), width=50, text_align=ft.TextAlign.RIGHT, color=ft.Colors.ON_SURFACE)])
+        return ft.TextButton(content=spoken(told, row), on_click=lambda e: app.page.run_task(self.explain, name), height=34,
+                             style=ft.ButtonStyle(padding=0, shape=ft.RoundedRectangleBorder(radius=9)))
+
+    def fade(self, e: Any) -> None:
+        "Set how strong the heat map is."
+        self.heat.opacity = self.slider.value / 100
+        self.heat.update()
+
+    async def explain(self, label: str | None) -> None:
+        "Fetch a heat map and lay it over the image; diffuse evidence tints nothing until somebody moves the slider."
+        try:
+            self.note.value = self.t("Looking at what speaks for {name} …", name=self.app.title(label))
+            self.note.update()
+            png, thirds, name = await asyncio.wrap_future(self.app.desk.ask(self.app.desk.explain(self.item.key, label)))
+            share = images.spread(png)
+            self.slider.disabled, self.slider.value = False, 0 if share > images.DIFFUSE else self.slider.value or 60
+            self.heat.src, self.heat.opacity, self.note.value = png, self.slider.value / 100, self.app.wording.where(name, thirds, share)
+        except Exception as error:
+            self.note.value = str(self.app.desk.problem(error))
+        with suppress(Exception): # closed meanwhile
+            self.app.page.update()
+
+    def facts(self) -> list[ft.Control]:
+        "Return what else is known."
+        t, item, a = self.t, self.item, self.item.answer
+        total = (a.get("timing_ms") or {}).get("total")
+        known = {t("Model"): a.get("model"), t("Engine"): a.get("engine"), t("Latency"): t.seconds(total / 1e3) if total else None,
+                 t("Taken"): item.taken and item.taken.replace("T", " "), t("Place"): item.lat is not None and f"{item.lat:.5f}, {item.lon:.5f}"}
+        return [ft.Text(f"{n}: {v}", size=13, color=ft.Colors.ON_SURFACE_VARIANT) for n, v in known.items() if v]
+
+
 async def main(page: ft.Page) -> None:
     "Begin, for a visitor whom the browser or the device remembers."
     prefs = ft.SharedPreferences()
@@ -520,6 +558,7 @@ async def main(page: ft.Page) -> None:
         wish = getattr(await page.get_device_info(), "language", None)
     language = reader_language(keep.setting("language"), wish)
     keep.set(language=language)
+    keep.release() # what had arrived when the browser was closed
     app = App(page, keep, language)
     page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == bool(page.navigation_bar) else None
     page.on_platform_brightness_change = lambda e: app.build()

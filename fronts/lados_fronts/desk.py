@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import logging
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ PAUSES = (0.5, 1.0, 2.0, 4.0) # seconds between two looks at a service that is a
 LIVE = ("queued", "running")
 GIVEN_UP = ("cancelled", "failed")
 T = TypeVar("T")
+log = logging.getLogger("lados.fronts")
 
 
 class Desk:
@@ -49,6 +51,8 @@ class Desk:
                 await self._follow()
                 self.away, failed = None, 0
             except Exception as error: # also one of a sort that nobody thought of: the outbox must not die
+                if not isinstance(error, ApiError):
+                    log.exception("the outbox stumbled, and goes on")
                 self.away, failed = error, failed + 1
             await asyncio.sleep(PAUSES[min(failed, len(PAUSES)) - 1] if failed else 0.2)
         await self.client.close()
@@ -96,6 +100,7 @@ class Desk:
             self.keep.change_all("sending", "waiting")
             if isinstance(error, Unavailable | Forbidden) or (isinstance(error, Busy) and not error.type.endswith(("no-queue", "no-job-store"))):
                 raise
+            log.warning("%d images go one by one: %s", len(items), error)
             return False
         finally:
             self.handing = 0

@@ -19,13 +19,13 @@ def row(
     item: Item,
     classes: Sequence[str], # of the label set, in its order
 ) -> dict[str, Any]: # column -> value
-    "Return an image's row."
+    "Return an image's row: the columns of `lados predict`, then what only a front end knows."
     a = item.answer
-    shares = a.get("probabilities") or {}
-    return {"file": item.name, "predicted": a.get("label"), "confidence": a.get("confidence"), "prediction_set": a.get("prediction_set"),
-            "ask_a_human": a.get("abstain"), "reason": a.get("reason"), "corrected_to": item.label, **{f"p_{c}": shares.get(c) for c in classes},
-            "distance": a.get("distance"), "taken": item.taken, "latitude": item.lat, "longitude": item.lon, "model": a.get("model"),
-            "engine": a.get("engine"), "error": item.error, "sha256": item.key if item.bytes else ""}
+    shares, confirmed = a.get("probabilities") or {}, bool(item.label) and item.label == a.get("label")
+    plain = {n: a.get(n) for n in ("prediction_set", "not_covered", "no_set", "abstain", "reason", "distance", "rendering", "model", "engine")}
+    return {"image": item.name, "predicted": a.get("label"), "confidence": a.get("confidence"), **{f"p_{c}": shares.get(c) for c in classes}, **plain,
+            "error": item.error, "corrected_to": None if confirmed else item.label, "confirmed": "True" if confirmed else None,
+            "sha256": item.key if item.bytes else "", "taken": item.taken, "latitude": item.lat, "longitude": item.lon}
 
 
 def as_csv(items: Sequence[Item], classes: Sequence[str]) -> bytes: # UTF-8, marked as such for spreadsheets

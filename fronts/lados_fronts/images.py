@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from pathlib import PurePosixPath
 
 from PIL import Image, ImageOps
@@ -18,6 +19,7 @@ else:
 
 THUMB = 384 # pixels, of the longer side
 LARGE = 1400
+DIFFUSE = 0.33 # above this `spread` no place stands out, and nothing is tinted unless somebody asks for it
 UNPACKED = 4_000_000_000 # bytes of a zip at most
 MEMBERS = 5000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".heif", ".jp2", ".jfif"}
@@ -102,6 +104,15 @@ def with_heat(data: bytes, heat: bytes, opacity: float) -> bytes: # JPEG
         out = io.BytesIO()
         Image.alpha_composite(base, warm).convert("RGB").save(out, "JPEG", quality=88)
     return out.getvalue()
+
+
+def spread(heat: bytes) -> float: # 0..1
+    "Return the share of an image that holds half of a heat map's warmth: 0.5 where nothing stands out, small where a place does."
+    with Image.open(io.BytesIO(heat)) as over:
+        alphas = over.convert("RGBA").getchannel("A").resize((64, 64)).tobytes()
+    warmth = sorted(((a / 255) ** (1 / 0.7) for a in alphas), reverse=True) # alpha is warmth to the power of 0.7
+    half = sum(warmth) / 2
+    return next((n / len(warmth) for n, seen in enumerate(accumulate(warmth), 1) if seen >= half), 0.0)
 
 
 def _time(exif: Image.Exif) -> str | None:

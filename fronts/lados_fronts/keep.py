@@ -161,9 +161,9 @@ class Keep:
             return db.execute("UPDATE images SET state='waiting' WHERE state='new'").rowcount
 
     def recover(self) -> None:
-        "Put back what was on its way when a process died."
+        "Put back what was on its way when a process died, into this machine or out of it."
         with self._open() as db:
-            db.execute("UPDATE images SET state='waiting' WHERE state='sending'")
+            db.execute("UPDATE images SET state='waiting' WHERE state IN ('new', 'sending')")
 
     def claim(self, most: int) -> list[Item]:
         "Take waiting images to send; nobody else gets them."

@@ -13,6 +13,7 @@ from lados_fronts.desk import Desk, desk_of
 from lados_fronts.keep import Item, Keep, forget_old, new_visitor
 from lados_fronts.service import Served
 from lados_fronts.texts import Texts, reader_language, texts
+from lados_fronts.wording import Wording
 
 ASK_S = 120.0 # for one answer of the service
 REMEMBER = """
@@ -43,9 +44,14 @@ class Visit:
         "What the service serves, as far as is known."
         return self.desk.served
 
+    @property
+    def words(self) -> Wording:
+        "How answers read."
+        return Wording(self.t, self.served)
+
     def title(self, name: str | None) -> str:
         "Return a class's name in the reader's language."
-        return self.t(self.served[name or ""].title)
+        return self.words.title(name)
 
 
 @st.cache_resource
@@ -97,7 +103,10 @@ COLOURS = {
 CSS = """
 .block-container h2, .block-container h3 { font-size: 17px !important; padding: 6px 0 2px; }
 .block-container { padding-top: 4.2rem; max-width: 1560px; }
+[data-testid="stCaptionContainer"] { opacity: 1 !important; }
+[data-stale="true"] { opacity: 1 !important; transition: none !important; }
 [data-testid="stCaptionContainer"] p { color: var(--l-soft); }
+[data-testid^="stBaseButton-primary"] p { color: var(--l-on-deep); }
 .l-top { display: flex; flex-wrap: wrap; gap: 10px 28px; align-items: center; justify-content: space-between; }
 .l-brand { display: flex; gap: 14px; align-items: center; }
 .l-brand h1 { font-size: 21px; line-height: 1.2; font-weight: 650; margin: 0; padding: 0; letter-spacing: -0.01em; color: var(--l-ink); }
@@ -139,14 +148,17 @@ CSS = """
 .l-legend li { display: flex; gap: 12px; background: var(--l-paper); border: 1px solid var(--l-line); border-radius: 14px; padding: 12px 16px; margin: 0; }
 .l-legend .l-dot { margin-top: 4px; }
 .l-legend span span { display: block; color: var(--l-soft); font-size: 13px; }
-.l-tiles { padding: 0; display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px; margin: 0; }
+.l-tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)); gap: 14px; margin: 0 !important; padding: 0 !important; }
 .l-tiles div { background: var(--l-paper); border: 1px solid var(--l-line); border-radius: 14px; padding: 12px 16px; }
 .l-tiles dd { margin: 0; font-size: 24px; font-weight: 620; font-variant-numeric: tabular-nums; color: var(--l-ink); overflow-wrap: anywhere; }
 .l-tiles dt { font-size: 13px; color: var(--l-soft); font-weight: 400; }
 [class*="st-key-card-"] { background: var(--l-paper); }
 [class*="st-key-card-"] img { aspect-ratio: 4 / 3; object-fit: cover; border-radius: 8px; }
 [data-testid="stFileUploaderDropzone"] { border: 2px dashed #7f96ab; align-items: center; min-height: 92px; background: var(--l-paper); }
-@media (max-width: 640px) { [class*="st-key-card-"] { width: 100% !important; flex-basis: 100% !important; } }
+@media (min-width: 641px) { .l-status { justify-content: flex-end; } }
+@media (max-width: 640px) {
+  [class*="st-key-card-"], div:has(> [class*="st-key-card-"]) { width: 100% !important; max-width: 100% !important; flex: 1 1 100% !important; }
+}
 """
 RUSSIAN_UPLOADER = """
 [data-testid="stFileUploaderDropzone"] button p { font-size: 0; }
@@ -219,45 +231,19 @@ def ask(here: Visit, coroutine: Any) -> Any: # what it gives; none: it failed, a
 # --- an image
 
 
-def set_line(here: Visit, answer: dict[str, Any]) -> str:
-    "Return the prediction set in words."
-    options = answer.get("prediction_set")
-    if options:
-        return here.t("Set: {classes}", classes=", ".join(map(here.title, options)))
-    return here.t("No set: {why}", why=here.t(answer.get("no_set") or "the model knows no thresholds"))
-
-
-def reason_line(here: Visit, answer: dict[str, Any]) -> str:
-    "Return why a human should look."
-    t, options = here.t, answer.get("prediction_set") or []
-    if t.language == "en":
-        return t.sentence(answer.get("reason") or "")
-    if answer.get("unlike_training"):
-        return t("Unlike the training images: ask a human.")
-    if len(options) > 1:
-        return t("{classes}: ask a human.", classes=" / ".join(map(here.title, options)))
-    return t("Less sure than most: ask a human.")
-
-
-def failure(t: Texts, item: Item) -> str:
-    "Return why an image has no answer: in another language than the service's, its kind of problem first."
-    title = item.answer.get("title") or ""
-    return " ".join(filter(None, [t.sentence(title) if t.language != "en" else "", t.sentence(item.error)]))
-
-
 def card_html(here: Visit, item: Item) -> str:
     "Return the words of a card."
     t = here.t
     name = f'<p class="l-name" title="{say(item.name)}">{say(item.name)}</p>'
     if item.state == "failed":
-        return f'<p class="l-error">{say(failure(t, item))}</p><p class="l-set">{say(t.sentence(item.remedy))}</p>{name}'
+        return f'<p class="l-error">{say(here.words.failure(item))}</p><p class="l-set">{say(t.sentence(item.remedy))}</p>{name}'
     if item.state != "done":
         return f'<p class="l-set">{say(t("In a job") if item.state == "job" else t("Waiting"))}</p>{name}'
     answer, shown = item.answer, here.served[item.says or ""]
     mark = (f'<span class="l-mark">✓ {say(t("confirmed") if item.label == answer.get("label") else t("corrected"))}</span>' if item.label
             else f'<span class="l-sure">{t.percent(item.confidence)}</span>')
     doubt = f'<span class="l-doubt">⚑ {say(t("Ask a human"))}</span>' if item.doubtful else ""
-    below = f'<p class="l-reason">{say(reason_line(here, answer))}</p>' if item.doubtful else f'<p class="l-set">{say(set_line(here, answer))}</p>'
+    below = f'<p class="l-reason">{say(here.words.reason(answer))}</p>' if item.doubtful else f'<p class="l-set">{say(here.words.set_line(answer))}</p>'
     return (f'{doubt}<p class="l-verdict">{dot(shown.colour)}<b>{say(here.title(item.says))}</b>{mark}</p>{stack(here, answer)}{below}{name}')
 
 
@@ -347,27 +333,20 @@ def _picture(here: Visit, item: Item) -> None:
     choices = ["", *(item.answer.get("probabilities") or {})]
     label = st.selectbox(t("What speaks for"), choices, format_func=lambda n: here.title(n) if n else t("no heat map"),
                          index=choices.index(item.answer["label"]) if item.answer.get("label") in choices else 0, key=f"heat-{item.key}")
-    strength = st.slider(t("Heat map"), 0, 100, 60, format="%d %%", key="opacity", disabled=not label)
     found = None
     if label:
         with st.spinner(t("Looking at what speaks for {name} …", name=here.title(label)), show_time=True):
             found = ask(here, here.desk.explain(item.key, label))
+    share = images.spread(found[0]) if found else 0.0
+    diffuse = share > images.DIFFUSE
+    strength = st.slider(t("Heat map"), 0, 100, 0 if diffuse else 60, format="%d %%", key=f"opacity-{diffuse}", disabled=not found)
     large = images.shown_large(data)
     if large and found:
         large = images.with_heat(large, found[0], strength / 100)
     if large:
         st.image(large, alt=item.name, width="stretch")
     if found:
-        st.caption(where_line(here, found[1]))
-
-
-def where_line(here: Visit, thirds: dict[str, float]) -> str:
-    "Return where the heat is, in words."
-    t, names = here.t, {"left": here.t("left"), "centre": here.t("centre"), "right": here.t("right"), "top": here.t("top"),
-                        "middle": here.t("middle"), "bottom": here.t("bottom")}
-    across, down = (max(group, key=lambda n: thirds.get(n, 0)) for group in (("left", "centre", "right"), ("top", "middle", "bottom")))
-    return t("Most of it lies {across} ({a}) and {down} ({d}).", across=names[across], a=t.percent(thirds.get(across, 0)), down=names[down],
-             d=t.percent(thirds.get(down, 0)))
+        st.caption(here.words.where(label, found[1], share))
 
 
 def _facts(here: Visit, item: Item) -> None:

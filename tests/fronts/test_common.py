@@ -4,7 +4,10 @@ import ast
 import csv
 import io
 import json
+import os
+import subprocess
 import sys
+import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -121,7 +124,7 @@ def test_doubtful_ones_come_first():
 def test_results_are_taken_home_as_table_objects_and_map():
     items = [Item("a" * 64, "=1+1.jpg", 0, "done", ANSWER, lat=36.5, lon=25.25, bytes=5), Item("b" * 64, "b.jpg", 0, "failed", error="torn", bytes=5)]
     rows = list(csv.DictReader(io.StringIO(exports.as_csv(items, ["oil", "ship"]).decode("utf-8-sig"))))
-    assert rows[0]["file"] == "'=1+1.jpg" and rows[0]["p_oil"] == "0.9" and rows[1]["error"] == "torn"
+    assert rows[0]["image"] == "'=1+1.jpg" and rows[0]["p_oil"] == "0.9" and rows[1]["error"] == "torn"
     assert json.loads(exports.as_json(items, ["oil", "ship"]))[0]["prediction_set"] == ["oil"]
     points = json.loads(exports.as_geojson(items, ["oil", "ship"]))["features"]
     assert [p["geometry"]["coordinates"] for p in points] == [[25.25, 36.5]] and points[0]["properties"]["predicted"] == "oil"
@@ -147,3 +150,16 @@ def test_classes_and_limits_are_those_that_the_service_tells():
     answer = answer_of(row, served)
     assert answer["prediction_set"] == ["weed", "oil"] and answer["abstain"] is True and answer["model"] == "m" and answer["probabilities"] == {"weed": 0.8}
     assert answer_of({"error": "torn"}, served) == {}
+
+
+def test_the_folder_for_flet_build_has_the_client_alone(tmp_path):
+    "What `flet build` takes: the program, and of lados nothing but its client, which is all that the program asks for."
+    folder = tmp_path / "phone"
+    done = subprocess.run([sys.executable, FRONTS / "flet" / "pack.py", folder], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert "flet build apk" in done.stdout, done.stderr
+    assert {p.name for p in (folder / "lados").iterdir()} == {"__init__.py", "client.py"}
+    project = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert any(d.startswith("httpx") for d in project["project"]["dependencies"]) and project["tool"]["flet"]["android"]["permission"]
+    code = "import sys, lados_fronts.desk, lados_fronts.wording; print(*(m for m in sys.modules if m.startswith('lados.')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True)
+    assert done.stdout.split() == ["lados.client"], done.stderr

@@ -1,5 +1,7 @@
 """Flight: what a batch says as a whole, as charts; a click in a chart opens the image."""
 
+from collections import Counter
+
 import parts
 import plotly.graph_objects as go
 import streamlit as st
@@ -40,7 +42,8 @@ def confidence_chart(items: list[Item]) -> go.Figure:
             figure.add_histogram(name=here.title(c.name), x=its, xbins={"start": 0, "end": 1.0001, "size": 0.05},
                                  marker={"color": c.colour, "line": {"width": 0.5, "color": edge(c.colour)}})
     figure.update_xaxes(title=t("Confidence"), tickformat=".0%", range=[0, 1], **GRID)
-    figure.update_yaxes(title=t("Images"), **GRID)
+    most = max(Counter(int(i.confidence * 20) for i in items).values())
+    figure.update_yaxes(title=t("Images"), tickformat=",d", dtick=1 if most < 8 else None, **GRID) # there are no halves of images
     return figure
 
 
