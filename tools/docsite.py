@@ -439,13 +439,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
               for folder, title in LEVELS.items()}
     how_to = [*HOW_TO, *sorted({p.stem for p in (ROOT / "docs" / "how-to").glob("*.md")} - set(HOW_TO))]
     config.nav = [{"Guide": [{"lados": "index.md"}, *tutorials]}, {"How to": [{"What is in a run folder": page} if "run-folder" in page else page for page in (f"how-to/{name}.md" for name in how_to)]},
-                  {"По-русски": ["ru/index.md", "ru/front-ends.md"]}, {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
+                  {"По-русски": ["ru/index.md", *(f"ru/{name}.md" for name in HOW_TO if (ROOT / "docs" / "ru" / f"{name}.md").exists())]}, {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
                   {"Changelog": "changelog.md"}, {"Contributing": "contributing.md"}]
     return config
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown.replace("<!-- errors -->", error_tables(page.file.src_uri)) if "<!-- errors -->" in markdown else markdown
+
+
+def on_post_page(output: str, **_: Any) -> str:
+    """A page whose search, a dialog, has a name for screen readers."""
+    return output.replace('data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"')
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

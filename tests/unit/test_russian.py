@@ -17,7 +17,7 @@ def parts(path) -> dict[str, list[str]]:
     text = (ROOT / path).read_text("utf-8").split(ONLY_ENGLISH.get(path, "\0"))[0]
     code = re.findall(r"^```.*?^```", text, re.M | re.S)
     prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
-    links = [t for t in re.findall(r"\]\(([^)]+)\)", prose) if not t.startswith("README")]
+    links = [re.sub(r"^(\.\./how-to/|docs/ru/|docs/how-to/)", "", t) for t in re.findall(r"\]\(([^)]+)\)", prose) if not t.startswith("README")]
     words = re.sub(r"\]\([^)]+\)", "]", prose)
     return {"headings": re.findall(r"^#+(?= )", prose, re.M), "commands": code, "names in backticks": sorted(re.findall(r"`[^`]+`", words)), "links": sorted(links),
             "figures": sorted(re.findall(r"\d[\d.,]*\d|\d", words)), "rows of tables": re.findall(r"^\|", prose, re.M)}
@@ -29,4 +29,4 @@ def test_both_languages_say_the_same(english, russian):
     for what, found in ours.items():
         assert found == theirs[what], f"{russian}: {what} differ from {english}"
     cyrillic = len(re.findall("[а-яё]", (ROOT / russian).read_text("utf-8"), re.I))
-    assert cyrillic > 800, f"{russian} is not Russian"
+    assert cyrillic > 400, f"{russian} is not Russian"
