@@ -34,7 +34,6 @@ class AnswerField:
     type: Any # there
     doc: str # for the documentation of the API
     column: str = "" # of tables; empty: it is in none; `*` stands for each class of a value by class
-    page: str = "" # column of the page's table, where that is another one
     cell: Callable[[Any], Any] = lambda value: value # what a table has for it
     read: Callable[["Predictor", np.ndarray, float], Any] | None = None # from the predictor, probabilities and distance
     schema: dict[str, Any] = field(default_factory=dict) # more of its JSON Schema: limits, examples
@@ -42,13 +41,11 @@ class AnswerField:
     def cells(
         self,
         value: Any, # of the field; None: there is no answer
-        page: bool = False, # for the page's table
     ) -> dict[str, Any]: # column -> cell
         "Return what the field adds to a row."
-        column = (page and self.page) or self.column
-        if "*" in column:
-            return {column.replace("*", c): self.cell(v) for c, v in (value or {}).items()}
-        return {column: None if value is None else self.cell(value)} if column else {}
+        if "*" in self.column:
+            return {self.column.replace("*", c): self.cell(v) for c, v in (value or {}).items()}
+        return {self.column: None if value is None else self.cell(value)} if self.column else {}
 
 # %% ../../nbs/serve/01_predictor.ipynb #05098c3a
 _SHARE = Annotated[float, Field(ge=0, le=1)]
@@ -64,7 +61,7 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
                 "classes that nothing is claimed about: no image of theirs was held out, or those of one source only. "
                 "They are in every prediction set", "not_covered", cell="|".join, schema={"examples": [[]]}),
     AnswerField("no_set", str | None, "why there is no prediction set", "no_set", schema={"examples": [None]}),
-    AnswerField("abstain", bool, "a human should look", "abstain", "ask_a_human", schema={"examples": [False]}),
+    AnswerField("abstain", bool, "a human should look", "abstain", schema={"examples": [False]}),
     AnswerField("reason", str | None, "why a human should look", "reason"),
     AnswerField("distance", Annotated[float, Field(ge=0)] | None,
                 "distance to the training images, about 1 for the like of them", "distance",
@@ -87,12 +84,11 @@ def answer_fields() -> dict[str, AnswerField]:
 
 def answer_cells(
     answer: Mapping[str, Any], # as JSON has it; empty: there is none
-    page: bool = False, # for the page's table
 ) -> dict[str, Any]: # column -> cell
     "Return the part of a table's row that an answer makes."
     cells: dict[str, Any] = {}
     for name, record in answer_fields().items():
-        cells |= record.cells(answer.get(name), page)
+        cells |= record.cells(answer.get(name))
     return cells
 
 # %% ../../nbs/serve/01_predictor.ipynb #83b89b04

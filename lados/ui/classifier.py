@@ -218,13 +218,11 @@ class Card:
         return [(f.name.replace("_", " "), str(f.cell(self.answer[f.name]))) for f in added]
 
     def row(self) -> dict[str, Any]:
-        "Return the card's line in the table of results."
-        cells = answer_cells(self.answer, page=True)
-        first = {n: cells[n] for n in ("predicted", "confidence", "prediction_set", "ask_a_human", "reason")}
+        "Return the card's line in the table of results: the columns of `lados predict`, then what only the page knows."
         confirmed = self.label is not None and self.label == self.answer.get("label")
-        said = {"corrected_to": None if confirmed else self.label, "confirmed": "True" if confirmed else None}
-        return {"file": self.name, **first, **said, **cells,
-                "total_ms": self.answer.get("timing_ms", {}).get("total"), "error": self.error, "sha256": self.digest}
+        return {"image": self.name, **answer_cells(self.answer), "error": self.error,
+                "corrected_to": None if confirmed else self.label, "confirmed": "True" if confirmed else None,
+                "total_ms": self.answer.get("timing_ms", {}).get("total"), "sha256": self.digest}
 
 # %% ../../nbs/ui/02_classifier.ipynb #48891df7
 def results_table(

@@ -9,6 +9,7 @@ __all__ = ['log', 'THUMB', 'LARGE', 'Notify', 'error_text', 'ClassifierHandle', 
 
 # %% ../../nbs/ui/03_session.ipynb #b23dcea1
 import logging
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ from ..data.walk import reasons_text
 from ..jobs.promotion import service_errors
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from ..data.corrections import Corrections
-from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, preview, upload_limits
+from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, earlier_cards, preview, upload_limits
 from .voila import apps_folder
 
 # %% ../../nbs/ui/03_session.ipynb #bc563353
@@ -160,6 +161,7 @@ class CardBoard:
         self.tell, self.files, self.lock = tell, SessionFolder(), threading.Lock()
         self.cards: dict[str, Card] = {}
         self.intake = UploadIntake(self.files, self._arrived, self._refused)
+        self.tab = "" # name of the browser's tab; empty: nothing is noted for the page that follows
         self.round = 0 # how often the page was cleared: a zip of an earlier round is no longer wanted
         many = 4 if settings().lados_api_url else max(2, min(4, settings().threads))
         self.workers = ThreadPoolExecutor(many, thread_name_prefix="classify")
@@ -184,7 +186,18 @@ class CardBoard:
         "Send the page a card's state, and its small image if there is one."
         small = card.path and card.path.with_suffix(".jpg")
         images = [small.read_bytes()] if small and small.exists() else []
+        if self.tab:
+            self.files.note(card={**vars(card), "path": card.path and card.path.name})
         self.tell({"kind": "card", **card.shown()}, *images)
+
+    def forget(
+        self,
+        ids: list[str], # of cards and uploads
+    ) -> None:
+        "Tell the page, and the one that follows it, that cards are gone."
+        if self.tab:
+            self.files.note(gone=ids)
+        self.tell({"kind": "gone", "ids": ids})
 
     def _refused(self, key: str, name: str, error: LadosError) -> None:
         self.cards[key] = card = Card(key, name)
@@ -278,7 +291,7 @@ class AnswerQueue(CardBoard):
                 self.cards.pop(card.id, None)
         if same:
             _delete_file(card)
-            self.tell({"kind": "gone", "ids": [card.id]})
+            self.forget([card.id])
             self.say(f"{card.name} is here already" + f", as {same.name}" * (same.name != card.name))
         return same is not None
 
@@ -306,7 +319,7 @@ class AnswerQueue(CardBoard):
         for card in cards:
             self.cards.pop(card.id, None)
             _delete_file(card)
-        self.tell({"kind": "gone", "ids": ids})
+        self.forget(ids)
 
 
 def _delete_file(card: Card) -> None:
@@ -328,6 +341,23 @@ class Session(AnswerQueue):
         super().__init__(tell, ClassifierHandle(about, open_), corrections or open_corrections())
         self.wanted: tuple[str, str | None] = ("", None)
         self.aside = ThreadPoolExecutor(1, thread_name_prefix="explain")
+
+    def resume(
+        self,
+        tab: str, # its name
+    ) -> None:
+        "Take over the images of the page that a browser's tab showed before it was reloaded; once."
+        if self.tab or not re.fullmatch("[0-9a-f]{32}", tab):
+            return
+        self.tab = tab
+        earlier = [Card(**c) for c in earlier_cards(self.files, tab)]
+        self.files.note(tab=tab)
+        for card in earlier:
+            if card.state == "waiting":
+                self._add(card)
+            else:
+                self.cards[card.id] = card
+                self.show(card)
 
     def look(
         self,
@@ -421,6 +451,7 @@ class ClassifierPage(anywidget.AnyWidget):
         self.session.aside.submit(self.session.tell_outlook)
         for card in list(self.session.cards.values()):
             self.session.show(card)
+        self.session.resume(str(message.get("tab") or ""))
 
     def _begin(self, message: dict, buffers: list) -> None:
         accepted = self.session.intake.begin(message["id"], message["name"], int(message["size"]), self.session.room)

@@ -208,7 +208,7 @@ def table(page) -> dict[str, dict[str, str]]:
     with page.expect_download() as waited:
         page.get_by_role("button", name="Download CSV").click()
     text = Path(waited.value.path()).read_text(encoding="utf-8-sig")
-    return {row["file"]: row for row in csv.DictReader(io.StringIO(text))}
+    return {row["image"]: row for row in csv.DictReader(io.StringIO(text))}
 
 
 def zipped(**files: bytes) -> bytes:
@@ -280,7 +280,7 @@ def test_an_afternoon_with_the_page(server, visit):
     assert len(rows) == 5 and "'=1+1.png" in rows, "no formula for a spreadsheet"
     assert rows["'=1+1.png"]["corrected_to"] == "sheen" and rows["ship.png"]["corrected_to"] == ""
     assert abs(sum(float(rows["ship.png"][f"p_{c}"]) for c in CLASSES) - 1) < 1e-6
-    assert rows["ship.png"]["model"] == "toy-run" and sum(r["ask_a_human"] == "True" for r in rows.values()) == DOUBTFUL
+    assert rows["ship.png"]["model"] == "toy-run" and sum(r["abstain"] == "True" for r in rows.values()) == DOUBTFUL
 
     # cleared; an image that was put right is known when it comes again
     page.get_by_role("button", name="Clear").click()
@@ -288,6 +288,14 @@ def test_an_afternoon_with_the_page(server, visit):
     drop(page, ("renamed.png", IMAGES["=1+1.png"]))
     settled(page, 1)
     assert "sheen" in card(page, "renamed.png").locator(".verdict").inner_text()
+
+    # reloaded: another page with another kernel, and the same image, answered and put right
+    page.reload(wait_until="commit")
+    page.wait_for_selector("[data-test=drop]", timeout=40_000)
+    settled(page, 1)
+    assert names(page) == ["renamed.png"] and "sheen" in card(page, "renamed.png").locator(".verdict").inner_text()
+    card(page, "renamed.png").locator("[data-act=open]").click()
+    page.locator("dialog.viewer figcaption", has_text=re.compile("What speaks for|is diffuse")).wait_for()
 
 
 def test_bad_input_becomes_cards_that_say_why(server, visit):
@@ -412,7 +420,8 @@ def test_one_interrupt_ends_the_page_and_its_kernels(server):
     psutil.wait_procs(kernels, 5)
     assert not [p for p in kernels if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert "Traceback" not in server.told(), server.told()
-    assert not list((server.home / "home" / "pages").glob("page-*")), "what was dropped is gone"
+    left = list((server.home / "home" / "pages").glob("page-*"))
+    assert all((folder / "kept.jsonl").exists() for folder in left), "nothing is left but what a reload may ask for within the hour"
 
 
 def test_a_taken_port_and_a_wrong_engine_are_said(tmp_path, environment):

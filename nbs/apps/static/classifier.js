@@ -168,6 +168,17 @@ class Sender {
   }
 }
 
+// The name of this tab, which a reload keeps: the page's images come back under it. Notebooks have several pages in a tab, and get none.
+function tabName() {
+  if (!document.body.dataset.voila) return ""
+  try {
+    const known = sessionStorage.getItem("lados-tab")
+    const name = /^[0-9a-f]{32}$/.test(known) ? known : [...crypto.getRandomValues(new Uint8Array(16))].map((b) => b.toString(16).padStart(2, "0")).join("")
+    sessionStorage.setItem("lados-tab", name)
+    return name
+  } catch { return "" } // a browser that keeps nothing
+}
+
 // --- the page
 
 class Page {
@@ -198,7 +209,7 @@ class Page {
     this.folder = h("input", { type: "file", multiple: true, hidden: true, webkitdirectory: true, onchange: () => this.pickedFolder(), "data-test": "folder" })
     this.status = h("div", { class: "status", role: "status" })
     this.lost = h("div", { class: "lost", role: "alert", hidden: true },
-      "The connection to this page's kernel is lost. Reload the page; saved corrections are kept.")
+      "The connection to this page's kernel is lost. Reload the page: images, answers and corrections are kept.")
     this.hold = h("div", { class: "hold" })
     this.guide = this.buildGuide()
     this.progress = h("div", { class: "progress", hidden: true })
@@ -265,7 +276,7 @@ class Page {
     model.on("msg:custom", this.onMessage)
     model.on("change:about", this.onAbout)
     model.on("change:classes", this.onClasses)
-    model.send({ kind: "hello" })
+    model.send({ kind: "hello", tab: tabName() })
     this.beat = setInterval(() => this.listenForSilence(), 5_000)
     let inside = 0
     const onDrag = (change) => (event) => {
@@ -737,7 +748,7 @@ class Viewer {
     const p = answer.probabilities[c.name] ?? 0, within = answer.prediction_set?.includes(c.name)
     const asked = (this.map?.label ?? this.mapFor ?? answer.label) === c.name
     return h("button", { class: `row ${within ? "within" : ""}`, "data-act": `map-${c.name}`, "aria-pressed": String(asked),
-      "aria-label": `${c.title}, ${percent(p)}${within ? ", in the set" : ""}: show what speaks for it`, onclick: () => this.explain(c.name) },
+      "aria-label": `${c.title} ${percent(p)}${within ? ", in the set" : ""}: show what speaks for it`, onclick: () => this.explain(c.name) },
     h("span", { class: "what" }, this.page.dot(c.name), h("span", {}, c.title)), h("span", { class: "track" }, h("i", { style: { "--c": c.colour, "--w": p } })),
     h("span", { class: "value" }, percent(p)))
   }
