@@ -11,14 +11,14 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..core import ConfigError, LadosError
 from ..processes import follow_parent
-from .console import err, say_error
+from .console import err, say, say_error
 from .data import data_app
 from .jobs import backup, exporter, job_app, restore, schedule_app, up, worker
 from .models import demo, evaluate, predict, train
@@ -71,9 +71,18 @@ def _told(error: Exception) -> LadosError | None:
     return error if isinstance(error, LadosError) else None
 
 
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+    "Show a library's warning as a line that names the image it speaks of."
+    images = sys.modules.get("lados.data.images")
+    image = images.image_at_work() if images else ""
+    say("warning", f"{image}: {message}" if image else f"{message} ({Path(filename).name}:{lineno})", to=err)
+
+
 def main() -> None:
     "Run the command, and turn errors of lados into messages: the entry point."
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch") # deprecations inside timm
+    warnings.filterwarnings("always", module="PIL") # of each image, not of the first alone
+    warnings.showwarning = _show_warning
     if parent := os.environ.pop("LADOS_PARENT", None): # `lados up`, say
         follow_parent(int(parent))
     try:

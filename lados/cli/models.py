@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core import ConfigError, DataError, settings
+from ..core import ConfigError, DataError, LadosError, settings
 from ..files import read_json, write_json
 from .console import err, out, progress_bar, pulse, say
 
@@ -119,6 +119,8 @@ def predict(
     predictor, start = Predictor.setup(bundle_of(run), engine), time.perf_counter()
     say("model", f"{predictor.name}, engine {predictor.engine.name}", "bold", to=err)
     _say_withheld(predictor.folder, engine)
+    if run == "latest":
+        _say_other_served(predictor.folder)
     journal = AnswerJournal(save, predictor) if save else None
     if journal and journal.rows:
         say("going on", f"with {len(journal.rows)} answers of a run that was cut off ({journal.path})", to=err)
@@ -163,6 +165,20 @@ def _write_gallery(html: Path, table: "pd.DataFrame", files: list[Path], predict
 
     facts = {"model": predictor.name, "engine": predictor.engine.name}
     atomic_write(html, gallery(table.to_dict("records"), files, predictor.label_set, html, facts))
+
+
+def _say_other_served(bundle: Path) -> None:
+    "Say which model the service answers with, where that is not the one of the latest run."
+    from lados.jobs.promotion import served_bundle
+    from lados.model.bundle import bundle_name
+
+    try:
+        served = served_bundle()
+    except LadosError: # the service's own commands tell of it
+        return
+    if served and served != bundle.resolve():
+        name = bundle_name(served)
+        say("note", f"this is the latest run, while {name} is served; --run {name} takes that one", to=err)
 
 
 def _say_withheld(bundle: Path, engine: str) -> None:

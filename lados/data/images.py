@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'MAX_SCANS', 'RECIPE_VERSION', 'RESIZES', 'ImageFormat', 'register_format', 'image_suffixes',
-           'named_as_image', 'per_pixel', 'reader', 'recognise_format', 'OpenedImage', 'decoder_memory', 'open_image',
-           'ImageHeader', 'probe', 'DecodedImage', 'decode', 'resize', 'load_square']
+           'named_as_image', 'per_pixel', 'reader', 'recognise_format', 'OpenedImage', 'image_at_work',
+           'decoder_memory', 'open_image', 'ImageHeader', 'probe', 'DecodedImage', 'decode', 'resize', 'load_square']
 
 # %% ../../nbs/data/00_images.ipynb #043b4e15
 import io
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePath
@@ -306,6 +307,24 @@ class OpenedImage:
         if not (self.format.ends and self.format.ends(self.file)):
             self.load()
 
+# %% ../../nbs/data/00_images.ipynb #cecbba4c
+_READING: ContextVar[str] = ContextVar("reading", default="")
+
+
+def image_at_work() -> str:
+    "Return the name of the image that this thread is reading, which a library's warning leaves out; empty: none."
+    return _READING.get()
+
+
+@contextmanager
+def _at_work_on(name: str) -> Iterator[None]:
+    token = _READING.set(name)
+    try:
+        yield
+    finally:
+        with suppress(ValueError): # a generator that was closed in another context
+            _READING.reset(token)
+
 # %% ../../nbs/data/00_images.ipynb #51fb9497
 def decoder_memory(
     opened: OpenedImage, # not loaded yet
@@ -325,7 +344,7 @@ def open_image(
 ) -> Iterator[OpenedImage]:
     "The image with its header read and its size checked. Raises ImageError where it is no image or too large."
     name = name or (f"image of {len(source)} bytes" if isinstance(source, bytes) else str(source))
-    with _stream(source, name) as f:
+    with _stream(source, name) as f, _at_work_on(name):
         with _reading(name):
             image_format = recognise_format(f.read(32), name)
             f.seek(0)

@@ -180,7 +180,7 @@ class RequestLayer:
         app: ASGIApp, # what answers
         root_path: str = "", # the prefix under which a proxy shows the service, whether it takes it off or not
     ):
-        self.app, self.root_path = app, root_path
+        self.app, self.root_path, self.readiness = app, root_path, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -217,8 +217,14 @@ class RequestLayer:
         finally:
             body.end()
             count_request(scope["method"], _route(scope, path), status)
-            log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
-                        **state["labels"])
+            if self._is_news(path, status):
+                log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
+                            **state["labels"])
+
+    def _is_news(self, path: str, status: int) -> bool:
+        "Return False for a look at /ready that is answered like the one before: probes come every second."
+        before, self.readiness = self.readiness, status if path == "/ready" else self.readiness
+        return path != "/ready" or status != before
 
 # %% ../../nbs/serve/10_http.ipynb #f8e820d1
 def _without_body(send: Send) -> Send:
