@@ -740,7 +740,7 @@ class Viewer {
       answer.not_covered?.length > 0 && h("p", { class: "note", "data-of": "not-covered" },
         `Nothing is claimed about ${answer.not_covered.map((o) => page.title(o)).join(", ")}: too few sources to try it on, so it is in every set.`),
       h("h3", {}, "What it really is"), h("div", { class: "labels" }, page.labels(card)),
-      h("p", { class: "note" }, `A click keeps the image and this label; keys 1 to ${Math.min(9, page.classes.length)} do the same. The label that the model gave confirms it. ${page.outlook}`),
+      h("p", { class: "note" }, `A click keeps the image and this label; keys 1 to ${Math.min(9, page.classes.length)} do the same. The label that the model gave confirms it. ${page.outlook.replaceAll("`", "")}`),
       this.facts(card))
   }
 
