@@ -172,7 +172,7 @@ def page(
 ) -> str:
     "A whole page in one file."
     foot = f"<footer>{foot}</footer>" if foot else ""
-    main = "".join(body).replace('<div class="scroll">', '<div class="scroll" tabindex="0">') # a keyboard scrolls it, too
+    main = "".join(body).replace('<div class="scroll">', '<div class="scroll" tabindex="0">') # keyboards scroll it
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f'<link rel="icon" href="data:,"><style>{STYLE}{STYLE_OF_PARTS}</style></head><body>{head}'

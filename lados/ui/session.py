@@ -30,7 +30,9 @@ from ..data.walk import reasons_text
 from ..jobs.promotion import service_errors
 from .classifier import Card, Classifier, class_list, open_classifier, results_table
 from ..data.corrections import Corrections
-from .uploads import MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, earlier_cards, preview, upload_limits
+from lados.ui.uploads import (
+    MAX_CARDS, BrowserUpload, SessionFolder, UploadIntake, dimensions, earlier_cards, preview, upload_limits,
+)
 from .voila import apps_folder
 
 # %% ../../nbs/ui/03_session.ipynb #bc563353
