@@ -129,7 +129,7 @@ class Model:
         "Calibrated probabilities."
         return apply_temperature(logits.astype(np.float64), self.temperature)
 
-
+# %% ../../nbs/model/08_inference.ipynb #a5bf2ae2
 def save_bundle(
     folder: str | Path,
     model: Model,

@@ -98,6 +98,9 @@ def save(
     "Write the figure as PNG of at most `max_bytes`, atomically."
     return atomic_write(path, png_bytes(fig, max_bytes))
 
+
+_all_ = ["save"]
+
 # %% ../../nbs/model/05_plots.ipynb #638c5c5c
 def style(
     ax: Axes,
@@ -122,9 +125,6 @@ def style(
 def title_of(name: str) -> str:
     "A class's name as people write it."
     return name.replace("_", " ")
-
-# %% ../../nbs/model/05_plots.ipynb #955fc349
-_all_ = ["save"]
 
 # %% ../../nbs/model/05_plots.ipynb #251aa744
 def learning_curves(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'save_state', 'load_state', 'with_prefix', 'under_prefix', 'optimizer_tensors', 'restore_optimizer',
-           'write_history', 'read_history', 'Checkpoints', 'last_state', 'Trained', 'start_network', 'peak_memory',
-           'train', 'refit_params', 'refit', 'lr_find']
+           'write_history', 'read_history', 'last_state', 'TrainingState', 'Checkpoints', 'Trained', 'start_network',
+           'peak_memory', 'train', 'refit_params', 'refit', 'lr_find']
 
 # %% ../../nbs/model/13_train.ipynb #0c5bd540
 import json
@@ -144,9 +144,32 @@ def _written_whole(folder: Path) -> Iterator[None]:
                             "free some space, then `lados train --resume RUN`") from e
 
 
+def last_state(
+    run: Path | None,
+    params: TrainParams, # as asked for now
+    classes: Sequence[str] = LADOS.names, # of the data
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: # tensors and state; none: nothing to resume
+    "The last checkpoint of a run folder; RunError where it is of another network."
+    path = run / "checkpoint" / "last.safetensors" if run else None
+    if path is None or not path.exists():
+        return None
+    tensors, state = load_state(path)
+    was, now = ({"backbone": p["backbone"], "size": p["size"], "ema": p["ema"] is not None}
+                for p in (state["params"], params.model_dump(mode="json")))
+    for name, value in was.items():
+        if value != now[name]:
+            raise RunError(f"{path}: made with {name}={value}, not {now[name]}", "start a new run",
+                           code="resume-refused")
+    known = state.get("classes", list(LADOS.names)) # those from before label sets do not say
+    if known != list(classes):
+        raise RunError(f"{path}: made for the classes {', '.join(known)}, not {', '.join(classes)}", "start a new run",
+                       code="resume-refused")
+    return tensors, state
+
+# %% ../../nbs/model/13_train.ipynb #cdeca632
 @dataclass
-class Checkpoints:
-    "Saves and restores a training in a run folder; with no folder it keeps the best weights in memory."
+class TrainingState:
+    "A training while it lives: its run folder, network, optimizer and average."
 
     run: Path | None
     net: nn.Module
@@ -179,6 +202,10 @@ class Checkpoints:
             with _written_whole(self.run / "checkpoint"):
                 write_history(self.run / "history.csv", state["keeper"]["history"])
         return state["keeper"]
+
+# %% ../../nbs/model/13_train.ipynb #6efb5d8f
+class Checkpoints(TrainingState):
+    "Saves and restores a training in a run folder; with no folder it keeps the best weights in memory."
 
     def save(
         self,
@@ -216,29 +243,6 @@ class Checkpoints:
         if best: # none after zero epochs: what the probe made is kept
             self.kept.load_state_dict(best)
         return self.kept.eval()
-
-
-def last_state(
-    run: Path | None,
-    params: TrainParams, # as asked for now
-    classes: Sequence[str] = LADOS.names, # of the data
-) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None: # tensors and state; none: nothing to resume
-    "The last checkpoint of a run folder; RunError where it is of another network."
-    path = run / "checkpoint" / "last.safetensors" if run else None
-    if path is None or not path.exists():
-        return None
-    tensors, state = load_state(path)
-    was, now = ({"backbone": p["backbone"], "size": p["size"], "ema": p["ema"] is not None}
-                for p in (state["params"], params.model_dump(mode="json")))
-    for name, value in was.items():
-        if value != now[name]:
-            raise RunError(f"{path}: made with {name}={value}, not {now[name]}", "start a new run",
-                           code="resume-refused")
-    known = state.get("classes", list(LADOS.names)) # those from before label sets do not say
-    if known != list(classes):
-        raise RunError(f"{path}: made for the classes {', '.join(known)}, not {', '.join(classes)}", "start a new run",
-                       code="resume-refused")
-    return tensors, state
 
 # %% ../../nbs/model/13_train.ipynb #c0ba5cf9
 @dataclass
@@ -281,36 +285,7 @@ def _cost(history: list[dict], device: torch.device) -> dict[str, float]:
     return {"seconds": seconds, "peak_memory_gb": peak_memory(device), "epochs": len(history),
             "images_per_s": float(np.mean([r["images_per_s"] for r in history])) if history else None}
 
-
-def train(
-    params: TrainParams,
-    data: Dataset, # with rows in `train` and `valid`
-    run: Path | None = None, # checkpoints, history and events go here; none: nowhere
-    split: str = "train", # the rows to learn from; "all": every image
-    shard: tuple[int, int] = (0, 1), # this process, of so many
-    device: torch.device | None = None, # none: the first GPU, or the CPU
-) -> Trained:
-    "Train, or go on training. Raises TrainingError where the data cannot teach, or the loss is no number."
-    problems, last = check_trainable(data), last_state(run, params, data.label_set.names)
-    params = _settled(params, last)
-    if params.devices > 1 and shard[1] == 1 and params.epochs:
-        return _train_spread(params, data, run, split)
-    net = start_network(params, last is None, len(data.label_set))
-    place, prep = choose_placement(params, net, device), preprocessing(net, params.size)
-    params = params.model_copy(update={"precision": PRECISIONS[place.dtype]})
-    params, problems = fit_batch(params, data, split, problems, net, place, shard[1])
-    select = split != "all" and len(data.rows("valid")) > 0
-    dls = make_dataloaders(data, training_batches(data, params, prep, place.device, split, shard),
-                           plain_batches(data, "valid" if select else split, prep, place.device, shard=shard,
-                                         limit=None if select and not params.dry_run else 1))
-    place.put(net)
-    if params.probe and last is None:
-        fit_head(net, plain_batches(data, split, prep, place.device),
-                 training_batches(data, params, prep, place.device, split), params, place.dtype,
-                 data.manifest.frame["source_group"].to_numpy()[data.rows(split)])
-    return _fit(params, net, dls, place, prep, run, last, problems, shard, select)
-
-
+# %% ../../nbs/model/13_train.ipynb #0eb7d3e6
 PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
@@ -348,6 +323,35 @@ def _fit(params: TrainParams, net: nn.Module, dls: DataLoaders, place: Placement
     return Trained(saver.load_best() if first else saver.kept, prep, place, pd.DataFrame(keep.state["history"]),
                    keep.state["best_epoch"], keep.state["stopped"], _cost(keep.state["history"], place.device),
                    problems, select)
+
+# %% ../../nbs/model/13_train.ipynb #c0db1493
+def train(
+    params: TrainParams,
+    data: Dataset, # with rows in `train` and `valid`
+    run: Path | None = None, # checkpoints, history and events go here; none: nowhere
+    split: str = "train", # the rows to learn from; "all": every image
+    shard: tuple[int, int] = (0, 1), # this process, of so many
+    device: torch.device | None = None, # none: the first GPU, or the CPU
+) -> Trained:
+    "Train, or go on training. Raises TrainingError where the data cannot teach, or the loss is no number."
+    problems, last = check_trainable(data), last_state(run, params, data.label_set.names)
+    params = _settled(params, last)
+    if params.devices > 1 and shard[1] == 1 and params.epochs:
+        return _train_spread(params, data, run, split)
+    net = start_network(params, last is None, len(data.label_set))
+    place, prep = choose_placement(params, net, device), preprocessing(net, params.size)
+    params = params.model_copy(update={"precision": PRECISIONS[place.dtype]})
+    params, problems = fit_batch(params, data, split, problems, net, place, shard[1])
+    select = split != "all" and len(data.rows("valid")) > 0
+    dls = make_dataloaders(data, training_batches(data, params, prep, place.device, split, shard),
+                           plain_batches(data, "valid" if select else split, prep, place.device, shard=shard,
+                                         limit=None if select and not params.dry_run else 1))
+    place.put(net)
+    if params.probe and last is None:
+        fit_head(net, plain_batches(data, split, prep, place.device),
+                 training_batches(data, params, prep, place.device, split), params, place.dtype,
+                 data.manifest.frame["source_group"].to_numpy()[data.rows(split)])
+    return _fit(params, net, dls, place, prep, run, last, problems, shard, select)
 
 # %% ../../nbs/model/13_train.ipynb #bf394563
 def _train_spread(params: TrainParams, data: Dataset, run: Path | None, split: str) -> Trained:
