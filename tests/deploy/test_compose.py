@@ -165,7 +165,7 @@ def test_a_model_trained_over_http_is_served(stack, model):
 def test_a_batch_of_200_is_whole_though_a_container_is_killed(stack, model, victim):
     rows, seconds = stack.batch(SERVICES.index(victim), victim)
     print(f"{victim} killed: {len(rows)} rows after {seconds:.0f} s")
-    assert len(rows) == 200 and len({r["image"] for r in rows}) == 200 and all(r.get("label") for r in rows)
+    assert len(rows) == 200 and len({r["image"] for r in rows}) == 200 and all(r.get("predicted") for r in rows)
 
 
 def test_after_down_and_up_it_serves_the_same(stack, model):
