@@ -353,7 +353,8 @@ def run_maintenance(
 ) -> None:
     "Look after jobs, schedules and retention until SIGINT or SIGTERM, and do no job. Raises BrokerError or StoreError."
     with maintenance():
-        Supervisor([], say).run(lambda: say(f"schedules are looked at; jobs are written down in {redacted(store_url())}"))
+        ready = f"schedules are looked at; jobs are written down in {redacted(store_url())}"
+        Supervisor([], say).run(lambda: say(ready))
 
 # %% ../../nbs/jobs/08_workers.ipynb #0a19da9c
 @contextlib.contextmanager

@@ -136,7 +136,8 @@ def check_port(
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             s.bind((address[0], port, *address[2:]))
     except socket.gaierror:
-        raise ServeError(f"'{host}' is no address of this machine", "give 127.0.0.1, or 0.0.0.0 for every one") from None
+        raise ServeError(f"'{host}' is no address of this machine",
+                         "give 127.0.0.1, or 0.0.0.0 for every one") from None
     except (OSError, OverflowError) as e:
         where = f"port {port}" if is_local(host) else f"port {port} of {host}"
         why = "is out of range" if isinstance(e, OverflowError) else f"cannot be had ({e.strerror})"
