@@ -19,7 +19,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -157,6 +157,8 @@ def expand_home(
     return full
 
 
+_Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+                   BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)]
 _Place = Annotated[Path, BeforeValidator(lambda value: expand_home(value) if isinstance(value, str) else value)]
 
 # %% ../nbs/00_core.ipynb #d4d93d98
@@ -282,6 +284,10 @@ class JobSettings(ServeSettings):
 class Settings(JobSettings):
     "Every environment variable of lados, with its default; read once a process by `settings()`."
 
+    lados_log_format: Literal["auto", "json", "text", "none"] = "auto" # text at a terminal, else JSON
+    lados_log_level: _Level = "INFO" # lines of lados from this level on
+    lados_log_mb: float = Field(10, gt=0) # of one file in LADOS_HOME/logs
+    lados_log_files: int = Field(5, ge=0) # such files for each kind of process; 0: none are kept
     prometheus_url: str | None = None # for `lados check`, as the next four
     alertmanager_url: str | None = None
     grafana_url: str | None = None

@@ -23,14 +23,14 @@ from .data import data_app
 from .jobs import backup, exporter, job_app, restore, schedule_app, up, worker
 from .models import demo, evaluate, predict, train
 from .runs import bench_app, runs_app
-from .serve import app_app, check, engines, export, keys_app, serve, trail
+from .serve import app_app, check, engines, export, keys_app, logs, serve, trail
 
 # %% ../../nbs/cli/06_main.ipynb #773441f9
 app = typer.Typer(help="Train, evaluate and serve classifiers for aerial photographs of oil spills.",
                   no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-for command in (train, evaluate, predict, export, engines, serve, worker, exporter, up, check, trail, backup, restore,
-                demo):
+for command in (train, evaluate, predict, export, engines, serve, worker, exporter, up, check, logs, trail, backup,
+                restore, demo):
     app.command()(command)
 groups = {"data": data_app, "runs": runs_app, "job": job_app, "schedule": schedule_app, "keys": keys_app,
           "app": app_app, "bench": bench_app}

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['app_app', 'HOST', 'FRONTS', 'API', 'BROWSER', 'PORT', 'keys_app', 'export', 'engines', 'serve', 'app_group',
            'page_settings', 'classifier', 'monitor', 'fronts_folder', 'front_command', 'streamlit', 'flet', 'check',
-           'ago', 'keys_group', 'add_key', 'remove_key', 'list_keys', 'trail']
+           'ago', 'keys_group', 'add_key', 'remove_key', 'list_keys', 'trail', 'logs']
 
 # %% ../../nbs/cli/04_serve.ipynb #9e82861b
 import os
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -410,3 +411,44 @@ def trail(
         head = ["when (UTC)", "who", "action", "target", "result", "request"]
         rows = [[str(e.get(k, "")) for k in ("at", "who", "action", "target", "result", "request_id")] for e in found]
         out.print(rich_table(head, [[row[0][:19], *row[1:]] for row in rows]))
+
+# %% ../../nbs/cli/04_serve.ipynb #0178106e
+def logs(
+    job: Annotated[str, typer.Option(help="Of this job: its id, or the first characters of it")] = "",
+    request: Annotated[str, typer.Option(help="Of this request, and of the jobs that came of it")] = "",
+    level: Annotated[str, typer.Option(help="This and worse: debug, info, warning, error")] = "debug",
+    service: Annotated[str, typer.Option(help="Of one kind of process: api, worker, notebook, maintenance, page")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C")] = False,
+    last: Annotated[int | None, typer.Option("--last", "-n", min=0, help="So many of the newest (default: 200, or "
+                                             "all of a job or request)")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs: the lines as they are kept")] = False,
+) -> None:
+    "Show what the API, workers, notebooks and pages of this machine have said, in the order of time."
+    from lados.logs import LOG_LEVELS, LineFilter, LogFollower, read_logs
+
+    wanted = LineFilter(job, request, _known_level(level, LOG_LEVELS), service)
+    follower = LogFollower() # before reading: a line may come twice to the reader's mind, but none is missed
+    most = last if last is not None else None if job or request else 200
+    lines = read_logs(wanted, most)
+    _show_lines(lines, as_json)
+    if not lines and not follow:
+        say("logs", "nothing is kept of that; processes keep what they say in LADOS_HOME/logs", "yellow", err)
+    with suppress(KeyboardInterrupt):
+        while follow:
+            _show_lines(follower.new_lines(wanted), as_json)
+            time.sleep(0.2)
+
+
+def _known_level(level: str, levels: tuple[str, ...]) -> str:
+    from lados.core import ConfigError, did_you_mean
+
+    if level.lower() not in levels:
+        raise ConfigError(f"unknown level '{level}'", did_you_mean(level.lower(), levels))
+    return level.lower()
+
+
+def _show_lines(lines: list[dict[str, Any]], as_json: bool) -> None:
+    from lados.logs import readable_line
+
+    for line in lines:
+        print(to_json(line, None) if as_json else readable_line(line), flush=True)

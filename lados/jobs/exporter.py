@@ -9,6 +9,7 @@ __all__ = ['AFTERGLOW_S', 'TRAINING', 'queue_metrics', 'worker_metrics', 'JobPro
 # %% ../../nbs/jobs/13_exporter.ipynb #6af7a469
 import contextlib
 import shutil
+import sys
 import threading
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from ..core import LadosError, ServeError, settings
 from ..files import read_json
+from ..logs import start_logs
 from ..data.formats import read_rows
 from ..processes import on_signals
 from . import store as job_store
@@ -205,6 +207,7 @@ def run_exporter(
 ) -> None:
     "Answer Prometheus until SIGINT or SIGTERM. ServeError if the port cannot be had."
     registry = CollectorRegistry()
+    start_logs("exporter", sys.stderr)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as e:

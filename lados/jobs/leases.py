@@ -318,7 +318,8 @@ class Heartbeat:
             except StoreError:
                 self.tell(**{**news, **self._news})
             except Exception as e: # news that no database takes; a heart must not stop over them
-                logging.getLogger(__name__).error("job %s: %s", self.claim.job, e)
+                logging.getLogger(__name__).error("job %s: %s", self.claim.job, e,
+                                                  extra={"lados.job.id": self.claim.job})
             if self.word != "on":
                 self.stop.set()
             if over:

@@ -29,6 +29,7 @@ from celery.signals import worker_shutting_down
 from kombu.exceptions import KombuError
 
 from ..core import LadosError
+from ..logs import flush_logs, start_logs
 from ..processes import follow_parent
 from . import leases, store as job_store
 from .batches import Batch
@@ -127,6 +128,9 @@ def _write_down(kind: str, params: dict[str, Any], name: str, origin: str, job_i
         except BaseException as e: # Ctrl-C, too
             if job_store.withdraw_job(store, job.id) or not isinstance(e, BrokerError):
                 raise # else somebody has it or wants it, and the reaper sends the hints
+    said = "was asked for again by" if attached else "is handed in by"
+    logging.getLogger(__name__).info("%s job %s (%s) %s %s", kind, job.id[:8], job.name, said, origin,
+                                     extra={"lados.job.id": job.id, "lados.job.kind": kind})
     return job, attached
 
 # %% ../../nbs/jobs/06_queue.ipynb #5742bb1c
@@ -225,7 +229,7 @@ def run_worker(
     queue: str, # one of `QUEUES`
 ) -> int: # exit code
     "Take hints from a queue and work until SIGTERM; return the exit code."
-    logging.basicConfig(level="INFO", format="%(asctime)s %(message)s")
+    start_logs("worker", sys.stderr)
     warnings.filterwarnings("ignore", category=SecurityWarning) # in a container everybody is root
     url = ensure_broker()
     worker_shutting_down.connect(lambda **_: SHUTTING_DOWN.set(), weak=False)
@@ -240,6 +244,7 @@ def run_worker(
         over.set()
         with suppress(LadosError):
             forget_worker(open_store(), worker_name())
+        flush_logs()
     return 0
 
 

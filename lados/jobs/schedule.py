@@ -21,6 +21,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ..core import ConfigError, LadosError, settings
 from ..files import to_json
+from ..logs import log_fields
 from ..trail import note_action
 from ..model.params import plain_params, training_params
 from .promotion import drift_now, new_labels
@@ -239,9 +240,10 @@ class Scheduler:
         drift = drift_now() if any(s.drift is not None for s in waiting) else None
         for s in waiting:
             try:
-                begun += self._look(store, s, drift)
+                with log_fields({"lados.schedule.name": s.name}):
+                    begun += self._look(store, s, drift)
             except LadosError as e: # the others are not to wait for it
-                logging.getLogger(__name__).error("schedule %s: %s", s.name, e)
+                logging.getLogger(__name__).error("schedule %s: %s", s.name, e, extra={"lados.schedule.name": s.name})
         return begun
 
     def _look(self, store: Store, s: Schedule, drift: float | None) -> list[str]:

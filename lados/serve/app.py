@@ -10,6 +10,7 @@ __all__ = ['Endpoint', 'Serving', 'API_KEY', 'REFUSED', 'router', 'BAD', 'ANYBOD
 # %% ../../nbs/serve/11_app.ipynb #d022b68b
 import asyncio
 import base64
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
@@ -30,23 +31,21 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from .. import __version__
+from .. import __version__, logs
 from ..core import ConfigError, ImageTooLarge, LadosError, Settings, settings
 from ..keys import SCOPES, KeyRing, keys_path
 from ..processes import note_termination, release_freed_memory, terminate_with_parent
 from ..trail import trail_path
 from ..data.images import FORMATS
 from .explain import heat_png
-from lados.serve.http import (
-    PROBLEMS, ProblemKind, Problems, RequestLayer, audited, authorize, authorize_images, failure, of_error, problem,
-    respond, unless_gone,
-)
+from .http import (PROBLEMS, ProblemKind, Problems, RequestLayer, audited, authorize, authorize_images,
+                              failure, of_error, problem, respond, unless_gone)
 from .predictor import Answer
 from lados.serve.schemas import (
     Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Promotion, Ready, with_classes,
 )
 from .service import LoadedModel, RequestGroup, Service
-from .telemetry import count, exposition, forget_dead, log_as_json, shared_folder, statistics
+from .telemetry import count, exposition, forget_dead, shared_folder, statistics
 from .uploads import Limits, Sink, UploadedImage, discarding, read_uploads
 
 # %% ../../nbs/serve/11_app.ipynb #dc13aefc
@@ -431,7 +430,7 @@ def _layers(app: FastAPI, settings: Settings) -> None:
 # %% ../../nbs/serve/11_app.ipynb #fb0fed02
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    log_as_json()
+    logs.start_logs("api", sys.stdout)
     forget_dead()
     release_freed_memory()
     terminate_with_parent()
@@ -440,6 +439,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.service.start()
     yield
     await app.state.service.close()
+    await asyncio.to_thread(logs.flush_logs)
 
 
 def _parts(app: FastAPI, settings: Settings, routers: Sequence[APIRouter]) -> None:

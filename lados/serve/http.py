@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, NotAnImage, RunError, ServeError
 from ..files import to_json
+from ..logs import FIELDS
 from ..keys import RateLimited, ScopeMissing, Unauthorized
 from ..trail import note_action
 from .batcher import Overloaded
@@ -124,7 +125,7 @@ def failure(
     reason = document["title" if isinstance(error, NotAnImage) else "detail"]
     request.state.labels.update(outcome=outcome, error=reason[:300])
     if document["status"] == 500:
-        LOG.error("unexpected error", exc_info=error, extra={"http": {"request": {"id": request.state.request_id}}})
+        LOG.error("unexpected error", exc_info=error, extra={"http.request.id": request.state.request_id})
     headers = {"Retry-After": str(getattr(error, "retry_after", 1))} if document["status"] in (429, 503) else {}
     headers |= {"WWW-Authenticate": "ApiKey"} if document["status"] == 401 else {}
     return respond(document["status"], document, headers, "application/problem+json")
@@ -165,6 +166,7 @@ async def audited(
 
 # %% ../../nbs/serve/10_http.ipynb #369287d6
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}") # https://www.w3.org/TR/trace-context/
 _SAFE = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
          (b"cache-control", b"no-store"), (b"cross-origin-resource-policy", b"same-site")]
 _POLICY = {True: b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
@@ -186,8 +188,7 @@ class RequestLayer:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = next((v for k, v in scope["headers"] if k == b"x-request-id"), b"")
-        request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
+        request_id = _begin_log(scope["headers"])
         scope["root_path"] = self.root_path or scope.get("root_path", "")
         state = scope.setdefault("state", {})
         state.update(request_id=request_id, labels={})
@@ -227,6 +228,20 @@ class RequestLayer:
         return path != "/ready" or status != before
 
 # %% ../../nbs/serve/10_http.ipynb #f8e820d1
+def _begin_log(headers: list[tuple[bytes, bytes]]) -> str:
+    "Return the request's id, the client's if it sent a good one; every line of this request carries it from now on."
+    given, trace = b"", None
+    for name, value in headers:
+        if name == b"x-request-id":
+            given = value
+        elif name == b"traceparent":
+            trace = _TRACE.fullmatch(value)
+    request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
+    # a request has a context of its own, so nothing need be taken back
+    FIELDS.set({"http.request.id": request_id, **({"trace.id": trace[1].decode()} if trace else {})})
+    return request_id
+
+
 def _without_body(send: Send) -> Send:
     "Answers to HEAD are those to GET without what follows the headers, of which a stream might have no end."
     begun = False

@@ -5,22 +5,17 @@
 # %% auto #0
 __all__ = ['METRICS', 'REQUESTS', 'LATENCY', 'BATCH', 'ABSTENTIONS', 'QUEUE', 'SHARE', 'CONFIDENCE', 'DRIFT', 'PROMOTIONS',
            'READY', 'SERVED', 'CLASS_F1', 'CERTIFIED', 'HTTP', 'LOG', 'count_request', 'publish_model', 'Recent',
-           'count', 'registry', 'exposition', 'shared_folder', 'forget_dead', 'quantile', 'statistics', 'EcsFormatter',
-           'log_as_json', 'log_request']
+           'count', 'registry', 'exposition', 'shared_folder', 'forget_dead', 'quantile', 'statistics', 'log_request']
 
 # %% ../../nbs/serve/07_telemetry.ipynb #15aeb2c0
-import json
 import logging
 import os
-import sys
 from collections import Counter as Tally
 from collections import deque
-from datetime import UTC, datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ecs_logging
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client import Counter, Gauge, Histogram
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
@@ -28,6 +23,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from ..core import LadosError
 from ..files import read_record
 from ..labels import LADOS
+from ..logs import FIELDS
 from ..model.uncertainty import drift
 from .engines import engine_specs, machine
 from .predictor import Answer
@@ -230,44 +226,10 @@ def statistics() -> dict[str, Any]: # outcomes{}, classes{}, latency{stage: {cou
                                    **{f"p{p}": quantile(p / 100, rows) for p in (50, 95, 99)}}
     return {k: dict(v) for k, v in totals.items()}
 
-# %% ../../nbs/serve/07_telemetry.ipynb #2553c83f
+# %% ../../nbs/serve/07_telemetry.ipynb #a285f832
 LOG = logging.getLogger("lados.serve")
 
 
-_to_json = json.JSONEncoder().encode # ASCII: some readers take U+2028 or U+0085 in a path for the end of a line
-
-
-class EcsFormatter(ecs_logging.StdlibFormatter):
-    "ECS JSON; quick about the lines of requests."
-
-    def format(
-        self,
-        record: logging.LogRecord, # with `request`, the fields of a request's line, or any other
-    ) -> str:
-        "One line."
-        fields = getattr(record, "request", None)
-        if fields is None:
-            return super().format(record)
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        return _to_json({"@timestamp": f"{when[:-6]}Z", "log.level": record.levelname.lower(),
-                         "message": record.getMessage(), "ecs.version": "1.6.0", **fields,
-                         "log": {"logger": record.name},
-                         "process": {"name": record.processName, "pid": record.process}})
-
-
-def log_as_json(
-    level: str = "INFO", # of Python's logging
-) -> None:
-    "Send this service's log lines, and those of the server under it, to standard output as ECS JSON."
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(EcsFormatter(exclude_fields=["log.original", "process.thread", "log.origin"]))
-    for name in ("lados.serve", "uvicorn", "uvicorn.error"):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = ([handler] if name != "uvicorn.error" else []), name == "uvicorn.error"
-        logger.setLevel(level)
-    logging.getLogger("uvicorn.access").disabled = True # there is one line a request already
-
-# %% ../../nbs/serve/07_telemetry.ipynb #a285f832
 def log_request(
     method: str, # of HTTP
     path: str, # without the query
@@ -280,8 +242,11 @@ def log_request(
     level = logging.ERROR if status == 500 else logging.INFO
     if not LOG.isEnabledFor(level):
         return
+    given, job = FIELDS.get({}), labels.get("job")
     fields = {"event": {"dataset": "lados.serve", "duration": int(seconds * 1e9)},
               "http": {"request": {"method": method, "id": request_id}, "response": {"status_code": status}},
-              "labels": {k: v for k, v in labels.items() if v is not None}, "url": {"path": path}}
+              "labels": {k: str(v) for k, v in labels.items() if v is not None}, "url": {"path": path},
+              **({"lados": {"job": {"id": job}}} if job else {}),
+              **({"trace": {"id": given["trace.id"]}} if "trace.id" in given else {})}
     LOG.handle(LOG.makeRecord(LOG.name, level, "", 0, "%s %s %s", (method, path, status), None, "log_request",
                               {"request": fields, **fields}))

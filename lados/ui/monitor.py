@@ -16,6 +16,7 @@ import traitlets
 
 from ..core import LadosError, settings
 from ..client import ApiError, Client, NotFound
+from ..logs import start_logs
 from ..trail import noted
 from ..model.params import presets
 from ..jobs import leases, queue
@@ -204,6 +205,7 @@ class MonitorPage(anywidget.AnyWidget):
     chosen = traitlets.List().tag(sync=True) # ids of jobs whose curves are shown
 
     def __init__(self, **options: Any):
+        start_logs("page")
         url = settings().lados_api_url or "http://127.0.0.1:8000"
         self.watcher, self.over, self.seen = ServiceWatch(url, settings().api_key), False, float("-inf")
         self.heard = threading.Event() # something of the browser

@@ -25,6 +25,7 @@ from ..core import DataError, LadosError, settings
 from ..files import sha256_file
 from ..labels import LADOS, LabelSet, label_set_from
 from ..client import Client
+from ..logs import start_logs
 from ..data.archives import unpack_images
 from ..data.walk import reasons_text
 from ..jobs.promotion import service_errors
@@ -44,7 +45,7 @@ Notify = Callable[..., Any] # called with a dict, and perhaps bytes
 def error_text(
     error: BaseException,
 ) -> dict[str, str]: # problem, remedy
-    "Return an error in words for the page; the details of a defect go to the terminal only."
+    "Return an error in words for the page; the details of a defect go to the log only."
     if isinstance(error, LadosError):
         return {"problem": error.problem, "remedy": error.remedy}
     if isinstance(error, ModuleNotFoundError):
@@ -56,7 +57,7 @@ def error_text(
         return {"problem": f"{error.filename or 'a file'}: {error.strerror.lower()}",
                 "remedy": "check that the place is yours to write, and has room"}
     log.error("the page met an error", exc_info=error)
-    return {"problem": "something went wrong that should not", "remedy": "the terminal that serves the page says more"}
+    return {"problem": "something went wrong that should not", "remedy": "`lados logs --service page` says more"}
 
 # %% ../../nbs/ui/03_session.ipynb #2ee8e129
 class ClassifierHandle:
@@ -481,6 +482,7 @@ class ClassifierPage(anywidget.AnyWidget):
 # %% ../../nbs/ui/03_session.ipynb #aa52343e
 def classifier_page() -> Any: # a widget
     "Return the page, or a panel that says why there is none."
+    start_logs("page")
     try:
         return ClassifierPage()
     except LadosError as e:

@@ -19,9 +19,9 @@ import pytest
 from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS = ("core", "files", "processes", "labels", "client", "metrics", "rasters", "pages", "keys", "trail", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "public", "cli")
+LEVELS = ("core", "files", "processes", "labels", "client", "metrics", "rasters", "pages", "keys", "trail", "logs", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "public", "cli")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
-NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "metrics": ["data"], "rasters": ["geo"], "pages": [], "keys": [], "trail": [], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
+NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "metrics": ["data"], "rasters": ["geo"], "pages": [], "keys": [], "trail": [], "logs": [], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
          "ui": ["data", "predict", "serve", "jobs", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"], "public": ["data"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
