@@ -141,14 +141,15 @@ def stock_fastai(
     steps: int, # after the first, which warms up
 ) -> float: # images a second
     "fastai as its documentation shows it."
-    from fastai.vision.all import (CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Resize, aug_transforms,
-                                   vision_learner)
+    from fastai.vision.all import (
+        CategoryBlock, ColReader, DataBlock, ImageBlock, IndexSplitter, Resize, aug_transforms, vision_learner,
+    )
 
     files, labels = _files(data, params.batch_size * (steps + 1))
     table = pd.DataFrame({"file": [*files, files[0]], "label": [*labels, labels[0]]}) # the last one to validate on
     loaders = DataBlock(
-        (ImageBlock, CategoryBlock), get_x=ColReader("file"), get_y=ColReader("label"), splitter=IndexSplitter([len(files)]),
-        item_tfms=Resize(params.size), batch_tfms=aug_transforms(flip_vert=True),
+        (ImageBlock, CategoryBlock), get_x=ColReader("file"), get_y=ColReader("label"),
+        splitter=IndexSplitter([len(files)]), item_tfms=Resize(params.size), batch_tfms=aug_transforms(flip_vert=True),
     ).dataloaders(table, bs=params.batch_size, num_workers=settings().threads)
     learn = vision_learner(loaders, params.backbone, pretrained=False, loss_func=nn.CrossEntropyLoss()).to_bf16()
     times: list[float] = []
