@@ -9,7 +9,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parents[1] / "docker" / "monitoring" / "elastic"
 
-# Field -> type: those of the Elastic Common Schema as in its `generated/csv/fields.csv` of 9.4, and, below `lados.`, our own.
+# Field -> type: those of the Elastic Common Schema as in its `generated/csv/fields.csv` of 9.5 in development, and, below `lados.`, our own.
 FIELDS = {
     "@timestamp": "date", "message": "match_only_text", "ecs.version": "keyword",
     "log.level": "keyword", "log.logger": "keyword",
