@@ -78,7 +78,7 @@ test-deploy: setup ## images, Compose and alerts, really run, where Docker or Po
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy
 
 images: ## build the images with Docker or Podman; only some: make images TARGETS="serve app"
-	$(PYTHON) tools/containers.py build $(or $(TARGETS),serve jobs worker lab)
+	$(PYTHON) tools/containers.py build $(or $(TARGETS),serve jobs app worker lab fronts)
 
 outputs: setup ## execute notebooks whose code changed and save what they show; all of them: make outputs ALL=1
 	$(BIN)/python tools/outputs.py run $(if $(ALL),--all)

@@ -75,3 +75,13 @@ def test_every_test_that_the_page_on_security_names_exists():
             assert any(isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef) and n.name == function for n in tree.body), f"{path}::{function}"
     threats = [line for line in text.splitlines() if line.startswith("| ") and "tested in" not in line and line.count("|") == 4]
     assert len(threats) >= 12 and all("`tests/" in line or "`nbs/" in line for line in threats), "each threat has its test"
+
+
+def test_images_are_those_that_compose_names():
+    targets = re.search(r"^TARGETS = \((.*)\)", (ROOT / "tools/containers.py").read_text(encoding="utf-8"), re.M)[1]
+    targets = re.findall(r'"(\w+)"', targets)
+    workflow = yaml.safe_load((ROOT / ".github/workflows/images.yml").read_text(encoding="utf-8"))
+    assert workflow["jobs"]["image"]["strategy"]["matrix"]["target"] == targets
+    assert f",{' '.join(targets)})" in (ROOT / "Makefile").read_text(encoding="utf-8"), "make images builds all of them"
+    named = set(re.findall(r"lados-(\w+):\$\{LADOS_VERSION", (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")))
+    assert named and named <= set(targets)
