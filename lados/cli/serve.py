@@ -417,7 +417,8 @@ def logs(
     job: Annotated[str, typer.Option(help="Of this job: its id, or the first characters of it")] = "",
     request: Annotated[str, typer.Option(help="Of this request, and of the jobs that came of it")] = "",
     level: Annotated[str, typer.Option(help="This and worse: debug, info, warning, error")] = "debug",
-    service: Annotated[str, typer.Option(help="Of one kind of process: api, worker, notebook, maintenance, page")] = "",
+    service: Annotated[str, typer.Option(help="Of one kind of process: api, worker, notebook, page, "
+                                             "maintenance, exporter")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C")] = False,
     last: Annotated[int | None, typer.Option("--last", "-n", min=0, help="So many of the newest (default: 200, or "
                                              "all of a job or request)")] = None,

@@ -24,6 +24,7 @@ from typing import Any
 
 from ..core import ConfigError, LadosError, ServeError, settings
 from ..files import take_lock, write_json
+from ..logs import start_logs, stop_logs
 from ..runs.execution import on_signals
 from ..serve.server import listen
 from .batches import DELETED, sweep_batches
@@ -336,25 +337,43 @@ def maintenance() -> Iterator[None]:
     finally:
         reaper.close()
 
+# %% ../../nbs/jobs/08_workers.ipynb #72083687
+@contextlib.contextmanager
+def _kept_lines(say: Callable[[str], Any]) -> Iterator[Callable[[str], Any]]: # says a line and keeps it
+    "Keep the lines of this process in its file while in the block; the terminal shows what it always has."
+    start_logs("maintenance")
+    root, terminal = logging.getLogger(), logging.lastResort
+    root.addHandler(terminal) # warnings, which Python shows by itself only where nobody keeps lines
 
+    def told(line: str) -> None:
+        logging.getLogger(__name__).info("%s", line)
+        say(line)
+
+    try:
+        yield told
+    finally:
+        root.removeHandler(terminal)
+        stop_logs()
+
+# %% ../../nbs/jobs/08_workers.ipynb #a62b33e2
 def run_workers(
     train: int | None = None, # workers that train; none: one a GPU, or one
     predict: int = 1, # workers that classify batches
     say: Callable[[str], Any] = print, # gets a line when something happens
 ) -> None:
     "Run workers until SIGINT or SIGTERM. Raises BrokerError, StoreError or ServeError."
-    with maintenance():
+    with _kept_lines(say) as told, maintenance():
         ready = f"workers are ready; jobs are written down in {redacted(store_url())}"
-        Supervisor(worker_members(train, predict), say).run(lambda: say(ready))
+        Supervisor(worker_members(train, predict), told).run(lambda: told(ready))
 
 
 def run_maintenance(
     say: Callable[[str], Any] = print, # gets a line when something happens
 ) -> None:
     "Look after jobs, schedules and retention until SIGINT or SIGTERM, and do no job. Raises BrokerError or StoreError."
-    with maintenance():
+    with _kept_lines(say) as told, maintenance():
         ready = f"schedules are looked at; jobs are written down in {redacted(store_url())}"
-        Supervisor([], say).run(lambda: say(ready))
+        Supervisor([], told).run(lambda: told(ready))
 
 # %% ../../nbs/jobs/08_workers.ipynb #0a19da9c
 @contextlib.contextmanager
@@ -414,10 +433,10 @@ def run_all(
     summary = (f"API {url} (documentation at /docs)\n   monitor     http://127.0.0.1:{page}\n   classifier  "
             f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n{made}   Ctrl-C ends all of it")
     here = settings().lados_home / "up.json" # where `lados check` finds the API
-    with _single_instance(), maintenance():
+    with _single_instance(), _kept_lines(say) as told, maintenance():
         write_json(here, {"api": url, "model": model})
         try:
-            Supervisor(members, say).run(lambda: say(summary))
+            Supervisor(members, told).run(lambda: say(summary)) # which holds a key: no line to keep
         finally:
             here.unlink(missing_ok=True)
 
