@@ -227,10 +227,20 @@ class _KeysOfFile:
         self.path, self.every, self.buckets = path, every, Buckets(shared)
         self._master = [ApiKey(MASTER, sha256_text(master), tuple(SCOPES))] if master else []
         self._looked, self._seen, self.keys, self.problem = -math.inf, None, self._master, ""
+        self._looking = threading.Lock()
+        self._look() # before the first request: while one looks, the others go by the keys of the look before
+
+    def _follow(self) -> None:
+        "Look at the file if it is time, and nobody does already."
+        if time.monotonic() >= self._looked + self.every and self._looking.acquire(blocking=False):
+            try:
+                self._looked = time.monotonic()
+                self._look()
+            finally:
+                self._looking.release()
 
     def _look(self) -> None:
         "Read the file again if it has changed."
-        self._looked = time.monotonic()
         try:
             s = self.path.stat()
             seen = (s.st_mtime_ns, s.st_size, s.st_ino)
@@ -238,9 +248,9 @@ class _KeysOfFile:
             seen = None
         if seen == self._seen:
             return
-        self._seen, self.problem = seen, ""
+        self._seen = seen
         try:
-            self.keys = [*self._master, *read_keys(self.path)]
+            self.keys, self.problem = [*self._master, *read_keys(self.path)], ""
         except LadosError as e:
             self.keys, self.problem = self._master, e.problem
             logging.getLogger(__name__).error("%s; its keys open nothing until it is mended", e.problem)
@@ -254,8 +264,7 @@ class KeyRing(_KeysOfFile):
         given: str | None, # of the request
     ) -> ApiKey:
         "Return the key that was given. Raises Unauthorized where there is none, or its time is over."
-        if time.monotonic() >= self._looked + self.every:
-            self._look()
+        self._follow()
         if not self.keys and self.problem: # whose words name a place of this machine
             raise Unauthorized("this is closed, because the service cannot read its keys", "its log says why")
         if not self.keys:

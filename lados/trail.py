@@ -50,7 +50,7 @@ def terminal_user() -> str:
 def note_action(
     action: str, # of `ACTIONS`
     target: str = "", # what it was about: a model, a job, a schedule ...
-    result: str = "done", # or the code of the error
+    result: str = "done", # or the code of the error, or `interrupted`
     who: str | None = None, # the key's name, `user:NAME` or `schedule:NAME`; none: the terminal's user
     request_id: str | None = None, # of HTTP
     path: Path | None = None, # of the trail; none: by the settings
@@ -76,7 +76,9 @@ def _append(path: Path, line: bytes) -> None:
         take_lock(f, wait=True)
         size = os.fstat(f.fileno()).st_size
         cut = size > 0 and os.pread(f.fileno(), 1, size - 1) != b"\n" # whoever wrote it was killed
-        f.write(b"\n" * cut + line)
+        left = memoryview(b"\n" * cut + line)
+        while left: # where the disk fills up, less is written, and the next write raises
+            left = left[f.write(left):]
         os.fsync(f.fileno())
 
 # %% ../nbs/10_trail.ipynb #eac41b87
@@ -86,10 +88,11 @@ def noted(
     target: str = "", # what it is about
     who: str | None = None, # none: the terminal's user
 ) -> Iterator[dict[str, Any]]: # the entry, to which more can be added
-    "Append an entry when the block ends, with the error's code if it fails."
-    entry: dict[str, Any] = {"target": target, "result": "done"}
+    "Append an entry when the block ends, with the error's code if it fails, `interrupted` if Ctrl-C ends it."
+    entry: dict[str, Any] = {"target": target, "result": "interrupted"}
     try:
         yield entry
+        entry["result"] = "done"
     except Exception as e:
         entry["result"] = e.code if isinstance(e, LadosError) else type(e).__name__
         raise

@@ -307,7 +307,7 @@ def exporter(
 def backup(
     folder: Annotated[Path, typer.Argument(help="A new folder")],
 ) -> None:
-    "Write runs, bundles, jobs, schedules, promotion, batches and corrections into a folder, while everything runs on."
+    "Write runs, jobs, schedules, promotion, batches, corrections, keys and trail into a folder, while all runs on."
     from lados.jobs.backup import take_backup
 
     about = take_backup(folder)

@@ -52,8 +52,11 @@ def export(
 
 def _queued(run: str, formats: list[str]) -> None:
     from lados.jobs.queue import submit_job
+    from lados.trail import noted
 
-    job, attached = submit_job("export", {"run": run, "formats": formats})
+    with noted("submit") as entry:
+        job, attached = submit_job("export", {"run": run, "formats": formats})
+        entry.update(target=job.id, kind="export", attached=attached)
     out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
               f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 

@@ -17,7 +17,9 @@ import sqlalchemy as sa
 
 from .. import __version__
 from ..core import DataError, settings
-from ..files import atomic_write, disk_room, read_record, sha256_file, to_json, utc_now, write_json
+from ..files import atomic_write, disk_room, read_json, read_record, sha256_file, to_json, utc_now, write_json
+from ..keys import keys_path
+from ..trail import trail_path
 from .store import COUNTS, JOBS, SCHEDULE_TABLE, TASKS, Store, open_store
 from ..serve.service import promotion_path
 
@@ -68,6 +70,17 @@ def _sums(folder: Path) -> Iterator[str]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()):
         yield f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n"
 
+# %% ../../nbs/jobs/12_backup.ipynb #7d54ac5c
+def _private() -> dict[str, Path]:
+    "Return the files that only their owner reads: names and hashes of API keys, and who changed what."
+    return {"keys.json": keys_path(settings()), "audit.jsonl": trail_path(settings())}
+
+
+def _copy_private(source: Path, target: Path) -> None:
+    "Copy a file whole, for its owner's eyes only."
+    if source.exists():
+        atomic_write(target, lambda tmp: shutil.copyfile(source, tmp), 0o600)
+
 # %% ../../nbs/jobs/12_backup.ipynb #7f6576d4
 def take_backup(
     folder: str | Path, # new, or empty
@@ -85,6 +98,8 @@ def take_backup(
             atomic_write(folder / "jobs" / f"{name}.jsonl", "".join(f"{to_json(r, None)}\n" for r in lines))
         if promoted.exists():
             _copy(str(promoted), str(folder / "promoted.json"))
+        for name, path in _private().items():
+            _copy_private(path, folder / name)
         for name, root in roots().items():
             if root.is_dir():
                 shutil.copytree(root, folder / name, symlinks=True, ignore=_left_out, copy_function=_copy)
@@ -139,6 +154,18 @@ def _free(store: Store, folder: Path) -> None:
         both = [n for n in both if n not in ("latest", "README.md")]
         if both:
             raise BackupError(f"{root / both[0]} is there already", "move it away, or restore into empty folders")
+    old, keys = folder / "keys.json", keys_path(settings())
+    if old.exists() and keys.exists() and sha256_file(old) != sha256_file(keys):
+        raise BackupError(f"{keys}: there are other keys than in the backup", "move the file away to have the old ones")
+
+
+def _restore_private(folder: Path) -> None:
+    "Put keys and trail back; beside a trail that has begun anew, which stays as it is."
+    for name, path in _private().items():
+        if name == "audit.jsonl" and path.exists():
+            path = path.with_name(f"{path.name}.{read_json(folder / 'backup.json')['made'].replace(':', '')}")
+        if not path.exists():
+            _copy_private(folder / name, path)
 
 
 def _fill(store: Store, folder: Path, places: dict[str, str]) -> None:
@@ -170,6 +197,8 @@ def restore_backup(
     for path in roots()["runs"].glob("*/proposal.json"):
         write_json(path, _moved(json.loads(path.read_text("utf-8")), places))
     _fill(store, folder, places)
+    with disk_room(settings().lados_home):
+        _restore_private(folder)
     if (folder / "promoted.json").exists():
         promoted = json.loads((folder / "promoted.json").read_text("utf-8"))
         write_json(promotion_path(settings()), _moved(promoted, places))

@@ -37,7 +37,7 @@ from ..serve.table import columns, row
 from .batches import Batch, BatchEntry, batch_entries, check_allowed, fetch_image
 from .leases import Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, renew
 from .promotion import promote_run, propose_run, read_proposal, served_bundle, should_promote
-from .store import ENDED, Job, JobError, Store, StoreError
+from .store import ENDED, Job, JobError, Store, StoreError, get_job
 
 # %% ../../nbs/jobs/05_tasks.ipynb #ecaa5c72
 TRAIN, PREDICT = "train", "predict"
@@ -220,10 +220,10 @@ def run_training(
     "Run the training notebook, and propose the result if a schedule has asked for that."
     run = run_in_folder(claim, heart, "train")
     if claim.params.get("proposed") and read_proposal(run) is None:
-        _propose(run, heart)
+        _propose(run, heart, get_job(heart.store, claim.job).origin) # `schedule:NAME`
 
 
-def _propose(run: Run, heart: Heartbeat) -> None:
+def _propose(run: Run, heart: Heartbeat, who: str) -> None:
     "Propose a retraining, and promote it where nobody need be asked and nobody has stopped it."
     heart.check()
     try:
@@ -234,7 +234,7 @@ def _propose(run: Run, heart: Heartbeat) -> None:
     heart.check()
     if should_promote(proposal)[0]:
         try:
-            with noted("promote", run.path.name, who="schedule"):
+            with noted("promote", run.path.name, who=who):
                 promote_run(proposal)
         except LadosError as e: # the training has succeeded all the same, and somebody may promote it by hand
             write_json(run.path / "proposal.json", {**proposal, "reason": f"not promoted: {e.problem}"})

@@ -13,7 +13,7 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -136,15 +136,21 @@ def authorize(
     *scopes: str, # of which the request's key must have one; none: any key will do
 ) -> None:
     "Let a request go on if its key opens what it asks for. Raises Unauthorized, ScopeMissing, RateLimited."
+    if key := getattr(request.state, "key", None): # it was let in before, and counts once
+        return key.require(*scopes)
     key = request.app.state.keys.admit(request.headers.get("x-api-key"), *scopes)
     request.state.key = key
     request.state.labels["key"] = key.name
+    return None
 
 
 def authorize_images(request: Request) -> None:
-    "Let a request classify: anybody's, or with `PREDICT_OPEN` off one with a key for it."
+    "Let a request classify: anybody's, or with `PREDICT_OPEN` off one with a key for it. A key's rate holds in both."
     if not request.app.state.settings.predict_open:
         authorize(request, "predict")
+    elif request.headers.get("x-api-key"):
+        with suppress(Unauthorized): # a key of yesterday opens what no key opens
+            authorize(request)
 
 # %% ../../nbs/serve/10_http.ipynb #13471e37
 @asynccontextmanager
@@ -153,16 +159,18 @@ async def audited(
     action: str, # of `ACTIONS`
     target: str = "", # what it is about: a model, a job, a schedule ...
 ) -> AsyncIterator[dict[str, Any]]: # the entry, to which more can be added
-    "Write an entry of the audit trail when the block ends, with the error's code if it fails."
-    entry = {"target": target, "result": "done"}
+    "Write an entry of the audit trail when the block ends: `done`, the error's code, or `interrupted`."
+    entry = {"target": target, "result": "interrupted"}
     try:
         yield entry
+        entry["result"] = "done"
     except Exception as e:
         entry["result"] = of_error(e, known=request.app.state.problems)[0]["code"]
         raise
     finally:
         said = {"who": request.state.key.name, "request_id": request.state.request_id, **entry}
-        await asyncio.to_thread(note_action, action, path=request.app.state.trail, **said)
+        # whoever is cancelled is cancelled again while it waits, and the entry is written all the same
+        await asyncio.shield(asyncio.to_thread(note_action, action, path=request.app.state.trail, **said))
 
 # %% ../../nbs/serve/10_http.ipynb #369287d6
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")

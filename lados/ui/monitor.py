@@ -91,7 +91,9 @@ def submit_training(
 ) -> JobWidget:
     "Hand in a training, and return its live view. Raises ConfigError, DataError or BrokerError."
     request = {**parameters, **({"preset": preset} if preset else {})}
-    job, _ = queue.submit_job(TRAIN, request, "jupyter")
+    with noted("submit") as entry:
+        job, attached = queue.submit_job(TRAIN, request, "jupyter")
+        entry.update(target=job.id, kind=TRAIN, attached=attached)
     return JobWidget(job.id)
 
 

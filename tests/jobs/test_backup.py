@@ -15,9 +15,11 @@ from lados.jobs.backup import BackupError, restore_backup, take_backup
 from lados.jobs.promotion import served_bundle
 from lados.jobs.schedule import Schedule, add_schedule, list_schedules
 from lados.jobs.store import Store, _opened, add_job, list_jobs, open_store
+from lados.keys import KeyRing, add_key, keys_path
 from lados.runs.folders import find_run, new_run, set_latest
 from lados.serve.predictor import Predictor
 from lados.serve.service import record_promotion
+from lados.trail import note_action, read_trail, trail_path
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -87,6 +89,30 @@ def test_after_a_restore_everything_is_as_it_was(store, home):
     assert next(settings().batches_folder.glob("*/results.csv")).read_text() == "image,label\n"
     with pytest.raises(BackupError, match="jobs here already"):
         restore_backup(home / "backup")
+
+
+def test_keys_and_trail_come_back_for_their_owner_only(home, monkeypatch):
+    monkeypatch.delenv("LADOS_JOBS_URL", raising=False)
+    settings.cache_clear()
+    keys, trail = keys_path(settings()), trail_path(settings())
+    key = add_key(keys, "camera", ["predict"])
+    note_action("promote", "spring")
+    take_backup(home / "backup")
+    assert all((home / "backup" / p.name).stat().st_mode & 0o777 == 0o600 for p in (keys, trail))
+    destroy(home)
+    add_key(keys, "another", ["predict"])
+    with pytest.raises(BackupError, match="other keys"):
+        restore_backup(home / "backup")
+    keys.unlink()
+    note_action("restore", "backup", result="backup-error") # the trail has begun anew
+    restore_backup(home / "backup")
+    assert KeyRing(keys).find(key).name == "camera" and keys.stat().st_mode & 0o777 == 0o600
+    (old,) = trail.parent.glob("audit.jsonl.*")
+    assert [e["target"] for p in (old, trail) for e in read_trail(p)] == ["spring", "backup"] and old.stat().st_mode & 0o777 == 0o600
+    destroy(home)
+    restore_backup(home / "backup")
+    assert [e["target"] for e in read_trail()] == ["spring"] and trail.stat().st_mode & 0o777 == 0o600
+    _opened.cache_clear()
 
 
 def test_jobs_move_from_sqlite_to_postgresql(home, monkeypatch, postgres): # noqa: F811

@@ -1,6 +1,7 @@
 "A retraining is judged before it is served: on images that neither model knows, and never by luck alone."
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from toy import toy_manifest
 from lados.core import DataError, RunError, ServeError, settings
 from lados.data.manifest import Manifest, load_manifest
 from lados.files import read_json, write_json
+from lados.jobs import leases
 from lados.jobs.promotion import (
     drift_now,
     new_labels,
@@ -19,8 +21,11 @@ from lados.jobs.promotion import (
     served_bundle,
     should_promote,
 )
+from lados.jobs.store import add_job, open_store
+from lados.jobs.tasks import run_training
 from lados.model.evaluate import compare_models, unknown_to_both
 from lados.runs.folders import find_run, set_latest
+from lados.trail import read_trail
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +206,14 @@ def test_a_note_is_followed_by_a_service_that_runs(place, monkeypatch):
     assert served_bundle() == place / "good" / "bundle"
     setting(monkeypatch, MODEL_PATH=place / "poor")
     assert served_bundle() == place / "poor" / "bundle", "who names a model means it"
+
+
+def test_what_a_schedule_promotes_is_in_the_trail_under_its_name(place, monkeypatch):
+    setting(monkeypatch, AUTO_PROMOTE="true")
+    job, _ = add_job(open_store(), "train", {"proposed": True}, "k", [("train", 1)], origin="schedule:weekly")
+    lease = replace(leases.claim(open_store(), job.id, 0, "w"), run=str(place / "good"))
+    run_training(lease, leases.Heartbeat(open_store(), lease))
+    assert [(e["who"], e["target"], e["result"]) for e in read_trail(action="promote")] == [("schedule:weekly", "good", "done")]
 
 
 def test_a_service_is_asked_with_its_key(place, monkeypatch):

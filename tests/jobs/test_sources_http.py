@@ -29,7 +29,7 @@ def sites(home, monkeypatch):
                 content = pages.get(self.path, PNG if self.path.endswith(".png") else None)
                 self.send_response(302 if away else 200 if content else 404)
                 if away:
-                    self.send_header("Location", away)
+                    self.send_header("URI" if away.startswith("URI ") else "Location", away.removeprefix("URI "))
                 self.send_header("Content-Type", "text/html" if self.path in pages else "image/png")
                 self.send_header("Content-Length", str(len(content or b"")))
                 self.end_headers()
@@ -64,7 +64,7 @@ def test_images_behind_http(sites):
 
 
 @pytest.mark.parametrize("target", ["{there}/secret.png", "{here}/private/secret.png", "{here}/open/../private/secret.png", "{here}/open/%2e%2e/private/secret.png",
-                                    "//127.0.0.1:{port}/secret.png", "file:///etc/hostname", "http://169.254.169.254/latest/secret.png", "/private/secret.png"])
+                                    "URI {there}/secret.png", "URI /private/secret.png", "//127.0.0.1:{port}/secret.png", "file:///etc/hostname", "http://169.254.169.254/latest/secret.png", "/private/secret.png"])
 def test_a_redirect_leads_nowhere_else(sites, target):
     target = target.format(here=sites.here, there=sites.there, port=sites.there.rpartition(":")[2])
     sites.moved["/open/1.png"] = target
@@ -92,10 +92,26 @@ def test_a_list_of_links_leads_nowhere_else(sites):
     assert sites.asked["there"] == [] and not any("private" in path for path in sites.asked["here"])
 
 
+def test_pages_of_links_are_asked_below_the_url_only_and_once(sites):
+    page = b'<a href="../private/">1</a> <a href="../../">2</a> <a href="./">3</a> <a href="deep/../../private/">4</a> <a href="?C=N/">5</a>'
+    sites.pages |= {path: page + b'<a href="%s">6</a> <a href="./1.png">7</a>' % deeper for path, deeper in (("/open/", b"deep/"), ("/open/deep/", b"/open/"))}
+    sites.pages["/private/"] = sites.pages["/"] = b'<a href="secret.png">1</a>'
+    assert [r.name for r in references(check_allowed(f"{sites.here}/open/"))] == ["1.png", "deep/1.png"]
+    assert sites.asked["here"] == ["/open/", "/open/deep/"]
+
+
+def test_links_without_an_end_are_refused(sites, monkeypatch):
+    monkeypatch.setattr("lados.jobs.batches.MAX_DEPTH", 4)
+    sites.pages |= {f"/open/{'a/' * n}": b'<a href="a/">1</a>' for n in range(20)}
+    with pytest.raises(DataError, match="on and on"):
+        references(check_allowed(f"{sites.here}/open/"))
+    assert len(sites.asked["here"]) == 4
+
+
 def test_a_listing_that_redirects_is_refused(sites):
     sites.pages["/secret/"] = b'<a href="s.png">s</a>'
     sites.moved |= {"/open/": f"{sites.there}/secret/", "/open": f"{sites.there}/secret/"}
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="redirects to"):
         references(check_allowed(f"{sites.here}/open/"))
     assert sites.asked["there"] == []
 

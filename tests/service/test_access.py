@@ -89,6 +89,21 @@ def test_classifying_is_open_or_closed_as_the_settings_say(home, keys):
             assert ({} in ways) == open_ and {"ApiKey": ["predict"]} in ways
 
 
+def test_a_known_key_counts_where_classifying_is_open_and_an_unknown_one_is_nobodys(home):
+    path = keys_path(settings())
+    slow = add_key(path, "slow", ["admin", "predict"], rate=2)
+    app = create_app(settings().model_copy(update={"predict_open": True}), [router])
+    with TestClient(app) as client:
+        ask = lambda key, i=0: send(client, *IMAGES[i], key) # noqa: E731
+        assert ask(slow).status_code == 503, "no model is there, and nothing else is wrong"
+        assert ask(slow, 3).status_code not in (401, 403, 429), "a folder of this machine needs a key, which counts once"
+        late = ask(slow)
+        assert (late.status_code, late.json()["code"]) == (429, "rate-limited") and int(late.headers["retry-after"]) >= 1
+        for key in (None, "", "lados_of_yesterday"):
+            assert ask(key).status_code == 503
+        assert ask("lados_of_yesterday", 3).status_code == 401
+
+
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     "Two workers that classify for keys only, and the file of keys."

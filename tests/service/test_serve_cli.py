@@ -19,6 +19,7 @@ from toy import ROUNDING
 from lados.files import read_json
 from lados.runs.folders import find_run, new_run
 from lados.serve.engines import withheld
+from lados.trail import read_trail
 
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 
@@ -90,6 +91,8 @@ def test_predict_answers_alike_with_every_engine(place):
 def test_export_as_a_job_leaves_a_report(place):
     queued = place.apart("export", "first", "onnx", "--as-job")
     assert queued.returncode == 0 and "lados worker" in queued.stdout, queued.stderr
+    (entry,) = read_trail(place.folder / "home" / "audit.jsonl", action="submit")
+    assert entry["kind"] == "export" and entry["target"][:8] in queued.stdout
     worker = subprocess.Popen([*LADOS, "worker", "--predict=0"], cwd=place.folder, env=place.env)
     try:
         done = place.apart("job", "submit", "export", "--run=first", "--set=formats=onnx", "--out=certificate.json")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -158,3 +159,28 @@ def test_commands(home, monkeypatch, capsys):
 
     settings.cache_clear()
     assert command("keys", "add", "x", "--scope", "admin")[0] == 0 and (home / "elsewhere.json").exists()
+
+
+def test_who_asks_while_the_file_is_read_has_the_keys_of_the_look_before(tmp_path, monkeypatch):
+    path = tmp_path / "keys.json"
+    key = add_key(path, "camera", ["predict"])
+    ring, reading, go_on = KeyRing(path, "s3cret", every=0), threading.Event(), threading.Event()
+
+    def slowly(path):
+        reading.set()
+        assert go_on.wait(30)
+        return read_keys(path)
+
+    new = add_key(path, "other", ["predict"])
+    monkeypatch.setattr("lados.keys.read_keys", slowly)
+    first = threading.Thread(target=ring.find, args=(new,))
+    first.start()
+    assert reading.wait(30) and ring.find(key).name == "camera"
+    go_on.set()
+    first.join()
+    assert ring.find(new).name == "other"
+
+
+def test_a_new_ring_has_the_keys_before_the_first_request(tmp_path):
+    add_key(tmp_path / "keys.json", "camera", ["predict"])
+    assert [k.name for k in KeyRing(tmp_path / "keys.json", "s3cret").keys] == ["API_KEY", "camera"]

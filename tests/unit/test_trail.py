@@ -1,15 +1,18 @@
 "The audit trail: whole lines from many writers, also killed ones; what is asked of it."
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from commands import refused, runner
 
-from lados.trail import note_action, read_trail
+from lados.serve.http import PROBLEMS, audited
+from lados.trail import note_action, noted, read_trail
 
 WRITE = """
 import sys
@@ -73,6 +76,64 @@ def test_an_action_goes_on_where_the_trail_cannot_be_written(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     note_action("promote", "spring", path=tmp_path / "file" / "audit.jsonl")
     assert "spring" in caplog.text and "cannot be written" in caplog.text
+
+
+def test_half_an_entry_on_a_full_disk_goes_to_the_log_and_the_next_is_whole(tmp_path):
+    "The kernel takes what fits, and says so only at the next write."
+    path = tmp_path / "audit.jsonl"
+    code = ("import resource, sys; from pathlib import Path; from lados.trail import note_action\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (50, resource.RLIM_INFINITY))\n"
+            "note_action('promote', 'spring', path=Path(sys.argv[1]))")
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert path.stat().st_size == 50 and "cannot be written" in done.stderr and "spring" in done.stderr
+    note_action("promote", "summer", path=path)
+    assert [e["target"] for e in read_trail(path)] == ["summer"]
+
+
+def test_what_is_interrupted_is_not_said_to_be_done(home):
+    for error in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(error), noted("promote", "spring"):
+            raise error
+    with noted("promote", "spring"):
+        pass
+    assert [e["result"] for e in read_trail()] == ["interrupted", "interrupted", "done"]
+
+
+def test_a_request_that_is_cancelled_is_not_said_to_have_been_done(tmp_path):
+    "Twice, as a server that stops cancels a request that is being cancelled."
+    async def promote(waits):
+        async with audited(request, "promote", "spring"):
+            inside.set()
+            await asyncio.sleep(60 if waits else 0)
+
+    async def both():
+        for waits in (True, False):
+            inside.clear()
+            task = asyncio.create_task(promote(waits))
+            await inside.wait()
+            if waits:
+                task.cancel()
+                await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait([task])
+        while len(list(read_trail(path))) < 2:
+            await asyncio.sleep(0.01)
+
+    path, inside = tmp_path / "audit.jsonl", asyncio.Event()
+    request = SimpleNamespace(state=SimpleNamespace(key=SimpleNamespace(name="camera"), request_id="flight-7"),
+                              app=SimpleNamespace(state=SimpleNamespace(trail=path, problems=PROBLEMS)))
+    asyncio.run(both())
+    assert sorted(e["result"] for e in read_trail(path)) == ["done", "interrupted"]
+
+
+def test_a_training_from_a_notebook_is_in_it(home):
+    pytest.importorskip("anywidget", reason="anywidget is not installed: `make setup` installs it")
+    from lados.ui.monitor import submit_training
+
+    view = submit_training("demo")
+    view.close()
+    (entry,) = read_trail(action="submit")
+    assert (entry["target"], entry["kind"], entry["result"]) == (view.job_id, "train", "done")
 
 
 def test_questions(home, monkeypatch, capsys):
