@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from serving import START, Memory, colours, runs, serving, wait_for
+from serving import KEY, START, Memory, colours, runs, serving, wait_for
 from toy import small_disk
 
 from lados.core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
@@ -587,7 +587,7 @@ def test_more_images_than_the_threshold_become_a_batch(service):
     assert fetch_image(found[299], many.json()["folder"]).read_bytes() == image
     packed = service.post("/predict_batch?name=packed", content=zipped([("1.png", image)]), headers={"content-type": "application/zip"})
     assert packed.status_code == 202 and told(packed.json()["folder"]) == [("1.png", "")]
-    named = service.post("/predict_batch", json={"source": "/data"})
+    named = service.post("/predict_batch", json={"source": "/data"}, headers={"X-API-Key": KEY})
     assert named.status_code == 202 and named.json() == {"source": "/data"}
     shutil.rmtree(service.home / "batches" / "many")
     shutil.rmtree(service.home / "batches" / "packed")
@@ -603,7 +603,8 @@ def test_more_images_than_the_threshold_become_a_batch(service):
     (lambda: b'{"source": "' + b"x" * 100_000 + b'"}', "application/json", 413, "more than 64 kB")])
 def test_what_is_refused_leaves_nothing(service, body, kind, status, detail):
     data = body()
-    answer = service.post("/predict_batch?name=x", content=iter(data) if isinstance(data, list) else data, headers={"content-type": kind})
+    answer = service.post("/predict_batch?name=x", content=iter(data) if isinstance(data, list) else data,
+                          headers={"content-type": kind, "X-API-Key": KEY})
     assert answer.status_code == status and detail in answer.json()["detail"]
     assert list((service.home / "batches").glob("[!.]*")) == list((service.home / "batches").glob(".incoming*")) == []
 
