@@ -257,7 +257,7 @@ def fit_batch(
     place: Placement,
     world: int = 1, # processes that share the images
 ) -> tuple[TrainParams, list[str]]: # parameters with a batch size that fits, problems
-    "Settle the batch size: measured where `auto`, for at least `STEPS` steps an epoch; never above the images there are."
+    "Settle the batch size: measured where `auto`, for `STEPS` steps an epoch or more; at most all images."
     n = math.ceil(len(data.rows(split)) / world)
     if params.batch_size == "auto":
         found = agree(find_batch_size(net, params.size, place, max(8, n // STEPS)))

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -451,9 +452,10 @@ def test_every_command_that_is_shown_exists(name):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
     shown = blocks(text) + re.findall(r"`((?:lados|make) [^`\n]+)`", text)
     assert any(line.startswith("make test") for line in shown) or name.startswith("docs/")
-    for words in (line.split() for line in shown):
+    for line in shown:
+        words = line.split()
         if words[0] == "make":
-            assert all(w in targets for w in words[1:] if "=" not in w), words
+            assert all(w in targets for w in shlex.split(line)[1:] if "=" not in w), line
         if words[0] != "lados":
             continue
         command, rest = typer.main.get_command(app), words[1:]
