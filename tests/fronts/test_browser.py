@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +11,18 @@ import httpx
 import numpy as np
 import pytest
 from accessibility import faults
+from browsing import CHROMIUM, FLAGS
 from PIL import Image
 from serving import KEY, Server, encoded, runs, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
 pytest.importorskip("streamlit", reason="needs lados[streamlit]")
 pytest.importorskip("flet_web", reason="needs lados[flet]")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 pytestmark = pytest.mark.fronts
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
 SHOTS = os.environ.get("LADOS_SHOTS") # a folder for screenshots to look at
 

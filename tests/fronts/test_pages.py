@@ -1,29 +1,25 @@
 "Every other page of the project in Chromium, light and dark: axe-core finds no serious fault on it."
 
-import functools
-import http.server
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import httpx
 import pytest
 from accessibility import axe_script, faults
+from browsing import CHROMIUM, FLAGS, folder_served
 from commands import run_here
 from serving import Server, colours, runs, wait_for
 from toy import TINY, toy_manifest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 pytestmark = pytest.mark.fronts
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 SMALL = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
 SHOTS = os.environ.get("LADOS_SHOTS") # a folder for screenshots to look at
 
@@ -75,14 +71,8 @@ def papers(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def served(papers):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(papers)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with folder_served(papers) as url:
+        yield url
 
 
 @pytest.mark.parametrize("name", ["report", "compare", "gallery"])

@@ -1,22 +1,17 @@
 "The documentation site: built without a warning, complete, and asking nothing of another host."
 
-import functools
-import http.server
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
+from browsing import CHROMIUM, FLAGS, folder_served
 
 pytest.importorskip("material", reason="the site needs mkdocs-material")
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 if not (ROOT / "nbs").is_dir():
     pytest.skip("needs a checkout", allow_module_level=True)
@@ -34,14 +29,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def address(site):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with folder_served(site) as url:
+        yield url
 
 
 def test_every_exported_name_has_its_place(site):
