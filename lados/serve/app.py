@@ -44,7 +44,7 @@ from .predictor import Answer
 from lados.serve.schemas import (
     Answered, BatchAnswers, Health, HeatMap, Metrics, Models, Problem, Promoted, Promotion, Ready, with_classes,
 )
-from .service import LoadedModel, RequestGroup, Service
+from .service import LoadedModel, RequestGroup, Service, listed_models, promote_model
 from .telemetry import count, exposition, forget_dead, shared_folder, statistics
 from .uploads import Limits, Sink, UploadedImage, discarding, read_uploads
 
@@ -280,7 +280,7 @@ async def ready(service: Serving) -> Response:
 @router.get("/models", response_model=Models, tags=["models"])
 async def models(service: Serving) -> Response:
     "The bundles that are found, which of them is served, and their cards."
-    listed, loaded = await service.models(), service.current
+    listed, loaded = await listed_models(service), service.current
     entries = [{k: m[k] for k in ("name", "served", "error", "engines", "left_out", "card")} for m in listed]
     return respond(200, {"served": loaded.predictor.name if loaded else None,
                          "engine": loaded.predictor.engine.name if loaded else None, "models": entries})
@@ -292,7 +292,7 @@ async def promote(request: Request, service: Serving, promotion: Promotion) -> R
     "Serve another model. It is loaded, checked on this machine and warmed first; no request fails on the way."
     before = service.current.predictor.name if service.current else None
     async with audited(request, "promote", promotion.model) as entry:
-        new = await service.promote(promotion.model, promotion.engine)
+        new = await promote_model(service, promotion.model, promotion.engine)
         entry.update(engine=new.predictor.engine.name, before=before)
     request.state.labels.update(outcome="promoted", model=new.predictor.name, engine=new.predictor.engine.name)
     return respond(200, {"model": new.predictor.name, "engine": new.predictor.engine.name, "before": before,

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LARGE', 'RETRY_S', 'list_models', 'promotion_path', 'configured_model', 'served_model', 'record_promotion',
            'NotReady', 'LoadedModel', 'RequestGroup', 'load_served', 'in_one_scan', 'refuse_other_classes',
-           'NoSuchModel', 'ServiceState', 'ModelSwap', 'ServiceLife', 'Decoders', 'ImageAnswers', 'ImageExplanations',
-           'Service']
+           'NoSuchModel', 'ModelSlot', 'FollowedModel', 'listed_models', 'promote_model', 'Decoders', 'ImageClassifier',
+           'ImageExplainer', 'Service']
 
 # %% ../../nbs/serve/08_service.ipynb #6c1cb8bf
 import asyncio
@@ -106,6 +106,16 @@ class LoadedModel:
     recent: Recent
     users: int = 0 # requests that began with it and are not answered
 
+    @classmethod
+    def of(
+        cls,
+        predictor: Predictor,
+        limit: int, # images that may wait
+    ) -> "LoadedModel":
+        "A predictor with an empty queue and memory. Made in the event loop of the service."
+        return cls(predictor, Batcher(predictor.predict, limit=limit, lanes=predictor.lanes),
+                   Recent(predictor.outlier, predictor.name, classes=predictor.label_set.names))
+
     @contextlib.contextmanager
     def used(self) -> Iterator["LoadedModel"]:
         "Keep it open for a request."
@@ -181,53 +191,22 @@ async def _retire(loaded: LoadedModel) -> None:
         await asyncio.sleep(0.02)
     await loaded.batcher.close()
 
-
-def _decode_small(predictor: Predictor, data: bytes, name: str) -> np.ndarray | None:
-    "The image, or none where it is large enough for the other lane."
-    quick = data[:2] == b"\xff\xd8" and len(data) < LARGE / 8 # and coded in one scan, which can be shrunk on the way:
-    quick = quick and in_one_scan(data)
-    if not quick and (info := probe(data, name=name)) and (info.width * info.height > LARGE or len(data) > LARGE):
-        return None
-    return predictor.decode(data, name)
-
-# %% ../../nbs/serve/08_service.ipynb #23a5c937
-class ServiceState:
-    "What a service has and lacks: its settings, its threads, its memory, and the model that answers."
+# %% ../../nbs/serve/08_service.ipynb #824b0cfa
+class ModelSlot:
+    "The place of the model that answers. Made and used in one event loop."
 
     def __init__(self, settings: Settings):
         self.settings = settings
         self.current: LoadedModel | None = None
         self.lacking: LadosError = NotReady("the model is being loaded", "ask again in a few seconds")
-        self.budget = Budget(max(256, 8 * int(settings.max_upload_size_mb)) << 20)
-        self.active = 0 # requests being read or answered
-        self._quick = ThreadPoolExecutor(max(2, settings.threads), thread_name_prefix="decode")
-        self._heavy = ThreadPoolExecutor(1, thread_name_prefix="decode-large") # two would hold twice the memory
-        self._maps = ThreadPoolExecutor(1, thread_name_prefix="maps") # the engine's features, for explanations
         self._load = ThreadPoolExecutor(1, thread_name_prefix="load")
-        self._swap, self._tasks, self._noted = asyncio.Lock(), set(), None
-
-    @property
-    def note(self) -> Path:
-        "The file in which a promotion is written down, for other processes and for the next start."
-        return promotion_path(self.settings)
-
-    def configured(self) -> Path:
-        "The bundle or run that the settings name."
-        return configured_model(self.settings)
-
-    def _asked(self) -> tuple[str, str]:
-        "Bundle and engine: those promoted, as long as the configuration is the one they were promoted over."
-        return served_model(self.settings)
+        self._swap, self._tasks = asyncio.Lock(), set()
 
     def ready(self) -> LoadedModel:
         "The model in service; raises what is lacking."
         if self.current is None:
             raise NotReady(self.lacking.problem, self.lacking.remedy)
         return self.current
-
-# %% ../../nbs/serve/08_service.ipynb #de2f28c5
-class ModelSwap(ServiceState):
-    "A state in which one model takes the place of another; requests keep the one that they began with."
 
     def _keep(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -242,15 +221,239 @@ class ModelSwap(ServiceState):
         "Load a model beside the one that serves, then put it in its place. Where that fails, the old one goes on."
         async with self._swap:
             predictor = await asyncio.get_running_loop().run_in_executor(self._load, load_served, path, engine)
-            batcher = Batcher(predictor.predict, limit=self.settings.queue_size, lanes=predictor.lanes)
-            recent = Recent(predictor.outlier, predictor.name, classes=predictor.label_set.names)
-            new = LoadedModel(predictor, batcher, recent)
-            old, self.current = self.current, new
+            old, self.current = self.current, LoadedModel.of(predictor, self.settings.queue_size)
             publish_model(predictor, old and old.predictor)
+            new = self.current
         LOG.info("serving %s with %s", predictor.name, predictor.engine.name)
         if old:
             self._keep(_retire(old))
         return new
+
+# %% ../../nbs/serve/08_service.ipynb #beef0a39
+class FollowedModel(ModelSlot):
+    "A slot that holds what is configured, or was promoted since, by this process or another one here."
+
+    _target: tuple[str, str] | None = None # bundle and engine that were asked for last
+
+    def start(self) -> None:
+        "Begin to load the model, and to follow promotions by other processes."
+        READY.set(0)
+        self._keep(self._follow())
+
+    async def _follow(self) -> None:
+        "Serve what is asked for; look once a second."
+        tried = 0.0
+        while True:
+            target = served_model(self.settings)
+            if target != self._target or (self.current is None and time.monotonic() > tried + RETRY_S):
+                self._target = target
+                try:
+                    await self.serve(*target)
+                    self._target = target # a promotion may have come and gone while this one waited for its turn
+                except LadosError as e:
+                    if str(e) != str(self.lacking):
+                        LOG.error("%s", e, extra={"event": {"dataset": "lados.serve", "action": "load"}})
+                    self.lacking, tried = e, time.monotonic()
+            await asyncio.sleep(1)
+
+    async def close(self) -> None:
+        "Answer what was accepted, then end."
+        for task in [*self._tasks]:
+            task.cancel()
+        if self.current:
+            await _retire(self.current)
+        self._load.shutdown(wait=False, cancel_futures=True)
+
+# %% ../../nbs/serve/08_service.ipynb #55d7ebbb
+async def listed_models(
+    slot: ModelSlot,
+) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, left_out{}, card
+    "Return every bundle that is found: the configured one and those of the runs."
+    # not where models load, which takes long
+    listed = await asyncio.to_thread(list_models, slot.settings, configured_model(slot.settings))
+    served = slot.current.predictor.folder.resolve() if slot.current else None
+    return [{**m, "served": m["bundle"] == served} for m in listed]
+
+
+async def promote_model(
+    slot: FollowedModel,
+    name: str, # from `listed_models`
+    engine: str = "auto",
+) -> LoadedModel:
+    "Serve another model from now on, here and after a restart. RunError or ServeError: the old one goes on."
+    chosen = next((m for m in await listed_models(slot) if m["name"] == name), None)
+    if chosen is None:
+        raise NoSuchModel(f"no model is called '{name}'", "GET /models lists them")
+    if slot.current and chosen["card"]:
+        refuse_other_classes(slot.current.predictor.label_set, card_label_set(chosen["card"]), name)
+    try:
+        new = await slot.serve(chosen["bundle"], engine)
+    except LadosError:
+        PROMOTIONS.labels("failed").inc()
+        raise
+    slot._target = (str(chosen["bundle"]), engine)
+    try:
+        record_promotion(slot.settings, chosen["bundle"], engine)
+    except OSError as e:
+        raise ServeError(f"'{name}' is served by this process now, and no longer after it ends: that cannot be "
+                         f"written down ({e.strerror})", "make the folder LADOS_HOME writable") from None
+    PROMOTIONS.labels("promoted").inc()
+    return new
+
+# %% ../../nbs/serve/08_service.ipynb #a6bfd2bb
+def _decode_small(predictor: Predictor, data: bytes, name: str) -> np.ndarray | None:
+    "The image, or none where it is large enough for the other lane."
+    quick = data[:2] == b"\xff\xd8" and len(data) < LARGE / 8 # and coded in one scan, which can be shrunk on the way:
+    quick = quick and in_one_scan(data)
+    if not quick and (info := probe(data, name=name)) and (info.width * info.height > LARGE or len(data) > LARGE):
+        return None
+    return predictor.decode(data, name)
+
+# %% ../../nbs/serve/08_service.ipynb #1adad5ea
+class Decoders:
+    "Threads in which bytes become images: small ones side by side, large ones one after another."
+
+    def __init__(
+        self,
+        threads: int, # for small images
+    ):
+        self.small = ThreadPoolExecutor(max(2, threads), thread_name_prefix="decode")
+        self.large = ThreadPoolExecutor(1, thread_name_prefix="decode-large") # two would hold twice the memory
+
+    async def __call__(
+        self,
+        predictor: Predictor,
+        data: bytes, # of an image file
+        name: str, # for messages
+    ) -> np.ndarray: # uint8 [size, size, 3]
+        "Decode one image. Raises ImageError."
+        loop = asyncio.get_running_loop()
+        image = await loop.run_in_executor(self.small, _decode_small, predictor, data, name)
+        return image if image is not None else await loop.run_in_executor(self.large, predictor.decode, data, name)
+
+    def close(self) -> None:
+        "Take nothing more."
+        for pool in (self.small, self.large):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+# %% ../../nbs/serve/08_service.ipynb #d3c63045
+def _late(deadline_s: float) -> Overloaded:
+    return Overloaded("the deadline passed before the image was decoded", deadline_s)
+
+
+def _expire(item: Item, deadline_s: float) -> None:
+    "The deadline has come: an image that is not even decoded need not wait for it."
+    if item.image is None:
+        item.settle(_late(deadline_s))
+
+
+def _feed(decoders: Decoders, loaded: LoadedModel, data: bytes, name: str, item: Item, large: bool = False) -> None:
+    "In a decoder's thread: from bytes to the queue, unless nobody waits any more."
+    try:
+        if not item.future.done():
+            decode = loaded.predictor.decode if large else partial(_decode_small, loaded.predictor)
+            item.image = decode(data, name)
+            if item.image is None:
+                decoders.large.submit(_feed, decoders, loaded, data, name, item, True)
+                return
+            item.arrived = time.monotonic()
+            loaded.batcher.put(item)
+    except BaseException as e: # whatever goes wrong in this thread is the answer
+        item.future.get_loop().call_soon_threadsafe(item.settle, e)
+    loaded.batcher.withdraw(item)
+
+# %% ../../nbs/serve/08_service.ipynb #0e8bd56d
+class ImageClassifier:
+    "Answers images, each within its time."
+
+    def __init__(self, decoders: Decoders, deadline_s: float):
+        self.decoders, self.deadline_s = decoders, deadline_s
+
+    async def __call__(
+        self,
+        loaded: LoadedModel, # from `Service.request`
+        data: bytes,
+        name: str, # for messages
+        owner: RequestGroup | None = None, # the request, where it has several images
+    ) -> tuple[Answer, dict[str, float], int]: # answer, seconds by stage, images in the engine's batch
+        "Classify one image. Raises ImageError or Overloaded."
+        if owner is None:
+            return await self._classify(loaded, data, name, time.monotonic() + self.deadline_s)
+        async with owner.turn:
+            return await self._classify(loaded, data, name, owner.start + self.deadline_s, owner)
+
+    async def _classify(self, loaded: LoadedModel, data: bytes, name: str, deadline: float,
+                        owner: RequestGroup | None = None) -> tuple[Answer, dict[str, float], int]:
+        start, loop = time.monotonic(), asyncio.get_running_loop()
+        item = Item(loop.create_future(), deadline=deadline, owner=owner)
+        late = loop.call_later(max(0.0, deadline - start), _expire, item, self.deadline_s)
+        loaded.batcher.announce(item)
+        self.decoders.small.submit(_feed, self.decoders, loaded, data, name, item)
+        try:
+            (probs, away), waited, engine, together = await item.future
+        finally:
+            late.cancel()
+        QUEUE.set(loaded.batcher.waiting)
+        answer = loaded.predictor.encode(probs, float(away), getattr(item.image, "rendering", ""))
+        loaded.recent.add(answer)
+        seconds = {"decode": item.arrived - start, "queue": waited, "engine": engine, "total": time.monotonic() - start}
+        return answer, seconds, together
+
+# %% ../../nbs/serve/08_service.ipynb #a803103a
+class ImageExplainer:
+    "Explains answers; the masked images wait in the same queue as others'."
+
+    def __init__(self, decoders: Decoders, deadline_s: float):
+        self.decoders, self.deadline_s = decoders, deadline_s
+        self._maps = ThreadPoolExecutor(1, thread_name_prefix="maps") # the engine's features
+
+    async def __call__(
+        self,
+        loaded: LoadedModel, # from `Service.request`
+        data: bytes,
+        name: str, # for messages
+        label: str | None = None, # the class to explain; none: the likeliest
+    ) -> Explanation:
+        "Explain the answer to one image. Raises ImageError, ConfigError or Overloaded."
+        deadline, loop = time.monotonic() + 4 * self.deadline_s, asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                image = await self.decoders(loaded.predictor, data, name)
+        except TimeoutError:
+            raise _late(self.deadline_s) from None
+        grid = await loop.run_in_executor(self._maps, loaded.predictor.engine.grid, image[None])
+        seen, masks = await loop.run_in_executor(self._maps, masked_images, image, grid[0])
+        loaded.batcher.check(len(seen))
+        owner = RequestGroup(loaded.batcher.share)
+
+        async def ask(image: np.ndarray) -> tuple:
+            async with owner.turn:
+                return await loaded.batcher(image, deadline, owner)
+
+        heat = await asyncio.gather(*(ask(p) for p in seen))
+        return weighted(np.stack([probs for (probs, _), *_ in heat]), masks, label, loaded.predictor.label_set)
+
+    def close(self) -> None:
+        "Take nothing more."
+        self._maps.shutdown(wait=False, cancel_futures=True)
+
+# %% ../../nbs/serve/08_service.ipynb #61750d08
+class Service(FollowedModel):
+    "Answers images with one model at a time. Made and used in one event loop."
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.budget = Budget(max(256, 8 * int(settings.max_upload_size_mb)) << 20)
+        self.active = 0 # requests being read or answered
+        self._decoders = Decoders(settings.threads)
+        self.classify = ImageClassifier(self._decoders, settings.deadline_s)
+        self.explain = ImageExplainer(self._decoders, settings.deadline_s)
+
+    async def close(self) -> None:
+        "Answer what was accepted, then end."
+        await super().close()
+        self._decoders.close()
+        self.explain.close()
 
     @contextlib.contextmanager
     def request(self) -> Iterator[LoadedModel]:
@@ -265,182 +468,3 @@ class ModelSwap(ServiceState):
                 yield loaded
         finally:
             self.active -= 1
-
-# %% ../../nbs/serve/08_service.ipynb #9662b980
-class ServiceLife(ModelSwap):
-    "The beginning and the end of a service."
-
-    def start(self) -> None:
-        "Begin to load the model, and to follow promotions by other processes."
-        READY.set(0)
-        self._keep(self._follow())
-
-    async def _follow(self) -> None:
-        "Serve what is configured, or was promoted since; look once a second."
-        tried = 0.0
-        while True:
-            target = self._asked()
-            if target != self._noted or (self.current is None and time.monotonic() > tried + RETRY_S):
-                self._noted = target
-                try:
-                    await self.serve(*target)
-                    self._noted = target # a promotion may have come and gone while this one waited for its turn
-                except LadosError as e:
-                    if str(e) != str(self.lacking):
-                        LOG.error("%s", e, extra={"event": {"dataset": "lados.serve", "action": "load"}})
-                    self.lacking, tried = e, time.monotonic()
-            await asyncio.sleep(1)
-
-    async def close(self) -> None:
-        "Answer what was accepted, then end."
-        for task in [*self._tasks]:
-            task.cancel()
-        if self.current:
-            await _retire(self.current)
-        for pool in (self._quick, self._heavy, self._maps, self._load):
-            pool.shutdown(wait=False, cancel_futures=True)
-
-# %% ../../nbs/serve/08_service.ipynb #e080c814
-class Decoders(ServiceLife):
-    "The threads in which bytes become images, on their way to the queue."
-
-    async def decode(
-        self,
-        loaded: LoadedModel,
-        data: bytes,
-        name: str, # for messages
-    ) -> np.ndarray: # uint8 [size, size, 3]
-        "Decode in a pool; large images one after another, so that small ones need not wait for them."
-        loop = asyncio.get_running_loop()
-        image = await loop.run_in_executor(self._quick, _decode_small, loaded.predictor, data, name)
-        if image is None:
-            image = await loop.run_in_executor(self._heavy, loaded.predictor.decode, data, name)
-        return image
-
-    def _decode(self, loaded: LoadedModel, data: bytes, name: str, item: Item, loop: asyncio.AbstractEventLoop,
-                heavy: bool = False) -> None:
-        "In a decoder's thread: from bytes to the queue, unless nobody waits any more."
-        try:
-            if not item.future.done():
-                decode = loaded.predictor.decode if heavy else partial(_decode_small, loaded.predictor)
-                item.image = decode(data, name)
-                if item.image is None:
-                    self._heavy.submit(self._decode, loaded, data, name, item, loop, True)
-                    return
-                item.arrived = time.monotonic()
-                loaded.batcher.put(item)
-        except BaseException as e: # whatever goes wrong in this thread is the answer
-            loop.call_soon_threadsafe(item.settle, e)
-        loaded.batcher.withdraw(item)
-
-    def _expire(self, item: Item) -> None:
-        "The deadline has come: an image that is not even decoded need not wait for it."
-        if item.image is None:
-            item.settle(self._late())
-
-    def _late(self) -> Overloaded:
-        return Overloaded("the deadline passed before the image was decoded", self.settings.deadline_s)
-
-# %% ../../nbs/serve/08_service.ipynb #82fa19d4
-class ImageAnswers(Decoders):
-    "Answers to images, each within its time."
-
-    async def classify(
-        self,
-        loaded: LoadedModel, # from `request`
-        data: bytes,
-        name: str, # for messages
-        owner: RequestGroup | None = None, # the request, where it has several images
-    ) -> tuple[Answer, dict[str, float], int]: # answer, seconds by stage, images in the engine's batch
-        "The answer for one image. Raises ImageError or Overloaded."
-        if owner is None:
-            return await self._classify(loaded, data, name, time.monotonic() + self.settings.deadline_s)
-        async with owner.turn:
-            return await self._classify(loaded, data, name, owner.start + self.settings.deadline_s, owner)
-
-    async def _classify(self, loaded: LoadedModel, data: bytes, name: str, deadline: float,
-                        owner: RequestGroup | None = None) -> tuple[Answer, dict[str, float], int]:
-        start, loop = time.monotonic(), asyncio.get_running_loop()
-        item = Item(loop.create_future(), deadline=deadline, owner=owner)
-        late = loop.call_later(max(0.0, deadline - start), self._expire, item)
-        loaded.batcher.announce(item)
-        self._quick.submit(self._decode, loaded, data, name, item, loop)
-        try:
-            (probs, away), waited, engine, together = await item.future
-        finally:
-            late.cancel()
-        QUEUE.set(loaded.batcher.waiting)
-        answer = loaded.predictor.encode(probs, float(away), getattr(item.image, "rendering", ""))
-        loaded.recent.add(answer)
-        seconds = {"decode": item.arrived - start, "queue": waited, "engine": engine, "total": time.monotonic() - start}
-        return answer, seconds, together
-
-# %% ../../nbs/serve/08_service.ipynb #556942f6
-class ImageExplanations(ImageAnswers):
-    "Explanations of answers, whose masked images wait in the same queue."
-
-    async def _in_time(self, work: Any, deadline: float) -> Any:
-        "Return what `work` gives; Overloaded if images before this one take too long to decode."
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await work
-        except TimeoutError:
-            raise self._late() from None
-
-    async def explain(
-        self,
-        loaded: LoadedModel, # from `request`
-        data: bytes,
-        name: str, # for messages
-        label: str | None = None, # the class to explain; none: the likeliest
-    ) -> Explanation:
-        "Explain an answer; the masked images take turns with others'. ImageError, ConfigError, Overloaded."
-        deadline, loop = time.monotonic() + 4 * self.settings.deadline_s, asyncio.get_running_loop()
-        image = await self._in_time(self.decode(loaded, data, name), deadline)
-        grid = await loop.run_in_executor(self._maps, loaded.predictor.engine.grid, image[None])
-        seen, masks = await loop.run_in_executor(self._maps, masked_images, image, grid[0])
-        loaded.batcher.check(len(seen))
-        owner = RequestGroup(loaded.batcher.share)
-
-        async def ask(image: np.ndarray) -> tuple:
-            async with owner.turn:
-                return await loaded.batcher(image, deadline, owner)
-
-        heat = await asyncio.gather(*(ask(p) for p in seen))
-        return weighted(np.stack([probs for (probs, _), *_ in heat]), masks, label, loaded.predictor.label_set)
-
-# %% ../../nbs/serve/08_service.ipynb #a33ffbae
-class Service(ImageExplanations):
-    "Answers images with one model at a time. Made and used in one event loop."
-
-    async def models(self) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, left_out{}, card
-        "Every bundle that is found: the configured one and those of the runs."
-        # not where models load, which takes long
-        listed = await asyncio.to_thread(list_models, self.settings, self.configured())
-        served = self.current.predictor.folder.resolve() if self.current else None
-        return [{**m, "served": m["bundle"] == served} for m in listed]
-
-    async def promote(
-        self,
-        name: str, # from `models`
-        engine: str = "auto",
-    ) -> LoadedModel:
-        "Serve another model from now on, here and after a restart. RunError or ServeError: the old one goes on."
-        chosen = next((m for m in await self.models() if m["name"] == name), None)
-        if chosen is None:
-            raise NoSuchModel(f"no model is called '{name}'", "GET /models lists them")
-        if self.current and chosen["card"]:
-            refuse_other_classes(self.current.predictor.label_set, card_label_set(chosen["card"]), name)
-        try:
-            new = await self.serve(chosen["bundle"], engine)
-        except LadosError:
-            PROMOTIONS.labels("failed").inc()
-            raise
-        self._noted = (str(chosen["bundle"]), engine)
-        try:
-            record_promotion(self.settings, chosen["bundle"], engine)
-        except OSError as e:
-            raise ServeError(f"'{name}' is served by this process now, and no longer after it ends: that cannot be "
-                             f"written down ({e.strerror})", "make the folder LADOS_HOME writable") from None
-        PROMOTIONS.labels("promoted").inc()
-        return new

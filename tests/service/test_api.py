@@ -582,9 +582,8 @@ def test_a_port_that_is_taken_is_said(service, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_importing_the_api_is_quick_and_loads_no_training():
-    code = ("import sys, time; t = time.perf_counter(); import lados.serve.app; print(time.perf_counter() - t); "
+def test_importing_the_api_loads_no_training():
+    code = ("import sys, lados.serve.app; "
             "print(*sorted({'torch', 'fastai', 'matplotlib', 'timm', 'sklearn', 'IPython', 'pandas'} & set(sys.modules)))")
-    told = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(3)]
-    assert not told[0][1], f"loaded: {told[0][1]}"
-    assert min(float(t[0]) for t in told) < 3
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert not loaded, f"loaded: {loaded}"
