@@ -63,13 +63,14 @@ def release_freed_memory() -> None:
 # %% ../nbs/02_processes.ipynb #bb467250
 @contextlib.contextmanager
 def collector_paused() -> Iterator[None]:
-    "While in the block, the garbage collector rests, which is for imports of large packages."
+    "In the block the garbage collector rests, and what there is at its end it never walks through: for large imports."
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was:
+            gc.freeze()
             gc.enable()
 
 # %% ../nbs/02_processes.ipynb #6a4d2511

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lados.core import settings
+from lados.processes import collector_paused
 
 
 @pytest.fixture
@@ -34,6 +35,13 @@ def environment():
     tests = Path(__file__).resolve().parent
     path = os.pathsep.join(map(str, (tests.parent, tests)))
     return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": path}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    "The collector rests while files with torch, fastai and the like are imported."
+    with collector_paused():
+        return (yield)
 
 
 FIRST = ("chaos", "train", "jobs", "service", "ui")

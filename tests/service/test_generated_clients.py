@@ -6,6 +6,7 @@ reach, the tests skip."""
 import json
 import shutil
 import subprocess
+import sys
 import venv
 
 import pytest
@@ -91,9 +92,9 @@ def service(tmp_path_factory):
 
 def test_a_client_by_openapi_python_client(service, tmp_path):
     url, document, image = service
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv") # pip, which takes seconds to install, can be that of this Python
     python = tmp_path / "venv/bin/python"
-    fetched([python, "-m", "pip", "install", "-q", "openapi-python-client>=0.29,<1"])
+    fetched([sys.executable, "-m", "pip", "--python", python, "install", "-q", "openapi-python-client>=0.29,<1"])
     run([python, "-m", "openapi_python_client", "generate", "--path", document, "--output-path", tmp_path / "generated", "--meta", "none",
          "--fail-on-warning"])
     (tmp_path / "use.py").write_text(USE)

@@ -5,6 +5,7 @@ import unicodedata
 
 import numpy as np
 import pytest
+from commands import refused
 from PIL import Image
 
 from lados.cli.models import images
@@ -87,12 +88,10 @@ def test_two_files_that_could_be_meant_are_named(tmp_path):
     assert "it could be any of x/1.jpg, y/1.jpg" in told[0]["message"]
 
 
-@pytest.mark.parametrize("text", ["file,label\n", "file\n", "label,class\noil,ship\n"])
-def test_a_table_that_lists_nothing_says_so(tmp_path, text):
-    from lados.core import DataError
-
+@pytest.mark.parametrize(("text", "code"), [("file,label\n", "no-images"), ("file\n", "no-images"), ("label,class\noil,ship\n", "dataset-unreadable")])
+def test_a_table_that_lists_nothing_says_so(tmp_path, text, code):
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(DataError, match=r"no rows|no column of files"):
+    with refused(code, "t.csv"):
         images(str(tmp_path / "t.csv"))
 
 

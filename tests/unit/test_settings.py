@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from commands import refused
 
 from lados.cli.main import at_home
-from lados.core import ConfigError, Settings, check_env_file, cpu_quota, settings, usable_cores
+from lados.core import Settings, check_env_file, cpu_quota, settings, usable_cores
 
 
 @pytest.fixture
@@ -55,19 +56,19 @@ def test_home_is_meant_in_a_list_of_sources(env):
 
 @pytest.mark.parametrize("path", ["$NO_SUCH_PLACE/x", "~no-such-person/x"])
 def test_a_place_that_is_not_known_is_an_error_not_a_folder(env, path):
-    with pytest.raises(ConfigError, match="LADOS_HOME"):
+    with refused("environment-invalid", "LADOS_HOME"):
         env(LADOS_HOME=path)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_a_file_in_utf_16_is_told(env, encoding):
-    with pytest.raises(ConfigError, match="UTF-16") as e:
+    with refused("environment-invalid", "UTF-16") as e:
         env("JOB_CHUNK=5\n".encode(encoding))
     assert "UTF-8" in e.value.remedy
 
 
 def test_a_file_in_latin_1_names_the_line(env):
-    with pytest.raises(ConfigError, match="line 2"):
+    with refused("environment-invalid", "line 2"):
         env(b"JOB_CHUNK=5\nLADOS_DATA=donn\xe9es\n")
 
 
