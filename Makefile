@@ -14,7 +14,7 @@ READY := $(VENV)/.lados-ready
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-deploy images test-fronts coverage lab bench outputs docs docs-serve readme clean
+.PHONY: help setup demo test test-fast test-long test-deploy images test-fronts coverage lab bench outputs docs docs-serve readme clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,11 +49,11 @@ bench: setup ## training and serving speed, on this machine
 
 STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SECONDS - s)) s"; }; export PATH="$(BIN):$$PATH";
 IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados fronts tests tools setup.py;
-# Notebooks run two at a time, one thread each. The papermill notebooks need a run folder: the tests of the command execute them.
-NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 2 --timing
+# Notebooks run three at a time, one thread each, for some of them wait more than they compute. The papermill notebooks need a run folder: the tests of the command execute them.
+NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 3 --timing
 PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-test: setup ## everything: notebooks in step, clean and running, README, style, tests
+test: setup ## notebooks in step, clean and running, style, tests: all but the eight longest, see test-long
 	@$(STEP) $(IN_STEP) \
 	step "library notebooks and tutorials" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$)'; \
 	echo "== tests"; $(PYTEST)
@@ -63,11 +63,14 @@ test-fast: setup ## two minutes: style, the notebooks of core, data and model, a
 	step "notebooks of core, data and model" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$|tutorials|synthetic|runs|serve|jobs|ui|bench|cli)'; \
 	echo "== tests/unit"; $(PYTEST) tests/unit
 
+test-long: setup ## minutes: eight tests of many processes each: kills over jobs, the closing of the loop, benches
+	@$(STEP) $(PYTEST) -m long
+
 COVERED = coverage report --format=total --include="$$folder/*.py"
 
 coverage: setup ## which lines the tests reach, processes that they start included; of some tests: make coverage TESTS=tests/unit
 	@export PATH="$(BIN):$$PATH"; coverage erase; \
-	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
+	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not fronts" $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
 	coverage combine -q; coverage report --skip-covered --sort=miss | tail -n +1; \
 	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
 

@@ -68,6 +68,7 @@ def kill(processes) -> None:
 # --- a training
 
 
+@pytest.mark.long
 def test_a_training_goes_on_from_its_checkpoint(home):
     "Its worker is killed, then the whole machine dies, and at last it is asked to make room."
     with service(home) as server:
@@ -131,6 +132,7 @@ def test_cancelled_at_any_moment(home, moment):
 # --- a batch
 
 
+@pytest.mark.long
 def test_workers_are_killed_over_a_batch_and_every_image_comes_once(home):
     with working(home, train=0, predict=2, JOB_ATTEMPTS=50) as workers, service(home, runs() / "first") as server:
         server.ready()
@@ -166,6 +168,7 @@ def test_a_batch_is_cancelled_and_taken_up_again(home):
 # --- broker, service, clock, disk
 
 
+@pytest.mark.long
 def test_redis_loses_everything_and_is_killed_while_jobs_run(home):
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(service(home, runs() / "first")).ready()
@@ -198,6 +201,7 @@ time.time = _time
 """
 
 
+@pytest.mark.long
 def test_clocks_jump_and_the_service_is_restarted(home):
     "The clock of the workers' machine goes a day ahead and then back, and nobody serves for a while, as a training and a batch run."
     (home / "clock").mkdir()

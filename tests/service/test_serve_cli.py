@@ -154,6 +154,7 @@ def _patiently(ask, seconds=60):
             time.sleep(0.1)
 
 
+@pytest.mark.long
 def test_the_bench_shows_engines_http_overload_and_folder(place):
     draw_bench_images(place.folder / "home")
     done = place.apart("bench", "serve", "--run=first", "--engine=openvino", "--connections=1", "--connections=4", "--seconds=0.5",

@@ -216,6 +216,7 @@ main()
         assert done.returncode == status and told in done.stdout + done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_the_bench_measures_speed_and_memory(place):
     folder, env = place
     draw_bench_images(folder / "home")

@@ -176,7 +176,7 @@ def test_what_cannot_be_shown_is_refused(home, data):
         learner(whole, "demo", **PRESET)
     with pytest.raises(ConfigError, match="decoded at 32 pixels, the network sees 64"):
         learner(data, "demo", **PRESET | {"size": 64})
-    with pytest.raises(ConfigError, match="did you mean 'resnet50'"):
+    with refused("unknown-name", "'resnet50'"):
         learner(data, "resnet05")
 
 

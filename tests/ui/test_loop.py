@@ -60,6 +60,7 @@ def up(home):
             process.wait(100)
 
 
+@pytest.mark.long
 def test_the_loop_closes(home, up):
     client, port = up
     flight = sorted((home / "flight").glob("*.png"))
