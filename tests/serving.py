@@ -270,8 +270,8 @@ def serving(home, model, **options) -> Iterator[Server]:
 
 
 def wait_for(condition, seconds, server=None):
-    "What `condition` gives once it is true."
-    end = time.monotonic() + seconds
+    "What `condition` gives once it is true; asked less and less often, since who asks takes time from what is waited for."
+    end, pause = time.monotonic() + seconds, 0.05
     while True:
         with contextlib.suppress(httpx.TransportError):
             if found := condition():
@@ -280,7 +280,8 @@ def wait_for(condition, seconds, server=None):
         if died or time.monotonic() > end:
             told = f"{server.out.read_text()[-3000:]}\n{server.err.read_text()[-3000:]}" if server else ""
             raise AssertionError(f"{'the server ended' if died else f'not within {seconds} s'}: {told}")
-        time.sleep(0.05)
+        time.sleep(pause)
+        pause = min(1.15 * pause, 0.2)
 
 
 class Memory:

@@ -33,13 +33,14 @@ def export(
 ) -> None:
     "Write a run's network for other engines, and certify each on the run's images."
     from lados.serve.engines import check_formats, usual_formats
-    from lados.model.uncertainty import doubt_words
-    from lados.serve.export import certificate_words, export_run, parity_table
 
     chosen = check_formats([*(formats or []), *(more or [])] or usual_formats())
     folder = bundle_of(run)
     if as_job:
         return _queued(run, chosen)
+    from lados.model.uncertainty import doubt_words
+    from lados.serve.export import certificate_words, export_run, parity_table
+
     certificate = export_run(folder, chosen, lambda line: err.print(line))
     out.print(parity_table(certificate))
     for name, e in certificate["engines"].items():

@@ -21,22 +21,24 @@ from functools import cache
 from typing import Any
 from uuid import uuid4
 
-import psutil
-import redis
-from celery import Celery
-from celery.platforms import SecurityWarning
-from celery.signals import worker_shutting_down
-from kombu.exceptions import KombuError
+from ..processes import collector_paused, follow_parent
 
-from ..core import LadosError
-from ..logs import flush_logs, start_logs
-from ..processes import follow_parent
-from . import leases, store as job_store
-from .batches import Batch
-from .broker import BrokerError, broker_error, broker_url, client, ensure_broker
-from .leases import SHUTTING_DOWN, Task
-from .store import REPORT_S, Job, forget_worker, open_store, report_worker
-from .tasks import PREDICT, QUEUES, job_folder, job_kind, run_task
+with collector_paused():
+    import psutil
+    import redis
+    from celery import Celery
+    from celery.platforms import SecurityWarning
+    from celery.signals import worker_shutting_down
+    from kombu.exceptions import KombuError
+
+    from lados.core import LadosError
+    from lados.logs import flush_logs, start_logs
+    from lados.jobs import leases, store as job_store
+    from lados.jobs.batches import Batch
+    from lados.jobs.broker import BrokerError, broker_error, broker_url, client, ensure_broker
+    from lados.jobs.leases import SHUTTING_DOWN, Task
+    from lados.jobs.store import REPORT_S, Job, forget_worker, open_store, report_worker
+    from lados.jobs.tasks import PREDICT, QUEUES, job_folder, job_kind, run_task
 
 # %% ../../nbs/jobs/06_queue.ipynb #73fbdf23
 WEEK = 7 * 24 * 3600 # seconds; no job takes longer

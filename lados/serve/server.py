@@ -28,6 +28,7 @@ from uvicorn.supervisors import Multiprocess
 
 from ..core import ServeError, settings
 from ..files import read_json, write_json
+from ..processes import collector_paused
 
 # %% ../../nbs/serve/12_server.ipynb #775add2e
 HEAD_SECONDS, IDLE_SECONDS, LOOK_SECONDS = 10.0, 30.0, 1.0 # for a head; for anything else; between two looks
@@ -264,6 +265,14 @@ def application() -> str:
     return "lados.jobs.routes:app" if jobs else "lados.serve.app:app"
 
 
+class _Config(uvicorn.Config):
+    "Loads the application with the garbage collector at rest."
+
+    def load(self) -> None:
+        with collector_paused():
+            super().load()
+
+
 def config(
     workers: int = 1, # processes
     app: str | None = None, # module:attribute; none: `application`
@@ -271,9 +280,9 @@ def config(
 ) -> uvicorn.Config:
     "How uvicorn is set up."
     patience = int(settings().deadline_s) + 30 # a body that is being read, and its answer
-    return uvicorn.Config(app or application(), workers=workers, http=Guard, log_config=None,
-                          access_log=False, server_header=False, timeout_graceful_shutdown=patience,
-                          ws="none", timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=15, **more)
+    return _Config(app or application(), workers=workers, http=Guard, log_config=None, access_log=False,
+                   server_header=False, timeout_graceful_shutdown=patience, ws="none",
+                   timeout_keep_alive=int(IDLE_SECONDS), timeout_worker_healthcheck=15, **more)
 
 # %% ../../nbs/serve/12_server.ipynb #0f4643b7
 def serve(
