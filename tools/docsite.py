@@ -439,7 +439,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
               for folder, title in LEVELS.items()}
     how_to = [*HOW_TO, *sorted({p.stem for p in (ROOT / "docs" / "how-to").glob("*.md")} - set(HOW_TO))]
     config.nav = [{"Guide": [{"lados": "index.md"}, *tutorials]}, {"How to": [{"What is in a run folder": page} if "run-folder" in page else page for page in (f"how-to/{name}.md" for name in how_to)]},
-                  {"По-русски": ["ru/index.md", *(f"ru/{name}.md" for name in HOW_TO if (ROOT / "docs" / "ru" / f"{name}.md").exists())]}, {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
+                  {"По-русски": ["ru/index.md", *(f"ru/{name}.md" for name in how_to if (ROOT / "docs" / "ru" / f"{name}.md").exists())]}, {"Reference": ["reference/index.md", *({t: pages} for t, pages in levels.items() if pages)]},
                   {"Changelog": "changelog.md"}, {"Contributing": "contributing.md"}]
     return config
 
