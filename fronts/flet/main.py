@@ -4,7 +4,6 @@ import asyncio
 import os
 import secrets
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,14 @@ sys.path[:0] = [str(p) for p in (HERE.parent, HERE.parent.parent) if str(p) not 
 import flet as ft  # noqa: E402
 from lados_fronts import exports, images  # noqa: E402
 from lados_fronts.desk import LIVE, desk_of  # noqa: E402
-from lados_fronts.keep import PENDING, Item, Keep, doubtful_first, forget_old, new_visitor  # noqa: E402
+from lados_fronts.keep import PENDING, Item, Keep, doubtful_first, forget_old, keeping_folder, new_visitor  # noqa: E402
 from lados_fronts.service import Place  # noqa: E402
 from lados_fronts.texts import LANGUAGES, Texts, reader_language, texts  # noqa: E402
 from lados_fronts.wording import Wording  # noqa: E402
 
 PAGE = 24 # cards at once
 WIDE = 760 # pixels, from which a rail stands where a phone has a bar
-UPLOADS = os.environ.get("LADOS_UPLOADS") or tempfile.mkdtemp(prefix="lados-uploads-")
+UPLOADS = os.environ.get("LADOS_UPLOADS") or str(keeping_folder().absolute() / f"uploads-{os.getpid()}") # on the disk that keeps images
 SEED = "#0b5fa5"
 AMBER, AMBER_INK, AMBER_DARK, AMBER_DARK_INK = "#fff3d1", "#694700", "#3d2f06", "#ffdf8a"
 
@@ -45,13 +44,15 @@ class App:
         self.dark_wish = keep.setting("theme", "system")
         self.uploads: dict[str, str] = {} # file on this machine -> the visitor's name for it
         self.t: Texts = texts(language)
+        self.coming = self.expected = 0 # files on their way from the browser
         self.picker = ft.FilePicker(on_result=self.picked, on_upload=self.uploaded)
         self.saver = ft.FilePicker()
         page.services.extend([self.picker, self.saver])
         self.body = ft.Column(expand=True, scroll=ft.ScrollMode.AUTO, spacing=14)
         self.cards: dict[str, tuple[Any, ft.Control]] = {}
         self.seen: Any = None
-        self.open: str | None = None
+        self.large: Large | None = None # the image that is open
+        self.there = self.over = False # whether somebody looks; whether the session has ended
 
     # the frame
 
@@ -64,6 +65,11 @@ class App:
     def served(self) -> Any:
         "What the service serves."
         return self.desk.served
+
+    @property
+    def size(self) -> tuple[float, float]:
+        "Width and height of the window, in pixels."
+        return self.page.width or 1200, self.page.height or 800
 
     @property
     def dark(self) -> bool:
@@ -143,17 +149,36 @@ class App:
 
     async def live(self) -> None:
         "Follow what changes."
-        while True:
-            now = (self.keep.stamp(), str(self.desk.problem()), self.served.model, self.desk.handing)
+        self.there = True
+        while not self.over:
+            await asyncio.sleep(0.6)
+            if not self.there:
+                continue
+            now = (self.keep.stamp(), str(self.desk.problem()), self.served.model, self.desk.handing, self.size)
             if now != self.seen and self.at != 3:
                 self.seen = now
                 with suppress(Exception): # the visitor may be gone this very moment
+                    if self.large and self.large.size != self.size:
+                        self.large.fit()
                     self.draw()
             elif self.at == 3 and now[1:] != (self.seen or ("",))[1:]:
                 self.seen = now
                 self.draw_status()
                 self.page.update()
-            await asyncio.sleep(0.6)
+
+    def left(self, e: Any) -> None:
+        "Draw no more: the browser is closed, or lost its way."
+        self.there = False
+
+    def back(self, e: Any) -> None:
+        "Draw again, all of it; what was on its way from the browser has broken off."
+        self.there, self.coming = True, 0
+        self.keep.release()
+        self.build()
+
+    def ended(self, e: Any) -> None:
+        "Stop following: nobody has come back for an hour."
+        self.over = True
 
     # images in
 
@@ -161,7 +186,7 @@ class App:
         "Take the files that were chosen."
         native = [f for f in e.files if f.path]
         for file in native:
-            self.take(file.name, Path(file.path).read_bytes())
+            self.keep.take(file.name, Path(file.path).read_bytes(), self.t)
         wanted = []
         for file in (f for f in e.files if not f.path):
             name = secrets.token_hex(12)
@@ -170,7 +195,7 @@ class App:
         self.names = {f.name: [] for f in e.files}
         for upload, name in zip(wanted, list(self.uploads)[-len(wanted):] if wanted else [], strict=True):
             self.names[upload.name].append(name)
-        self.coming = len(wanted)
+        self.coming = self.expected = len(wanted)
         if wanted:
             await self.picker.upload(wanted)
         else:
@@ -188,29 +213,10 @@ class App:
                 path = Path(UPLOADS) / name
                 data = await asyncio.to_thread(path.read_bytes)
                 path.unlink(missing_ok=True)
-                await asyncio.to_thread(self.take, self.uploads.pop(name, e.file_name), data)
+                await asyncio.to_thread(self.keep.take, self.uploads.pop(name, e.file_name), data, self.t)
         self.coming -= 1
         if self.coming <= 0:
             self.keep.release()
-
-    def take(self, name: str, data: bytes) -> None:
-        "Keep an image, or those of a zip."
-        if not images.is_zip(name, data):
-            self.keep.add(name, data)
-            return
-        t, seen = self.t, 0
-        try:
-            for member, content in images.unpacked(name, data):
-                seen += 1
-                if content is None:
-                    self.keep.refuse(member, t("cannot be unpacked"))
-                else:
-                    self.keep.add(member, content)
-        except ValueError:
-            self.keep.refuse(name, t("not a readable zip"), t("pack it anew"))
-            return
-        if not seen:
-            self.keep.refuse(name, t("no images in this zip"), t("pack images into it"))
 
     def pick_button(self) -> ft.Control:
         "Return the button that opens the files, or on a phone the camera."
@@ -226,14 +232,26 @@ class App:
 
     def classify(self) -> list[ft.Control]:
         "Return the images' part."
-        items = doubtful_first(self.keep.items())
+        here = self.keep.items()
+        items = doubtful_first(i for i in here if i.state != "new")
+        coming = self.arriving(len(here) - len(items))
         if not items:
-            return [self.pick_button(), *self.guide()]
+            return [self.pick_button(), *(coming or self.guide())]
         shown = [i for i in items if self.matches(i)]
         more = len(shown) - self.shown
         grid = ft.Row([self.card(i) for i in shown[:self.shown]], wrap=True, spacing=16, run_spacing=16, vertical_alignment=ft.CrossAxisAlignment.START)
         button = [ft.OutlinedButton(self.t.many("Show {n} more", "Show {n} more", min(PAGE, more)), on_click=self.show_more)] if more > 0 else []
-        return [self.pick_button(), *self.progress(items), self.filters(items), grid, *button, ft.Container(height=12)]
+        return [self.pick_button(), *coming, *self.progress(items), self.filters(items), grid, *button, ft.Container(height=12)]
+
+    def arriving(self, come: int) -> list[ft.Control]:
+        "Say how many images have come, while more are on their way; cards for them would be drawn again with each."
+        if not come and self.coming <= 0:
+            return []
+        text = self.t("Taking in images: {n}", n=self.t.number(come))
+        if self.coming > 0:
+            text = self.t("Taking in image {n} of {all}", n=self.t.number(self.expected - self.coming + 1), all=self.t.number(self.expected))
+        far = (self.expected - self.coming) / self.expected if self.coming > 0 else None
+        return [spoken(text, ft.Text(text), live_region=True), ft.ProgressBar(value=far, semantics_label=text, bar_height=8, border_radius=8)]
 
     def show_more(self, e: Any) -> None:
         "Show further cards."
@@ -294,9 +312,16 @@ class App:
         await self.saver.save_file(file_name=f"lados-results.{kind.lower()}", src_bytes=data)
 
     def clear(self) -> None:
-        "Forget the images; the history stays."
+        "Put the images away; the history has them still."
+        self.keep.put_away()
+        self.cards.clear()
+        self.draw()
+
+    def forget(self) -> None:
+        "Forget all images and answers."
         self.keep.clear()
         self.cards.clear()
+        self.draw()
 
     async def cancel_all(self) -> None:
         "Stop what waits, and the jobs that run."
@@ -338,7 +363,7 @@ class App:
     def new_card(self, item: Item) -> ft.Control:
         "Return a card."
         t, thumb = self.t, self.keep.thumb(item.key)
-        width = 270 if (self.page.width or 1200) >= WIDE else self.page.width - 32
+        width = 262 if (self.page.width or 1200) >= WIDE else self.page.width - 32
         picture = [ft.Image(src=thumb.read_bytes(), width=width - 24, height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
         name = ft.Text(item.name, size=13, color=ft.Colors.ON_SURFACE_VARIANT, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
         words = self.words(item)
@@ -397,6 +422,8 @@ class App:
         "Keep what a person says."
         if await self.asked(self.desk.correct(key, label)):
             self.say(self.t("Kept for the next training.") if label else self.t("Taken back."))
+            if self.large:
+                self.large.fit()
             self.draw()
 
     # one image in large
@@ -423,6 +450,11 @@ class App:
             rows.append(ft.Card(ft.Container(ft.Column([ft.Row([ft.Text(line, expand=True), *stop]), ft.ProgressBar(value=float(job.get("fraction") or 0), semantics_label=line)]), padding=14)))
         return [heading(t("Handed in from here")), *rows]
 
+    def tiny(self, item: Item) -> ft.Control:
+        "Return an image as lists show it."
+        data = self.keep.tiny(item.key)
+        return ft.Image(src=data, width=72, height=54, fit=ft.BoxFit.COVER, border_radius=6, exclude_from_semantics=True) if data else ft.Container(width=72)
+
     async def cancel_job(self, job_id: str) -> None:
         "Stop a job."
         await self.asked(self.desk.cancel(job_id))
@@ -431,16 +463,22 @@ class App:
     def history(self) -> list[ft.Control]:
         "Return what was classified, newest first; it is kept on the device."
         t = self.t
-        items = sorted((i for i in self.keep.items() if i.state in ("done", "failed")), key=lambda i: -i.place)[:200]
-        rows = [ft.ListTile(title=ft.Text(i.name), subtitle=ft.Text(f"{t.when(i.added)} · {self.title(i.says) if i.state == 'done' else t.sentence(i.error)}"),
-                            on_click=(lambda e, k=i.key: self.page.run_task(self.view, k)) if i.state == "done" else None) for i in items]
-        return [heading(t("History")), *(rows or [ft.Text(t("Nothing yet."))])]
+        rows = [ft.ListTile(leading=self.tiny(i), title=ft.Text(i.name), subtitle=ft.Text(f"{t.when(i.added)} · {self.title(i.says)} · {t.percent(i.confidence)}"),
+                            on_click=lambda e, k=i.key: self.page.run_task(self.view, k)) for i in self.keep.history()]
+        forget = [ft.TextButton(t("Forget the history"), icon=ft.Icons.DELETE_OUTLINE, on_click=lambda e: self.forget())] if rows else []
+        return [heading(t("History")), *(rows or [ft.Text(t("Nothing yet."))]), *forget]
 
     def settings(self) -> list[ft.Control]:
         "Return the settings, which are kept."
         t, keep, given = self.t, self.keep, Place.from_environment()
         url = ft.TextField(label=t("Address of the service"), value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL)
-        key = ft.TextField(label=t("Key"), value=keep.setting("key"), password=True, can_reveal_password=True, width=420)
+
+        def reveal(e: Any) -> None:
+            key.password = not key.password
+            key.update()
+
+        key = ft.TextField(label=t("Key"), value=keep.setting("key"), hint_text=t("in use: the one with which this page was started") if given.key else None, password=True, width=420)
+        eye = ft.TextButton(t("Show or hide the key"), icon=ft.Icons.VISIBILITY, on_click=reveal)
 
         async def save(e: Any) -> None:
             keep.set(url=(url.value or "").strip().rstrip("/"), key=(key.value or "").strip())
@@ -453,7 +491,7 @@ class App:
         language = ft.SegmentedButton(segments=[ft.Segment(value=k, label=v) for k, v in LANGUAGES.items()], selected=[t.language], on_change=choose("language"))
         theme = ft.SegmentedButton(segments=[ft.Segment(value=k, label=v) for k, v in {"system": t("As the system"), "light": t("Light"), "dark": t("Dark")}.items()],
                                    selected=[self.dark_wish], on_change=choose("theme"))
-        return [heading(t("Language")), language, heading(t("Appearance")), theme, heading(t("Service")), url, key, ft.FilledButton(t("Save"), on_click=save)]
+        return [heading(t("Language")), language, heading(t("Appearance")), theme, heading(t("Service")), url, key, ft.Row([ft.FilledButton(t("Save"), on_click=save), eye], wrap=True)]
 
     def put(self, name: str, value: str) -> None:
         "Keep a setting, and show it."
@@ -467,39 +505,52 @@ class Large:
 
     def __init__(self, app: App, item: Item):
         self.app, self.item, self.t = app, item, app.t
-        width = app.page.width or 600
-        self.wide = width >= 1000
-        self.side = min(620, width - 560) if self.wide else min(560, width - 90)
-        room = max(240, (app.page.height or 800) - 330) if self.wide else 10_000
-        high = self.side * (item.height or 3) / (item.width or 4)
-        if high > room:
-            self.side, high = self.side * room / high, room
-        large = images.shown_large(app.keep.path(item.key).read_bytes())
-        self.heat = self.layer(large, high, opacity=0, gapless_playback=True)
-        self.photo = spoken(item.name, ft.Stack([self.layer(large, high), self.heat], width=self.side, height=high), image=True)
-        self.note = ft.Text("", size=13, width=self.side)
-        self.slider = ft.Slider(min=0, max=100, value=0, divisions=20, label="{value} %", disabled=True, on_change=self.fade, width=self.side)
-
-    def layer(self, src: bytes, high: float, **options: Any) -> ft.Image:
-        "Return an image of the right size."
-        return ft.Image(src=src, width=self.side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True, **options)
+        self.image = images.shown(app.keep.path(item.key).read_bytes())
+        self.heat, self.opacity, self.words = b"", 0.0, "" # the map, how strong it is, and what it says
+        self.dialog = ft.AlertDialog(semantics_label=item.name, title=ft.Text(item.name, size=16), actions_alignment=ft.MainAxisAlignment.SPACE_BETWEEN, inset_padding=ft.Padding.all(16),
+                                     on_dismiss=self.closed)
 
     async def open(self) -> None:
         "Show it, and look where the answer comes from."
+        self.app.large = self
+        self.fit()
+        self.app.page.show_dialog(self.dialog)
+        await self.explain(self.item.answer.get("label"))
+
+    def closed(self, e: Any) -> None:
+        "Follow the window no more."
+        if self.app.large is self:
+            self.app.large = None
+
+    def fit(self) -> None:
+        "Lay it out for the window as it is now, with what is known by now."
         t, app = self.t, self.app
-        picture = [self.photo, ft.Text(t("Heat map"), size=13), ft.Semantics(label=t("Heat map"), content=self.slider), self.note]
+        self.item, self.size = app.keep.get(self.item.key) or self.item, app.size
+        wide, side, high = self.room()
+        self.layer = self.shown(self.heat or self.image, side, high, opacity=self.opacity, gapless_playback=True)
+        photo = spoken(self.item.name, ft.Stack([self.shown(self.image, side, high), self.layer], width=side, height=high), image=True)
+        self.note = ft.Text(self.words, size=13, width=side)
+        self.slider = ft.Slider(min=0, max=100, value=100 * self.opacity, divisions=20, label="{value} %", disabled=not self.heat, on_change=self.fade, width=side)
+        strength = ft.MergeSemantics(ft.Column([ft.Text(t("Heat map"), size=13), self.slider], spacing=8, tight=True)) # one node: the slider gets its name
+        picture = [photo, strength, self.note]
         more = [ft.Text(app.wording.set_line(self.item.answer), size=13)] if self.item.doubtful else []
         answer = [*app.words(self.item), *more, heading(t("How likely each class is"), 2, 15), *self.bars(), *self.facts()]
-        if self.wide:
-            content = ft.Row([ft.Column(picture, width=self.side, tight=True, spacing=8), ft.Column(answer, width=400, spacing=8, tight=True)], spacing=24, tight=True,
-                             vertical_alignment=ft.CrossAxisAlignment.START)
-            content = ft.Column([content], scroll=ft.ScrollMode.AUTO, tight=True)
-        else:
-            content = ft.Column([*picture, *answer], scroll=ft.ScrollMode.AUTO, width=self.side, spacing=8, tight=True)
-        close = ft.TextButton(t("Close"), on_click=lambda e: app.page.pop_dialog())
-        app.page.show_dialog(ft.AlertDialog(title=ft.Text(self.item.name, size=16), content=content, actions=[app.corrector(self.item), close],
-                                            actions_alignment=ft.MainAxisAlignment.SPACE_BETWEEN, inset_padding=ft.Padding.all(16)))
-        await self.explain(self.item.answer.get("label"))
+        rows = [ft.Row([ft.Column(picture, width=side, tight=True, spacing=8), ft.Column(answer, width=400, spacing=8, tight=True)], spacing=24, tight=True,
+                       vertical_alignment=ft.CrossAxisAlignment.START)] if wide else [*picture, *answer]
+        self.dialog.content = ft.Column(rows, scroll=ft.ScrollMode.AUTO, width=None if wide else side, spacing=8, tight=True)
+        self.dialog.actions = [app.corrector(self.item), ft.TextButton(t("Close"), on_click=lambda e: app.page.pop_dialog())]
+
+    def room(self) -> tuple[bool, float, float]: # beside each other; width and height of the image
+        "Return how an image fits into the window."
+        width, height = self.app.size
+        wide = width >= 1000
+        side, most = (min(620, width - 560), max(240, height - 330)) if wide else (min(560, width - 90), 10_000)
+        high = side * (self.item.height or 3) / (self.item.width or 4)
+        return (wide, side * most / high, most) if high > most else (wide, side, high)
+
+    def shown(self, src: bytes, side: float, high: float, **options: Any) -> ft.Image:
+        "Return an image of the right size."
+        return ft.Image(src=src, width=side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True, **options)
 
     def bars(self) -> list[ft.Control]:
         "Return the classes with their probabilities."
@@ -520,8 +571,8 @@ class Large:
 
     def fade(self, e: Any) -> None:
         "Set how strong the heat map is."
-        self.heat.opacity = self.slider.value / 100
-        self.heat.update()
+        self.opacity = self.layer.opacity = self.slider.value / 100
+        self.layer.update()
 
     async def explain(self, label: str | None) -> None:
         "Fetch a heat map and lay it over the image; diffuse evidence tints nothing until somebody moves the slider."
@@ -530,11 +581,12 @@ class Large:
             self.note.update()
             png, thirds, name = await asyncio.wrap_future(self.app.desk.ask(self.app.desk.explain(self.item.key, label)))
             share = images.spread(png)
-            self.slider.disabled, self.slider.value = False, 0 if share > images.DIFFUSE else self.slider.value or 60
-            self.heat.src, self.heat.opacity, self.note.value = png, self.slider.value / 100, self.app.wording.where(name, thirds, share)
+            self.opacity = 0.0 if share > images.DIFFUSE else self.opacity or 0.6
+            self.heat, self.words = png, self.app.wording.where(name, thirds, share)
         except Exception as error:
-            self.note.value = str(self.app.desk.problem(error))
+            self.words = str(self.app.desk.problem(error))
         with suppress(Exception): # closed meanwhile
+            self.fit()
             self.app.page.update()
 
     def facts(self) -> list[ft.Control]:
@@ -562,6 +614,8 @@ async def main(page: ft.Page) -> None:
     app = App(page, keep, language)
     page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == bool(page.navigation_bar) else None
     page.on_platform_brightness_change = lambda e: app.build()
+    page.on_disconnect, page.on_connect, page.on_close = app.left, app.back, app.ended
+    await asyncio.to_thread(app.desk.looked.wait, 2.0) # so that the first page has what the service says
     app.build()
     await app.live()
 
@@ -577,22 +631,13 @@ def start() -> None:
         ft.run(main, upload_dir=UPLOADS)
 
 
-POLICY = ("default-src 'self'; connect-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' 'wasm-unsafe-eval' blob:; "
-          "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; base-uri 'self'")
-
-
 def serve(host: str, port: int) -> None:
     "Serve the compiled client of flet-web; its pages may ask no other host, whatever the client has in it."
     import uvicorn
+    from web import around
 
     app = ft.run(main, upload_dir=UPLOADS, no_cdn=True, export_asgi_app=True)
-
-    @app.middleware("http")
-    async def local(request: Any, call_next: Any) -> Any:
-        answer = await call_next(request)
-        answer.headers["Content-Security-Policy"] = POLICY
-        return answer
-
+    app.middleware("http")(around)
     uvicorn.run(app, host=host, port=port, log_level="warning", ws_max_size=64 << 20)
 
 

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 
 from lados.client import ApiError, Busy, Forbidden, NotFound, Unavailable
 
-from .keep import Item, Keep
+from .keep import PENDING, Item, Keep
 from .service import Place, Served, served_now
 from .texts import texts
 
 AT_ONCE = 4 # requests on their way
 PAUSES = (0.5, 1.0, 2.0, 4.0) # seconds between two looks at a service that is away
+IDLE = 600.0 # seconds without a visit, after which a desk that has nothing to do is closed
 LIVE = ("queued", "running")
 GIVEN_UP = ("cancelled", "failed")
 T = TypeVar("T")
@@ -35,14 +36,16 @@ class Desk:
         self.handing = 0 # images that are being handed in as a job
         self.client = place.async_client()
         self.over = False
+        self.visited = time.monotonic()
+        self.looked = threading.Event() # set once it is known whether the service is there
 
     # what goes on by itself
 
     async def work(self) -> None:
-        "Send, follow jobs, and look whether the service is there; until `over`."
+        "Send, follow jobs, and look whether the service is there; until `over`, or until nobody comes and nothing is to do."
         self.keep.recover()
         looked, failed = 0.0, 0
-        while not self.over:
+        while not self.over and not self._left():
             try:
                 if self.away or time.monotonic() - looked > 15:
                     await self.look()
@@ -54,8 +57,19 @@ class Desk:
                 if not isinstance(error, ApiError):
                     log.exception("the outbox stumbled, and goes on")
                 self.away, failed = error, failed + 1
+            self.looked.set()
             await asyncio.sleep(PAUSES[min(failed, len(PAUSES)) - 1] if failed else 0.2)
         await self.client.close()
+
+    def _left(self) -> bool:
+        "Return True, with the desk off the list, once its visitor has gone and nothing waits."
+        if time.monotonic() - self.visited < IDLE or any(self.keep.counts()[s] for s in PENDING) or not all(j["collected"] for j in self.keep.jobs()):
+            return False
+        with _lock:
+            if time.monotonic() - self.visited > IDLE and _desks.get(self.keep.visitor) is self:
+                del _desks[self.keep.visitor]
+                self.over = True
+        return self.over
 
     async def look(self) -> None:
         "See what is served; raises ApiError."
@@ -63,11 +77,12 @@ class Desk:
         self.served = served_now(about, models)
 
     async def _send(self) -> None:
-        waiting = self.keep.counts()["waiting"]
-        if waiting > self.served.threshold and await self._hand_in(self.keep.claim(waiting)):
-            return
-        while items := self.keep.claim(AT_ONCE):
-            results = await asyncio.gather(*map(self._one, items), return_exceptions=True)
+        queue = True # as far as is known
+        while waiting := self.keep.counts()["waiting"]: # asked anew each time, as more may come meanwhile
+            if queue and waiting > self.served.threshold:
+                queue = await self._hand_in(self.keep.claim(waiting))
+                continue
+            results = await asyncio.gather(*map(self._one, self.keep.claim(AT_ONCE)), return_exceptions=True)
             if error := next((r for r in results if r), None):
                 raise error
 
@@ -150,11 +165,8 @@ class Desk:
         self.keep.see_job(view, collected=view["state"] not in LIVE)
 
     def _collect(self, keys: list[str], rows: list[dict[str, Any]]) -> None:
-        for key, row in zip(keys, rows, strict=False):
-            if self.keep.get(key):
-                answer = answer_of(row, self.served)
-                failed = {"state": "failed", "error": row.get("error") or "", "remedy": ""}
-                self.keep.change(key, **({"state": "done", "answer": answer} if answer else failed))
+        found = [(key, answer_of(row, self.served), row.get("error") or "") for key, row in zip(keys, rows, strict=False)]
+        self.keep.answered([(key, "done" if answer else "failed", answer, "" if answer else error) for key, answer, error in found])
 
     # what a visitor asks for; awaited in the desk's own loop
 
@@ -240,6 +252,7 @@ def desk_of(keep: Keep) -> Desk:
     with _lock:
         desk = _desks.get(keep.visitor)
         if desk and desk.place == place:
+            desk.visited = time.monotonic()
             return desk
         if desk:
             desk.over = True

@@ -19,6 +19,7 @@ else:
 
 THUMB = 384 # pixels, of the longer side
 LARGE = 1400
+TINY = 112
 DIFFUSE = 0.33 # above this `spread` no place stands out, and nothing is tinted unless somebody asks for it
 UNPACKED = 4_000_000_000 # bytes of a zip at most
 MEMBERS = 5000
@@ -86,11 +87,11 @@ def _small(image: Image.Image, side: int) -> bytes:
     return out.getvalue()
 
 
-def shown_large(data: bytes) -> bytes: # JPEG; empty: it cannot be shown
-    "Return an image for a page."
+def shown(data: bytes, side: int = LARGE) -> bytes: # JPEG; empty: it cannot be shown
+    "Return an image for a page, its longer side at most so many pixels."
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _small(image, LARGE)
+            return _small(image, side)
     except Exception:
         return b""
 

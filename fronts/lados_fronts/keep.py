@@ -12,21 +12,23 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from .images import About, look
+from .images import TINY, About, is_zip, look, shown, unpacked
+from .texts import Texts
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS images (key TEXT PRIMARY KEY, name TEXT, added REAL, state TEXT, answer TEXT, error TEXT DEFAULT '', remedy TEXT
-    DEFAULT '', label TEXT, width INT, height INT, lat REAL, lon REAL, taken TEXT, bytes INT, job TEXT, place INT);
+    DEFAULT '', label TEXT, width INT, height INT, lat REAL, lon REAL, taken TEXT, bytes INT, job TEXT, place INT, past INT DEFAULT 0);
 CREATE TABLE IF NOT EXISTS jobs (id TEXT PRIMARY KEY, made REAL, keys TEXT, view TEXT, collected INT DEFAULT 0);
 CREATE TABLE IF NOT EXISTS settings (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS changes (n INT);
 INSERT INTO changes SELECT 0 WHERE NOT EXISTS (SELECT 1 FROM changes);
 """ + "".join(f"CREATE TRIGGER IF NOT EXISTS {table}_{what} AFTER {what} ON {table} BEGIN UPDATE changes SET n = n + 1; END;\n"
               for table in ("images", "jobs") for what in ("insert", "update", "delete"))
-FORGOTTEN_AFTER = 30 * 86400.0 # seconds without a visit
+FORGOTTEN_AFTER = 30 * 86400.0 # seconds without a visit, and for what was put away
 STATES = ("new", "waiting", "sending", "job", "done", "failed")
 PENDING = STATES[:4]
 
@@ -51,6 +53,7 @@ class Item:
     bytes: int = 0
     job: str | None = None
     place: int = 0 # in the order of arrival
+    past: int = 0 # 1: put away, and found in the history only
 
     @property
     def doubtful(self) -> bool:
@@ -107,12 +110,18 @@ class Keep:
         with self._open() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(TABLES)
+            if "past" not in {r["name"] for r in db.execute("PRAGMA table_info(images)")}: # kept by an earlier version
+                db.execute("ALTER TABLE images ADD COLUMN past INT DEFAULT 0")
+            old = [r["key"] for r in db.execute("SELECT key FROM images WHERE past=1 AND added<?", (time.time() - FORGOTTEN_AFTER,))]
+        for key in old:
+            self.drop(key)
         os.utime(self.folder)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(self.folder / "kept.sqlite", timeout=30)) as db:
             db.row_factory = sqlite3.Row
+            db.execute("PRAGMA synchronous=NORMAL") # what a killed process wrote is there; a power cut may take the last moments
             with db:
                 yield db
 
@@ -126,20 +135,53 @@ class Keep:
         "The file with its small copy."
         return self.folder / "thumbs" / f"{key}.jpg"
 
+    def tiny(self, key: str) -> bytes: # JPEG; empty: there is none
+        "Return an image as lists show it."
+        path = self.thumb(key).with_suffix(".tiny")
+        if not path.exists() and self.thumb(key).exists():
+            _write(path, shown(self.thumb(key).read_bytes(), TINY))
+        return path.read_bytes() if path.exists() else b""
+
     def add(
         self,
         name: str, # as the visitor knows it
         data: bytes,
     ) -> bool: # False: it was here already
-        "Keep an image, to be sent once `release` is called."
+        "Keep an image, to be sent once `release` is called; one that was put away comes back with its answer."
         key = hashlib.sha256(data).hexdigest()
-        if self.get(key):
-            return False
+        if known := self.get(key):
+            if known.past:
+                self.change(key, past=0)
+            return bool(known.past)
         about = look(data)
         _write(self.path(key), data)
         if about.thumb:
             _write(self.thumb(key), about.thumb)
         return self._insert(key, name, "new", about, len(data))
+
+    def take(
+        self,
+        name: str, # as the visitor knows it
+        data: bytes, # an image, or a zip with some
+        t: Texts,
+    ) -> int: # how many were here already
+        "Keep an image, or those of a zip; one that cannot be read says why."
+        if not is_zip(name, data):
+            return int(not self.add(name, data))
+        known, members = 0, 0
+        try:
+            for member, content in unpacked(name, data):
+                members += 1
+                if content is None:
+                    self.refuse(member, t("cannot be unpacked"))
+                else:
+                    known += not self.add(member, content)
+        except ValueError:
+            self.refuse(name, t("not a readable zip"), t("pack it anew"))
+        else:
+            if not members:
+                self.refuse(name, t("no images in this zip"), t("pack images into it"))
+        return known
 
     def refuse(self, name: str, error: str, remedy: str = "") -> None:
         "Keep a file that is no image, with why."
@@ -178,6 +220,14 @@ class Keep:
         with self._open() as db:
             db.execute(f"UPDATE images SET {', '.join(f'{n}=?' for n in values)} WHERE key=?", (*values.values(), key))
 
+    def answered(
+        self,
+        rows: list[tuple[str, str, dict[str, Any], str]], # key, state, answer, error
+    ) -> None:
+        "Keep what came of many images at once."
+        with self._open() as db:
+            db.executemany("UPDATE images SET state=?, answer=?, error=?, remedy='' WHERE key=?", [(s, json.dumps(a), e, k) for k, s, a, e in rows])
+
     def change_all(self, state: str, to: str, job: str | None = None) -> int:
         "Move images from one state to another; of one job only, where one is named."
         with self._open() as db:
@@ -191,9 +241,14 @@ class Keep:
         return _item(row) if row else None
 
     def items(self) -> list[Item]:
-        "Return all images, in the order in which they came."
+        "Return the images at hand, in the order in which they came."
         with self._open() as db:
-            return [_item(r) for r in db.execute("SELECT * FROM images ORDER BY place")]
+            return [_item(r) for r in db.execute("SELECT * FROM images WHERE past=0 ORDER BY place")]
+
+    def history(self, most: int = 200) -> list[Item]:
+        "Return what has been classified, put away or not, newest first."
+        with self._open() as db:
+            return [_item(r) for r in db.execute("SELECT * FROM images WHERE state='done' ORDER BY place DESC LIMIT ?", (most,))]
 
     def counts(self) -> dict[str, int]: # by state; those without images too
         "Count the images by state."
@@ -210,7 +265,7 @@ class Keep:
         "Forget one image."
         with self._open() as db:
             db.execute("DELETE FROM images WHERE key=?", (key,))
-        for path in (self.path(key), self.thumb(key)):
+        for path in (self.path(key), self.thumb(key), self.thumb(key).with_suffix(".tiny")):
             path.unlink(missing_ok=True)
 
     def stop(self) -> None:
@@ -218,6 +273,13 @@ class Keep:
         for item in self.items():
             if item.state in ("new", "waiting"):
                 self.drop(item.key)
+
+    def put_away(self) -> None:
+        "Leave what has been classified to the history, and forget the rest."
+        with self._open() as db:
+            db.execute("UPDATE images SET past=1 WHERE state='done'")
+        for item in self.items():
+            self.drop(item.key)
 
     def clear(self) -> None:
         "Forget all images; jobs and settings stay."
@@ -281,9 +343,10 @@ def _item(row: sqlite3.Row) -> Item:
 
 
 def forget_old(root: Path | None = None) -> None:
-    "Remove what visitors left who have not been here for long."
+    "Remove what visitors left who have not been here for long, and uploads that were cut off."
     root = root or keeping_folder()
     with suppress(OSError):
         for folder in root.iterdir():
-            if re.fullmatch(r"[0-9a-f]{32}", folder.name) and time.time() - folder.stat().st_mtime > FORGOTTEN_AFTER:
+            kept = FORGOTTEN_AFTER if re.fullmatch(r"[0-9a-f]{32}", folder.name) else 86400.0 if folder.name.startswith("uploads-") else inf
+            if time.time() - folder.stat().st_mtime > kept:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -55,7 +55,9 @@ class Texts:
         self,
         count: float, # bytes
     ) -> str:
-        "Return a file's size in megabytes."
+        "Return a file's size in megabytes, or in kilobytes where it is small."
+        if count < 1e5:
+            return f"{self.number(count / 1e3, 0 if count >= 1e4 else 1)}{NARROW}{self('kB')}"
         return f"{self.number(count / 1e6, 0 if count >= 1e7 or count % 1e6 == 0 else 1)}{NARROW}{self('MB')}"
 
     def seconds(

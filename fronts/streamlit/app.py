@@ -13,14 +13,14 @@ for folder in (HERE, HERE.parent):
 import parts  # noqa: E402
 
 st.set_page_config(page_title="lados", page_icon=str(HERE / "logo.svg"), layout="wide")
-here = parts.visit()
-t = here.t
-parts.style(here)
+t = parts.language_now()
 names = {"classify": (t("Classify"), ":material/image_search:"), "flight": (t("Flight"), ":material/flight:"),
          "jobs": (t("Jobs"), ":material/checklist:"), "service": (t("Service"), ":material/monitor_heart:"),
          "settings": (t("Settings"), ":material/settings:")}
 pages = [st.Page(HERE / "pages" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "classify")
          for name, (title, icon) in names.items()]
-page = st.navigation(pages, position="top")
+page = st.navigation(pages, position="top") # first of all: until the browser has said who it is, the run stops below, and an address must lead to its page
+here = parts.visit()
+parts.style(here)
 parts.header(here)
 page.run()

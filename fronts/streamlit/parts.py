@@ -15,7 +15,9 @@ from lados_fronts.service import Served
 from lados_fronts.texts import Texts, reader_language, texts
 from lados_fronts.wording import Wording
 
+FIRST_LOOK_S = 2.0
 ASK_S = 120.0 # for one answer of the service
+FONT = '"Source Sans", sans-serif' # of Streamlit
 REMEMBER = """
 export default function ({ data, setStateValue }) {
   let visitor = data.suggested
@@ -35,9 +37,13 @@ class Visit:
     "What a page needs."
 
     keep: Keep
-    desk: Desk
     t: Texts
     dark: bool
+
+    @property
+    def desk(self) -> Desk:
+        "The outbox: asked for anew each time, as another address or a long absence makes another one."
+        return desk_of(self.keep)
 
     @property
     def served(self) -> Served:
@@ -69,6 +75,12 @@ def _language(keep: Keep | None) -> str:
     return reader_language(keep and keep.setting("language"), st.context.locale)
 
 
+def language_now() -> Texts:
+    "Return the texts of the visitor's language, or of the browser's while nobody knows who it is."
+    known = st.session_state.get("visitor")
+    return texts(_language(_keep(known) if known else None))
+
+
 def visit() -> Visit:
     "Return the visitor, who is known by a name that the browser keeps."
     state = st.session_state
@@ -77,19 +89,22 @@ def visit() -> Visit:
     language = _language(_keep(known) if known else None)
     told = _once()(key="remembered", data={"suggested": state.suggested, "language": language}, default={"visitor": None},
                    on_visitor_change=lambda: None)
-    state.visitor = known = known or told.visitor
-    if not known:
+    if not known and not told.visitor:
         st.stop() # the browser answers in a moment
+    if not known:
+        state.visitor = told.visitor
+        st.rerun() # with the language that this visitor has chosen, from the menu on
     keep = _keep(known)
     if keep.setting("language", "") == "" :
         keep.set(language=language)
-    return Visit(keep, desk_of(keep), texts(language), st.context.theme.type == "dark")
+    desk_of(keep).looked.wait(FIRST_LOOK_S) # so that the first page has what the service says, and is not drawn again a moment later
+    return Visit(keep, texts(language), st.context.theme.type == "dark")
 
 
 def visit_again() -> Visit:
     "Return the visitor of a page that is running."
     keep = _keep(st.session_state.visitor)
-    return Visit(keep, desk_of(keep), texts(_language(keep)), st.context.theme.type == "dark")
+    return Visit(keep, texts(_language(keep)), st.context.theme.type == "dark")
 
 
 COLOURS = {
@@ -105,6 +120,7 @@ CSS = """
 .block-container { padding-top: 4.2rem; max-width: 1560px; }
 [data-testid="stCaptionContainer"] { opacity: 1 !important; }
 [data-stale="true"] { opacity: 1 !important; transition: none !important; }
+[data-testid="stProgress"] [role="progressbar"] > div > div { background-color: var(--l-track); }
 [data-testid="stCaptionContainer"] p { color: var(--l-soft); }
 [data-testid^="stBaseButton-primary"] p { color: var(--l-on-deep); }
 .l-top { display: flex; flex-wrap: wrap; gap: 10px 28px; align-items: center; justify-content: space-between; }
@@ -139,12 +155,12 @@ CSS = """
 .l-track { height: 10px; border-radius: 99px; background: var(--l-track); overflow: hidden; }
 .l-track i { display: block; height: 100%; width: calc(100% * var(--w)); background: var(--c); border-radius: 99px; box-shadow: inset 0 0 0 1px var(--l-ring); }
 .l-value { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.l-steps { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 18px; counter-reset: step; list-style: none; margin: 0; padding: 0; }
+.l-steps { display: grid; grid-template-columns: repeat(auto-fit, minmax(250px, 1fr)); gap: 18px; counter-reset: step; list-style: none; margin: 0 !important; padding: 0 !important; }
 .l-steps li { counter-increment: step; padding: 2px 0 2px 52px; position: relative; margin: 0; color: var(--l-soft); }
 .l-steps li b { display: block; color: var(--l-ink); }
 .l-steps li::before { content: counter(step); position: absolute; left: 0; top: 2px; width: 36px; height: 36px; border-radius: 50%; display: grid;
   place-items: center; background: var(--l-pill); color: var(--l-pill-ink); font-weight: 650; }
-.l-legend { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 12px; list-style: none; padding: 0; margin: 0; }
+.l-legend { display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 12px; list-style: none; padding: 0 !important; margin: 0 !important; }
 .l-legend li { display: flex; gap: 12px; background: var(--l-paper); border: 1px solid var(--l-line); border-radius: 14px; padding: 12px 16px; margin: 0; }
 .l-legend .l-dot { margin-top: 4px; }
 .l-legend span span { display: block; color: var(--l-soft); font-size: 13px; }
@@ -335,12 +351,12 @@ def _picture(here: Visit, item: Item) -> None:
                          index=choices.index(item.answer["label"]) if item.answer.get("label") in choices else 0, key=f"heat-{item.key}")
     found = None
     if label:
-        with st.spinner(t("Looking at what speaks for {name} …", name=here.title(label)), show_time=True):
+        with st.spinner(t("Looking at what speaks for {name} …", name=here.title(label))):
             found = ask(here, here.desk.explain(item.key, label))
     share = images.spread(found[0]) if found else 0.0
     diffuse = share > images.DIFFUSE
     strength = st.slider(t("Heat map"), 0, 100, 0 if diffuse else 60, format="%d %%", key=f"opacity-{diffuse}", disabled=not found)
-    large = images.shown_large(data)
+    large = images.shown(data)
     if large and found:
         large = images.with_heat(large, found[0], strength / 100)
     if large:

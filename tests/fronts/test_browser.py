@@ -1,168 +1,23 @@
 "Both front ends as they are used: in Chromium, against an API and a worker that run, are killed, and come back."
 
+import base64
+import io
 import json
-import os
-import re
-import subprocess
-import sys
+import zipfile
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from accessibility import faults
-from browsing import CHROMIUM, FLAGS
+from fronting import FRONTS, PHONE, awake, files, give, part, photo, press, remembered, said, shot, visitor
 from PIL import Image
-from serving import KEY, Server, encoded, runs, wait_for
+from serving import KEY, encoded, wait_for
 
-playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-pytest.importorskip("streamlit", reason="needs lados[streamlit]")
-pytest.importorskip("flet_web", reason="needs lados[flet]")
-if not CHROMIUM:
-    pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 pytestmark = pytest.mark.fronts
-
-ROOT = Path(__file__).resolve().parents[2]
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True}
-SHOTS = os.environ.get("LADOS_SHOTS") # a folder for screenshots to look at
+both = pytest.mark.parametrize("name", FRONTS)
 
 
-def photo(seed, gps=False, size=(64, 48)) -> bytes:
-    "A photograph of one of three colours, with a place where asked for."
-    colour = ((30, 30, 30), (200, 60, 60), (40, 90, 170))[seed % 3]
-    noise = np.random.default_rng(seed).normal(0, 25, (*size[::-1], 3))
-    image = Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8))
-    exif = image.getexif()
-    if gps:
-        exif.get_ifd(0x8825).update({1: "N", 2: (36.0, 30.0, float(seed % 60)), 3: "E", 4: (25.0, 15.0, 0.0)})
-    return encoded(image, "JPEG", exif=exif)
-
-
-def files(*numbers, **options) -> list[dict]:
-    return [{"name": f"flight-{n:03d}.jpg", "mimeType": "image/jpeg", "buffer": photo(n, **options)} for n in numbers]
-
-
-class Api:
-    "An API with a worker for batches, which can be killed and started again at the same port."
-
-    def __init__(self, home):
-        from working import environment
-
-        self.home, self.port = Path(home), Server.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.env = environment(home, LADOS_RUNS=runs())
-        self.start()
-        code = "from lados.jobs.workers import run_workers as go; go(0, 1)"
-        self.worker = subprocess.Popen([sys.executable, "-c", code], cwd=home, env=self.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-
-    def start(self):
-        shared = {k: v for k, v in self.env.items() if os.environ.get(k) != v}
-        self.server = Server(self.home / "api", runs() / "first", port=self.port, app="lados.jobs.routes:app", **shared).ready()
-
-    def answers(self) -> float:
-        outcomes = self.server.get("/metrics").json()["inference"]["outcomes"]
-        return sum(outcomes.values()) - outcomes.get("not_ready", 0)
-
-    def stop(self):
-        self.worker.terminate()
-        self.worker.wait(60)
-        self.server.stop()
-
-
-@pytest.fixture(scope="module")
-def api(tmp_path_factory):
-    api = Api(tmp_path_factory.mktemp("api"))
-    yield api
-    api.stop()
-
-
-@pytest.fixture(scope="module")
-def fronts(api, tmp_path_factory):
-    "Both, started by their commands: name -> address."
-    home, started, urls = tmp_path_factory.mktemp("fronts"), [], {}
-    for name in ("streamlit", "flet"):
-        port = Server.free_port()
-        log = (home / f"{name}.log").open("w")
-        env = {**os.environ, "LADOS_HOME": str(home / "h"), "PYTHONPATH": str(ROOT), "API_KEY": KEY, "LADOS_API_URL": api.url}
-        command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--port", str(port)]
-        started.append(subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log))
-        urls[name] = f"http://127.0.0.1:{port}"
-        wait_for(lambda u=urls[name]: httpx.get(u, trust_env=False).status_code == 200, 60)
-    yield urls
-    for process in started:
-        process.terminate()
-        process.wait(20)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium, fronts):
-    "Opens a front end; nothing may have been loaded from another host."
-    contexts, foreign = [], []
-
-    def opened(name, state=None, **options):
-        contexts.append(chromium.new_context(**{"locale": "en-GB", "viewport": {"width": 1280, "height": 900}, "accept_downloads": True, "storage_state": state, **options}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(45_000)
-        page.on("response", lambda r: foreign.append(r.url) if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", r.url) else None)
-        page.goto(fronts[name])
-        if name == "flet":
-            page.wait_for_selector("flt-semantics-placeholder", state="attached")
-            page.wait_for_timeout(500)
-            page.evaluate("document.querySelector('flt-semantics-placeholder').click()")
-            page.wait_for_selector("flt-semantics[role=button]", state="attached")
-        else:
-            page.wait_for_selector("[data-testid=stFileUploader]")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert not foreign
-
-
-def shot(page, name):
-    if SHOTS:
-        page.wait_for_timeout(1500) # images fade in
-        page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
-
-
-def give(page, name, what, button="Choose images"):
-    "Hand files to a front end."
-    if name == "streamlit":
-        page.wait_for_timeout(400) # the uploader is a new one after each round
-        page.set_input_files("[data-testid=stFileUploaderDropzoneInput]", what)
-        return
-    with page.expect_file_chooser() as waiting:
-        page.get_by_role("button", name=button).first.click()
-    waiting.value.set_files(what)
-
-
-def said(page, *texts):
-    "Wait for one of some words anywhere on the page, Flutter's semantics included."
-    page.wait_for_function("""texts => { const all = [document.body.innerText, ...[...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))]
-        return texts.some(t => all.some(a => a.includes(t))) }""", arg=list(texts))
-
-
-def press(page, name, role="button"):
-    "Press what a screen reader finds: in Flutter a node that lies below others, so that it is told of the click itself."
-    found = page.get_by_role(role, name=name).first
-    found.dispatch_event("click") if page.locator("flutter-view").count() else found.click()
-
-
-def part(page, name):
-    "Go to a part of a front end."
-    press(page, re.compile(name), "tab") if page.locator("flutter-view [role=tab]").count() else press(page, re.compile(f"^{name}"), "button" if page.locator("flutter-view").count() else "link")
-
-
-@pytest.mark.parametrize("name", ["streamlit", "flet"])
+@both
 def test_an_afternoon(name, api, visit):
     "Images in, doubtful first, one in large with its heat map, put right, taken home; a reload loses nothing."
     page = visit(name)
@@ -195,21 +50,25 @@ def test_an_afternoon(name, api, visit):
     said(again, "6 images classified")
 
 
-@pytest.mark.parametrize("name", ["streamlit", "flet"])
+@both
 def test_the_api_dies_and_comes_back(name, api, visit):
-    "One calm line; what was given waits, and is sent once."
+    "One calm line; what was given waits, and is sent once, whether the browser is still open or not."
     page = visit(name)
     said(page, "first")
     api.server.stop(9)
     give(page, name, files(*range(20, 25)))
     said(page, "does not answer")
     shot(page, f"{name}-away")
+    state = page.context.storage_state()
+    page.context.close()
     api.start()
-    said(page, "5 images classified")
+    wait_for(lambda: api.answers() >= 5, 60)
+    again = visit(name, state=state)
+    said(again, "5 images classified")
     assert api.answers() == 5
 
 
-@pytest.mark.parametrize("name", ["streamlit", "flet"])
+@both
 def test_a_hundred_images_are_a_job_that_is_found_again(name, visit):
     page = visit(name)
     said(page, "first")
@@ -225,7 +84,7 @@ def test_a_hundred_images_are_a_job_that_is_found_again(name, visit):
     said(page, "100 of 100 images")
 
 
-@pytest.mark.parametrize("name", ["streamlit", "flet"])
+@both
 def test_an_image_of_twenty_megabytes_is_refused_in_words(name, visit, tmp_path):
     page = visit(name)
     said(page, "first")
@@ -240,18 +99,135 @@ def test_an_image_of_twenty_megabytes_is_refused_in_words(name, visit, tmp_path)
     said(page, "1 image classified")
 
 
-def test_a_wrong_key_is_said_and_changes_nothing(visit):
+def packed(*numbers) -> dict:
+    "A zip with images, one of them in a folder, and what else is in such archives."
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as z:
+        z.writestr("flight/notes.txt", "wind from the north")
+        for f in files(*numbers):
+            z.writestr(f"flight/{f['name']}", f["buffer"])
+    return {"name": "flight.zip", "mimeType": "application/zip", "buffer": data.getvalue()}
+
+
+@both
+def test_a_zip_is_opened_and_what_is_there_already_is_not_sent_again(name, api, visit):
+    page = visit(name)
+    said(page, "first")
+    before = api.answers()
+    give(page, name, [packed(61, 62, 63)])
+    said(page, "3 images classified")
+    give(page, name, [*files(63), *files(64)])
+    said(page, "4 images classified")
+    assert api.answers() == before + 4
+
+
+DROP = """async ([name, data]) => {
+  const box = new DataTransfer()
+  box.items.add(new File([Uint8Array.from(atob(data), c => c.charCodeAt(0))], name))
+  for (const what of ["dragover", "drop"]) dispatchEvent(new DragEvent(what, { dataTransfer: box, cancelable: true }))
+}"""
+
+
+def test_what_is_dropped_on_the_page_is_taken_in(api, visit):
+    "On Streamlit's the uploader does it; on Flutter's page, which is one canvas, all of it does."
+    page = visit("flet")
+    said(page, "first")
+    zipped = packed(65, 66)
+    page.evaluate(DROP, [zipped["name"], base64.b64encode(zipped["buffer"]).decode()])
+    said(page, "2 images classified")
+    stranger = httpx.post(page.url + "drop?visitor=" + "0" * 32 + "&name=a.jpg", content=photo(67), trust_env=False)
+    assert stranger.status_code == 403
+
+
+def test_a_whole_folder(visit, tmp_path):
     page = visit("streamlit")
-    page.get_by_role("link", name="Settings").first.click()
+    said(page, "first")
+    (tmp_path / "flight" / "low").mkdir(parents=True)
+    for n, folder in ((71, "flight"), (72, "flight/low")):
+        (tmp_path / folder / f"{n}.jpg").write_bytes(photo(n))
+    (tmp_path / "flight" / "notes.txt").write_text("wind from the north")
+    page.get_by_text("Choose a whole folder").click()
+    page.wait_for_selector("[data-testid=stFileUploaderDropzoneInput][webkitdirectory]", state="attached")
+    page.set_input_files("[data-testid=stFileUploaderDropzoneInput]", tmp_path / "flight")
+    said(page, "2 images classified")
+
+
+def test_a_click_in_a_chart_and_in_the_table_opens_the_image(visit, fronts):
+    page = visit("streamlit", script=remembered(visitor(fronts.kept, 12)))
+    said(page, "12 images classified")
+    part(page, "Flight")
+    bar = page.locator(".js-plotly-plot .barlayer .trace.bars .point path").first
+    bar.wait_for()
+    bar.scroll_into_view_if_needed()
+    box = bar.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    dialog = page.get_by_role("dialog", name="flight-000.jpg")
+    dialog.get_by_text("How likely each class is").wait_for()
+    shot(page, "streamlit-flight-click")
+    page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+
+
+def test_an_address_leads_to_its_page(visit, fronts):
+    page = visit("streamlit", script=remembered(visitor(fronts.kept, language="ru"))) # in a browser that speaks English
+    page.goto(f"{page.url}flight")
+    said(page, "Классы по ходу вылета")
+    page.reload()
+    said(page, "Классы по ходу вылета")
+    page.get_by_role("heading", name="Что на воде?").wait_for()
+    page.get_by_role("link", name="Снимки").wait_for()
+
+
+def test_history_stays_on_the_device(visit, fronts):
+    page = visit("flet", script=remembered(visitor(fronts.kept)))
+    said(page, "4 images classified")
+    press(page, "Clear")
+    said(page, "Choose a flight's images")
+    page.reload()
+    awake(page)
+    part(page, "History")
+    said(page, "flight-002.jpg")
+    shot(page, "flet-history")
+    press(page, "flight-002.jpg")
+    said(page, "What speaks for sheen lies mostly")
+
+
+def test_promoting_behind_the_key(api, visit):
+    page = visit("streamlit")
+    said(page, "first")
+    try:
+        part(page, "Service")
+        press(page, "Promote")
+        said(page, "Served from now on: second")
+        wait_for(lambda: api.server.get("/models").json()["served"] == "second", 10)
+        said(page, "asked at")
+        shot(page, "streamlit-promoted")
+    finally:
+        assert api.server.promote("first").status_code == 200
+
+
+@both
+def test_a_wrong_key_is_said_and_changes_nothing(name, api, visit):
+    page = visit(name)
+    said(page, "first")
+    part(page, "Settings")
     page.get_by_label("Key", exact=True).fill("wrong")
-    page.get_by_role("button", name="Save").click()
+    press(page, "Save")
     said(page, "Saved")
-    page.get_by_role("link", name="Service").first.click()
-    page.get_by_role("button", name="Promote").first.click()
+    if name == "streamlit":
+        part(page, "Service")
+        press(page, "Promote")
+    else:
+        part(page, "Classify")
+        give(page, name, files(81))
+        said(page, "1 image classified")
+        press(page, "Fix label")
+        press(page, "sheen", "menuitem")
     said(page, "does not accept the key")
+    assert api.server.get("/models").json()["served"] == "first"
 
 
-@pytest.mark.parametrize("name", ["streamlit", "flet"])
+@both
 def test_a_russian_phone_in_the_dark(name, visit):
     page = visit(name, locale="ru-RU", color_scheme="dark", **PHONE)
     said(page, "Что на воде?")
@@ -259,44 +235,3 @@ def test_a_russian_phone_in_the_dark(name, visit):
     said(page, "Классифицировано 2 снимка")
     shot(page, f"{name}-phone")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), "nothing runs out of the screen"
-
-
-# --- accessibility
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_streamlit_has_no_serious_fault(scheme, visit):
-    page = visit("streamlit", color_scheme=scheme)
-    said(page, "first")
-    found = faults(page, "classify, empty")
-    give(page, "streamlit", [*files(51, 52, 53), {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}])
-    said(page, "3 images classified")
-    found += faults(page, "classify")
-    for name, words in (("Flight", "All images"), ("Jobs", "Handed in from here"), ("Service", "Models"), ("Settings", "Address of the service")):
-        page.get_by_role("link", name=name).first.click()
-        said(page, words)
-        page.wait_for_timeout(1500)
-        shot(page, f"streamlit-{name}-{scheme}")
-        found += faults(page, name)
-    page.get_by_role("link", name="Classify").first.click()
-    page.get_by_role("button", name="Open").first.click()
-    said(page, "The evidence for", "lies mostly")
-    page.wait_for_timeout(500)
-    found += faults(page, "an image in large")
-    assert not found, "\n".join(found)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_flet_has_no_serious_fault(scheme, visit):
-    page = visit("flet", color_scheme=scheme)
-    said(page, "first")
-    found = faults(page, "classify, empty")
-    give(page, "flet", files(61, 62))
-    said(page, "2 images classified")
-    found += faults(page, "classify")
-    for number, name in enumerate(("Jobs", "History", "Settings"), 1):
-        part(page, name)
-        page.wait_for_timeout(800)
-        shot(page, f"flet-{number}-{scheme}")
-        found += faults(page, name)
-    assert not found, "\n".join(found)

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from serving import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
 FRONTS = ROOT / "fronts"
 sys.path[:0] = [str(FRONTS), str(ROOT / "tools")]
 
+from lados_fronts import desk as desks  # noqa: E402
 from lados_fronts import exports, images  # noqa: E402
 from lados_fronts.desk import answer_of  # noqa: E402
 from lados_fronts.keep import Item, Keep, doubtful_first, new_visitor  # noqa: E402
@@ -111,6 +113,36 @@ def test_whatever_changes_is_seen_and_stays(keep):
     assert not keep.items() and not keep.path(key).exists() and keep.setting("language") == "ru"
     with pytest.raises(ValueError, match="visitor"):
         Keep("../../etc", keep.folder)
+
+
+def test_what_is_put_away_stays_in_the_history_and_comes_back_with_its_answer(keep):
+    keep.add("a.jpg", photo(1))
+    keep.add("b.jpg", photo(2))
+    first, second = (i.key for i in keep.items())
+    keep.change(first, state="done", answer=ANSWER)
+    keep.change(second, state="failed", error="torn")
+    keep.put_away()
+    assert not keep.items() and [i.key for i in keep.history()] == [first] and not keep.path(second).exists()
+    assert keep.add("again.jpg", photo(1)) and keep.items()[0].state == "done", "it is not sent a second time"
+    again = Keep(keep.visitor, keep.folder.parent)
+    assert [i.says for i in again.items()] == ["oil"]
+    again.put_away()
+    again.change(first, added=0)
+    assert not Keep(keep.visitor, keep.folder.parent).history() and not keep.path(first).exists()
+
+
+def test_a_desk_whose_visitor_has_gone_ends(keep, monkeypatch):
+    "Not while something waits to be sent: that is why it is there."
+    monkeypatch.setattr(desks, "IDLE", 0.0)
+    keep.set(url="http://127.0.0.1:9")
+    keep.add("a.jpg", photo(1))
+    keep.release()
+    desk = desks.desk_of(keep)
+    wait_for(lambda: desk.away, 20)
+    assert desks.desk_of(keep) is desk and not desk.over
+    keep.clear()
+    wait_for(lambda: desk.over, 20)
+    assert keep.visitor not in desks._desks
 
 
 def test_doubtful_ones_come_first():

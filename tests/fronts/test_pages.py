@@ -4,33 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
-from accessibility import axe_script, faults
-from browsing import CHROMIUM, FLAGS, folder_served
+from accessibility import faults
+from browsing import folder_served
 from commands import run_here
+from fronting import ROOT, SHOTS
 from serving import Server, colours, runs, wait_for
 from toy import TINY, toy_manifest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-if not CHROMIUM:
-    pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 pytestmark = pytest.mark.fronts
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
-SHOTS = os.environ.get("LADOS_SHOTS") # a folder for screenshots to look at
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    axe_script()
-    with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 def looked_at(chromium, url, name, ready="body", pause=400, steps=()) -> list[str]:

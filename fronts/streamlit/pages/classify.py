@@ -27,37 +27,15 @@ def guide() -> None:
 
 def take(files: Sequence) -> None:
     "Keep what was dropped, and let it be sent."
-    known = 0
-    with st.spinner(t("Taking in the images …"), show_time=True):
-        for file in files:
-            name, data = file.name, file.getvalue()
-            if images.is_zip(name, data):
-                known += unzip(name, data)
-            elif folder and PurePosixPath(name).suffix.lower() not in images.SUFFIXES:
-                continue
-            else:
-                known += not keep.add(name, data)
+    known, bar = 0, st.progress(0.0)
+    for number, file in enumerate(files):
+        bar.progress(number / len(files), text=t("Taking in image {n} of {all}", n=t.number(number + 1), all=t.number(len(files))))
+        name, data = file.name, file.getvalue()
+        if not folder or images.is_zip(name, data) or PurePosixPath(name).suffix.lower() in images.SUFFIXES:
+            known += keep.take(name, data, t)
     keep.release()
     if known:
         st.toast(t.many("{n} image is here already", "{n} images are here already", known))
-
-
-def unzip(name: str, data: bytes) -> int: # how many were here already
-    "Keep the images of a zip."
-    known = seen = 0
-    try:
-        for member, content in images.unpacked(name, data):
-            seen += 1
-            if content is None:
-                keep.refuse(member, t("cannot be unpacked"))
-            else:
-                known += not keep.add(member, content)
-    except ValueError:
-        keep.refuse(name, t("not a readable zip"), t("pack it anew"))
-        return 0
-    if not seen:
-        keep.refuse(name, t("no images in this zip"), t("pack images into it"))
-    return known
 
 
 def uploader() -> None:
@@ -119,10 +97,10 @@ def tools(items: Sequence[Item], busy: bool) -> None:
     "Offer results to take home, and to begin anew."
     classes = [c.name for c in here.served.classes]
     with st.container(horizontal=True):
-        for kind, make, mime in (("CSV", exports.as_csv, "text/csv"), ("JSON", exports.as_json, "application/json"),
-                                 ("GeoJSON", exports.as_geojson, "application/geo+json")):
-            if data := make(items, classes):
-                st.download_button(t("Download {kind}", kind=kind), data, f"lados-results.{kind.lower()}", mime, on_click="ignore", icon=":material/download:")
+        kinds = [("CSV", exports.as_csv, "text/csv"), ("JSON", exports.as_json, "application/json")]
+        kinds += [("GeoJSON", exports.as_geojson, "application/geo+json")] if any(i.lat is not None for i in items) else []
+        for kind, make, mime in kinds: # made when somebody clicks, as cards are drawn again and again
+            st.download_button(t("Download {kind}", kind=kind), lambda make=make: make(keep.items(), classes), f"lados-results.{kind.lower()}", mime, on_click="ignore", icon=":material/download:")
         if any(i.state == "failed" and i.bytes for i in items):
             st.button(t("Try again"), on_click=here.desk.again, icon=":material/refresh:")
         if busy:

@@ -1,5 +1,6 @@
 """Flight: what a batch says as a whole, as charts; a click in a chart opens the image."""
 
+import base64
 from collections import Counter
 
 import parts
@@ -10,10 +11,15 @@ from lados_fronts.keep import Item
 here = parts.visit_again()
 t, keep, served = here.t, here.keep, here.served
 done = sorted((i for i in keep.items() if i.state == "done"), key=lambda i: (i.taken or "", i.place))
-INK = {"font": {"color": parts.COLOURS[here.dark]["ink"], "size": 13}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+INK = {"font": {"color": parts.COLOURS[here.dark]["ink"], "size": 13, "family": parts.FONT}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
        "margin": {"l": 50, "r": 12, "t": 40, "b": 44}, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "traceorder": "normal"}}
 GRID = {"gridcolor": parts.COLOURS[here.dark]["line"], "zerolinecolor": parts.COLOURS[here.dark]["line"]}
 CONFIG = {"displaylogo": False, "displayModeBar": False}
+
+
+def axis(text: str) -> dict:
+    "Return an axis' title, as large as the other words of a chart."
+    return {"text": text, "font": {"size": 13}}
 
 
 def edge(colour: str) -> str:
@@ -28,8 +34,8 @@ def share_chart(items: list[Item]) -> go.Figure:
         figure.add_bar(name=here.title(c.name), x=list(range(1, len(items) + 1)), y=[(i.answer.get("probabilities") or {}).get(c.name, 0) for i in items],
                        marker={"color": c.colour, "line": {"width": 0.5, "color": edge(c.colour)} if c.colour == "#000000" and here.dark else {"width": 0}},
                        customdata=[i.key for i in items], hovertext=[i.name for i in items], hovertemplate="%{hovertext}<br>%{y:.0%}<extra>%{fullData.name}</extra>")
-    figure.update_xaxes(title=t("Image, in the order of the flight"), **GRID)
-    figure.update_yaxes(title=t("Share"), tickformat=".0%", range=[0, 1], **GRID)
+    figure.update_xaxes(title=axis(t("Image, in the order of the flight")), **GRID)
+    figure.update_yaxes(title=axis(t("Share")), tickformat=".0%", range=[0, 1], **GRID)
     return figure
 
 
@@ -41,9 +47,9 @@ def confidence_chart(items: list[Item]) -> go.Figure:
         if its:
             figure.add_histogram(name=here.title(c.name), x=its, xbins={"start": 0, "end": 1.0001, "size": 0.05},
                                  marker={"color": c.colour, "line": {"width": 0.5, "color": edge(c.colour)}})
-    figure.update_xaxes(title=t("Confidence"), tickformat=".0%", range=[0, 1], **GRID)
+    figure.update_xaxes(title=axis(t("Confidence")), tickformat=".0%", range=[0, 1], **GRID)
     most = max(Counter(int(i.confidence * 20) for i in items).values())
-    figure.update_yaxes(title=t("Images"), tickformat=",d", dtick=1 if most < 8 else None, **GRID) # there are no halves of images
+    figure.update_yaxes(title=axis(t("Images")), tickformat=",d", dtick=1 if most < 8 else None, **GRID) # there are no halves of images
     return figure
 
 
@@ -56,10 +62,7 @@ def clicked(state: dict) -> str | None: # an image's key
 
 def table(items: list[Item]) -> None:
     "Show all images as a table; a chosen row opens its image."
-    import base64
-
-    thumbs = {i.key: keep.thumb(i.key) for i in items}
-    rows = [{t("Image"): f"data:image/jpeg;base64,{base64.b64encode(p.read_bytes()).decode()}" if (p := thumbs[i.key]).exists() else None, t("File"): i.name,
+    rows = [{t("Image"): f"data:image/jpeg;base64,{base64.b64encode(d).decode()}" if (d := keep.tiny(i.key)) else None, t("File"): i.name,
              t("Class"): here.title(i.says), t("Confidence"): i.confidence, t("Ask a human"): i.doubtful, t("Taken"): (i.taken or "").replace("T", " "),
              t("Place"): f"{i.lat:.5f}, {i.lon:.5f}" if i.lat is not None else ""} for i in items]
     chosen = st.dataframe(rows, hide_index=True, row_height=56, height=min(640, 60 + 56 * len(rows)), on_select="rerun", selection_mode="single-row", key="flight_table",

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import streamlit as st
 
 here = parts.visit_again()
-t, desk = here.t, here.desk
+t = here.t
 COLOURS = parts.COLOURS[here.dark]
 
 
@@ -23,10 +23,10 @@ def line(points: list[tuple[float, float | None]], title: str, fmt: str = "") ->
     from datetime import datetime
 
     figure = go.Figure(layout={"height": 210, "margin": {"l": 50, "r": 10, "t": 30, "b": 30}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
-                               "font": {"color": COLOURS["ink"]}, "title": {"text": title, "font": {"size": 14}}, "showlegend": False})
+                               "font": {"color": COLOURS["ink"], "family": parts.FONT}, "title": {"text": title, "font": {"size": 14}}, "showlegend": False})
     figure.add_scatter(x=[datetime.fromtimestamp(a) for a, _ in points], y=[b for _, b in points], mode="lines+markers", marker={"size": 4},
                        line={"color": "#7cc0f0" if here.dark else "#0b5fa5"})
-    figure.update_xaxes(gridcolor=COLOURS["line"], tickformat="%H:%M:%S")
+    figure.update_xaxes(gridcolor=COLOURS["line"], tickformat="%H:%M:%S", nticks=4)
     figure.update_yaxes(gridcolor=COLOURS["line"], rangemode="tozero", tickformat=fmt)
     return figure
 
@@ -34,8 +34,8 @@ def line(points: list[tuple[float, float | None]], title: str, fmt: str = "") ->
 @st.fragment(run_every=3.0)
 def numbers() -> None:
     "Show health and the metrics, live."
-    metrics = parts.ask(here, desk.client.metrics()) if not desk.away else None
-    seen = samples(desk.place.url)
+    metrics = parts.ask(here, here.desk.client.metrics()) if not here.desk.away else None
+    seen = samples(here.desk.place.url)
     if metrics:
         found = metrics["inference"]
         latency, recent = (found.get("latency") or {}).get("total") or {}, found.get("recent") or {}
@@ -59,15 +59,15 @@ def numbers() -> None:
 
 async def promoted(model: str) -> dict:
     "Serve another model from now on."
-    answer = await desk.client.promote(model)
-    await desk.look()
+    answer = await here.desk.client.promote(model)
+    await here.desk.look()
     return answer
 
 
 def models() -> None:
     "List the models; with the key, another one can be served."
     st.subheader(t("Models"))
-    found = parts.ask(here, desk.client.models()) if not desk.away else None
+    found = parts.ask(here, here.desk.client.models()) if not here.desk.away else None
     for model in (found or {}).get("models", []):
         card = model.get("card") or {}
         test = (card.get("metrics") or {}).get("test") or {}
@@ -79,12 +79,12 @@ def models() -> None:
             left.html(f'<p class="l-verdict"><b>{parts.say(model["name"])}</b>{served}</p><p class="l-set">{parts.say(" · ".join(filter(None, scores)))}</p>'
                       + (f'<p class="l-error">{parts.say(model["error"])}</p>' if model.get("error") else ""))
             if not model["served"] and not model.get("error") and right.button(
-                    t("Promote"), key=f"promote-{model['name']}", disabled=not desk.place.key, help=None if desk.place.key else t("needs the key, in Settings")):
-                with st.spinner(t("Loading and measuring {name} …", name=model["name"]), show_time=True):
+                    t("Promote"), key=f"promote-{model['name']}", disabled=not here.desk.place.key, help=None if here.desk.place.key else t("needs the key, in Settings")):
+                with st.spinner(t("Loading and measuring {name} …", name=model["name"])):
                     if parts.ask(here, promoted(model["name"])):
                         st.toast(t("Served from now on: {name}", name=model["name"]))
                         st.rerun()
-    if not desk.place.key:
+    if not here.desk.place.key:
         st.caption(t("To promote a model, enter the key in Settings."))
 
 

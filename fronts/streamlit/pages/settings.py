@@ -19,7 +19,7 @@ st.segmented_control(t("Language"), list(LANGUAGES), default=t.language, format_
 given = Place.from_environment()
 with st.form("service"):
     url = st.text_input(t("Address of the service"), keep.setting("url") or given.url)
-    key = st.text_input(t("Key"), keep.setting("key"), type="password", help=t("What API_KEY says where the service runs. It opens promotion, everybody's jobs, "
+    key = st.text_input(t("Key"), keep.setting("key"), type="password", placeholder=t("in use: the one with which this page was started") if given.key else "", help=t("What API_KEY says where the service runs. It opens promotion, everybody's jobs, "
                                                                               "corrections and cancelling."))
     if st.form_submit_button(t("Save"), type="primary"):
         keep.set(url=url.strip().rstrip("/"), key=key.strip())
@@ -34,7 +34,7 @@ if st.session_state.pop("saved", False):
 
     if parts.ask(here, looked()):
         st.success(t("Saved. The service answers: {model}.", model=desk.served.model or t("no model yet")))
-st.caption(t("Light or dark follows the system; the menu at the top right changes it. Images and answers are kept on the machine that serves this page, "
+st.caption(t("Light or dark follows the system. Images and answers are kept on the machine that serves this page, "
              "for this browser only, and are forgotten after 30 days without a visit."))
 if st.button(t("Forget everything that is kept for this browser"), type="tertiary"):
     keep.clear()
