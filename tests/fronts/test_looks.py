@@ -3,12 +3,14 @@ edges do not. `LADOS_LOOKS=write pytest -m fronts tests/fronts/test_looks.py` st
 
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fronting import FRONTS, PHONE, press, remembered, said, settled, visitor
 from PIL import Image
+from serving import wait_for
 
 pytestmark = pytest.mark.fronts
 STORED = Path(__file__).with_name("looks")
@@ -29,17 +31,32 @@ def apart(a, b) -> tuple[float, float]: # of 255; 0..1
     return float(far.mean()), float((far > 40).mean())
 
 
-def compared(page, name):
-    settled(page)
-    now = Image.open(io.BytesIO(page.screenshot(animations="disabled", caret="hide")))
+def seen(page, name) -> Image.Image:
+    shot = Image.open(io.BytesIO(page.screenshot(animations="disabled", caret="hide"))).convert("RGB")
     width = WIDTH["phone" if "phone" in name else "desk"]
-    now = now.convert("RGB").resize((width, round(width * now.height / now.width)), Image.Resampling.LANCZOS)
-    path = STORED / f"{name}.jpg"
+    return shot.resize((width, round(width * shot.height / shot.width)), Image.Resampling.LANCZOS)
+
+
+def store(page, name):
+    "Store what is shown once it has not changed for some seconds: a canvas tells of nothing that it is still to draw."
+    shots = []
+    wait_for(lambda: page.wait_for_timeout(700) or shots.append(seen(page, name)) or (len(shots) > 8 and all(s == shots[-1] for s in shots[-8:])), 120)
+    STORED.mkdir(exist_ok=True)
+    shots[-1].save(STORED / f"{name}.jpg", quality=72)
+
+
+def compared(page, name):
+    "Wait until a page looks as stored."
+    settled(page)
     if os.environ.get("LADOS_LOOKS") == "write":
-        path.parent.mkdir(exist_ok=True)
-        now.save(path, quality=72)
-    mean, share = apart(now, Image.open(path))
-    assert mean < 5 and share < 0.05, f"{name}: {mean:.1f} of 255 apart on average, clearly in {share:.0%} of the places"
+        store(page, name)
+    end = time.monotonic() + 60
+    while True:
+        mean, share = apart(seen(page, name), Image.open(STORED / f"{name}.jpg"))
+        if mean < 5 and share < 0.05:
+            return
+        assert time.monotonic() < end, f"{name}: {mean:.1f} of 255 apart on average, clearly in {share:.0%} of the places"
+        page.wait_for_timeout(500)
 
 
 @pytest.mark.parametrize("look", LOOKS)
