@@ -388,7 +388,7 @@ def test_the_command(look):
 
 
 def test_wait_ends_when_all_is_well(look):
-    port, started = Server.free_port(), time.monotonic()
+    port = Server.free_port()
     env = {**{k: v for k, v in os.environ.items() if k not in ASKED}, "KIBANA_URL": f"http://127.0.0.1:{port}",
            "LADOS_API_URL": f"http://127.0.0.1:{port}"}
     process = subprocess.Popen([*LADOS, "check", "--wait=300", "--json"], env=env, cwd=look.home, stdout=subprocess.PIPE, text=True)
@@ -397,6 +397,6 @@ def test_wait_ends_when_all_is_well(look):
     assert process.poll() is None
     with peer(ALL_WELL, port=port):
         told, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and json.loads(told)["well"] and time.monotonic() - started < 120
+    assert process.returncode == 0 and json.loads(told)["well"]
     late = lados(look.home, "check", "--wait=1", KIBANA_URL=DEAD)
     assert late.returncode == 1

@@ -4,12 +4,11 @@ import re
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import httpx
 import pytest
-from serving import ROOT, Server, colours, make_run, wait_for
+from serving import ROOT, Server, colours, runs, wait_for
 
 if not shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"):
     pytest.skip("nginx: apt-get install nginx-light", allow_module_level=True)
@@ -30,8 +29,7 @@ def documented() -> str:
 def proxy(tmp_path_factory):
     "The service under /oil, behind nginx with the documented configuration and shorter patience."
     folder = tmp_path_factory.mktemp("nginx")
-    make_run(folder / "toy", epochs=0)
-    server = Server(folder / "home", folder / "toy", ROOT_PATH="/oil", LADOS_ENGINE="torch").ready()
+    server = Server(folder / "home", runs() / "first", ROOT_PATH="/oil").ready()
     port = Server.free_port()
     location = documented().replace("127.0.0.1:8000", f"127.0.0.1:{server.port}")
     location = re.sub(r"(client_(?:body|header)_timeout) \d+s", r"\1 2s", location).replace("client_max_body_size 170m", "client_max_body_size 1m")
@@ -84,10 +82,8 @@ def test_a_slow_client_is_cut_by_the_proxy_and_the_service_never_sees_it(proxy):
     before = server.get("/metrics").json()
     slow = socket.create_connection(("127.0.0.1", port), timeout=30)
     slow.sendall(b"POST /oil/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\nab")
-    started = time.monotonic()
-    answer = slow.recv(1000)
+    answer = slow.recv(1000) # or the proxy waits for a client that sends nothing, longer than this one for the proxy
     assert answer == b"" or b" 408 " in answer.partition(b"\r\n")[0], answer
-    assert time.monotonic() - started < 25, "the proxy waited for a client that sends nothing"
     slow.close()
     assert server.get("/metrics").json().get("requests") == before.get("requests")
     assert client.get("/oil/ready").status_code == 200
