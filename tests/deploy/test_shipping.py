@@ -153,19 +153,19 @@ def test_no_line_is_lost_or_doubled(tmp_path, monkeypatch):
 
     with rsyslog(tmp_path, home, bulk.port) as process:
         shipped("all is well", "well")
-        wait_for(arrived, 30)
+        wait_for(arrived, 60)
         shipped("some are refused for now", "some")
         shipped("never", "some", 20)
         wait_for(arrived, 60)
         shipped("the answer is lost", "cut")
-        wait_for(lambda: bulk.again, 30)
+        wait_for(lambda: bulk.again, 60)
         bulk.mood = "well"
         wait_for(arrived, 60)
         assert bulk.again, "what was stored unheard was sent again, and was there already"
         for words, mood in (("too many requests", "too much"), ("nobody answers", "away")):
             bulk.turned_away = 0
             shipped(words, mood)
-            wait_for(lambda: bulk.turned_away >= 2, 30)
+            wait_for(lambda: bulk.turned_away >= 2, 60)
             bulk.mood = "well"
             wait_for(arrived, 60)
         bulk.stop()
