@@ -161,6 +161,13 @@ _Level = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"],
                    BeforeValidator(lambda value: value.upper() if isinstance(value, str) else value)]
 _Place = Annotated[Path, BeforeValidator(lambda value: expand_home(value) if isinstance(value, str) else value)]
 
+
+def _place_or_url(value: Any) -> Any:
+    return value if not isinstance(value, str) or "://" in value else Path(expand_home(value))
+
+
+_PlaceOrUrl = Annotated[Path | str, BeforeValidator(_place_or_url)]
+
 # %% ../nbs/00_core.ipynb #d4d93d98
 def _quota(folder: Path) -> float | None:
     "The cores that a control group's own files allow; none: they set no limit, or are not there."
@@ -229,7 +236,7 @@ class DataSettings(BaseSettings):
 class ServeSettings(DataSettings):
     "What is served, to whom, and within which limits."
 
-    model_path: _Place | None = None # what is served: a bundle or a run folder; none: the latest run
+    model_path: _PlaceOrUrl | None = None # what is served: a bundle or a run, or a URL of one; none: the latest run
     lados_engine: str = "auto" # auto: the fastest that passed its certificate on this machine
     allow_lossy: bool = False # auto may take an engine that trades more accuracy for speed than can be excluded
     api_key: str | None = None # opens everything; none: what changes the service is closed, but to keys of `lados keys`
@@ -261,6 +268,7 @@ class JobSettings(ServeSettings):
     celery_broker_url: str | None = None # a Redis that carries jobs to workers; none: one of lados' own
     lados_jobs_url: str | None = None # PostgreSQL that remembers jobs; none: SQLite below LADOS_HOME
     lados_batches: _Place | None = None # images and results of batches; none: `batches` in LADOS_HOME
+    lados_remote: str | None = None # s3://bucket/folder that has whole runs, batches and promotions for all machines
     lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated
     job_lease_s: float = Field(15, ge=3) # a worker that has not been heard of for so long has lost its job to another
     job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
@@ -268,6 +276,14 @@ class JobSettings(ServeSettings):
     job_keep_days: float = Field(90, ge=0) # after its end a job is forgotten, and a batch's table deleted; 0: never
     max_batch_mb: float = Field(20_000, gt=0) # of all images of a batch
     auto_promote: bool = False # serve a scheduled retraining by itself where it is better than chance can explain
+
+    @field_validator("lados_remote")
+    @classmethod
+    def _a_place_for_objects(cls, url: str | None) -> str | None:
+        "Return the URL without a slash at its end; keys of the store do not belong into it."
+        if url and ("://" not in url or "@" in url or "::" in url):
+            raise ValueError("write it as s3://BUCKET/FOLDER; keys of the store go into the environment")
+        return url and url.rstrip("/")
 
     @field_validator("lados_sources")
     @classmethod

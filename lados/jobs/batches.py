@@ -27,6 +27,7 @@ from fsspec.core import url_to_fs
 
 from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, settings
 from ..files import disk_room, hold_lock, locked, read_json, sweep_folders, write_json
+from ..remote import RemoteError, again, read_object, remote_place
 from ..data.archives import ArchiveBomb, unpack_images
 from ..data.images import image_suffixes, named_as_image
 from ..data.walk import ASIDE, IMAGE, REFUSED, WalkedFile, add_reason, judge_name, walk
@@ -165,6 +166,8 @@ def _reading(what: str, error: type[DataError]) -> Iterator[None]:
     except DataError:
         raise
     except Exception as e: # of any file system's own kind
+        if isinstance(e, RemoteError) and e.code == RemoteError.code: # away, which says nothing of an image
+            raise
         if isinstance(e.__cause__, PermissionError): # a redirect that is not followed: to fsspec, nothing is there
             e = e.__cause__
         raise error(f"{what}: cannot be read ({type(e).__name__}: {e})"[:500],
@@ -204,7 +207,7 @@ def _remote(url: str, aside: dict[str, dict]) -> Iterator[ImageReference]:
     with _reading(url, DataError):
         fs, root = _open_filesystem(url)
         http = url.lower().startswith(("http://", "https://"))
-        entries: dict[str, Any] = _linked(fs, root) if http else fs.find(root, detail=True)
+        entries: dict[str, Any] = _linked(fs, root) if http else again(url, lambda: fs.find(root, detail=True))
     top = root.rstrip("/")
     for path in sorted(entries):
         # a web page may list links to elsewhere
@@ -233,8 +236,12 @@ def read_remote(
     "What is behind a URL; ImageError where it cannot be had, ImageTooLarge."
     with _reading(name, ImageError):
         fs, path = _open_filesystem(url)
-        with fs.open(path, "rb") as f:
-            data = f.read(limit + 1)
+
+        def read() -> bytes:
+            with fs.open(path, "rb") as f:
+                return f.read(limit + 1)
+
+        data = read() if url.lower().startswith(("http://", "https://")) else again(url, read)
     if len(data) > limit:
         raise ImageTooLarge(f"{name}: larger than {limit / 1e6:g} MB", "MAX_UPLOAD_SIZE_MB is the limit")
     return data
@@ -517,6 +524,9 @@ def fetch_image(
     if "://" in entry.path:
         return read_remote(entry.path, entry.name, int(settings().max_upload_size_mb * 1e6))
     path = Path(folder, entry.path)
+    if not path.is_file() and (there := remote_place(path)): # it was sent to another machine
+        with _reading(entry.name, ImageError):
+            return read_object(there)
     if not path.is_file():
         raise ImageError(f"{entry.name}: it is no longer at {path}", "put it back, and start the job again")
     return path

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SECONDS', 'ROOM', 'CHECKS', 'CheckResult', 'check_api', 'check_model', 'check_broker', 'check_queues', 'check_store',
-           'check_folders', 'check_prometheus', 'run_checks', 'is_healthy', 'is_running']
+           'check_folders', 'check_remote', 'check_prometheus', 'run_checks', 'is_healthy', 'is_running']
 
 # %% ../../nbs/jobs/09_healthcheck.ipynb #219e05ce
 import contextlib
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ import sqlalchemy as sa
 from ..core import ConfigError, LadosError, settings
 from ..files import read_json, utc_now, write_json
 from ..client import ApiError, Busy, Client, TimedOut
+from ..remote import read_object, write_object
 from ..serve.server import noted_servers
 from .broker import broker_error, broker_url, client, is_embedded, redacted, socket_path
 from .queue import live_workers, queue_lengths
@@ -196,6 +198,18 @@ def check_folders() -> CheckResult:
         notes.append(f"{free / 1e9:.0f} GB free for {name}")
     return _up("folders", ", ".join(notes))
 
+# %% ../../nbs/jobs/09_healthcheck.ipynb #eb5ffbca
+def check_remote() -> CheckResult:
+    "Look whether the object store of `LADOS_REMOTE` takes something, and gives it back."
+    root = settings().lados_remote
+    if not root:
+        return CheckResult("object store", "off", "LADOS_REMOTE is not set")
+    url, mark = f"{root}/check/{socket.gethostname()}", utc_now().encode()
+    write_object(url, mark, patience=0)
+    if read_object(url, patience=0) != mark:
+        return _down("object store", f"{root}: it gives back something else than it was given", "look at its log")
+    return _up("object store", root)
+
 # %% ../../nbs/jobs/09_healthcheck.ipynb #6c7edd9a
 def _check_service(
     name: str, variable: str, path: str, judge: Callable[[httpx.Response], str] = lambda _: "",
@@ -233,7 +247,7 @@ def check_prometheus() -> CheckResult:
 
 CHECKS: dict[str, Callable[[], CheckResult]] = {
     "API": check_api, "model": check_model, "Redis": check_broker, "workers": check_queues, "job store": check_store,
-    "folders": check_folders, "Prometheus": check_prometheus,
+    "folders": check_folders, "object store": check_remote, "Prometheus": check_prometheus,
     "Alertmanager": lambda: _check_service("Alertmanager", "alertmanager_url", "/-/ready"),
     "Grafana": lambda: _check_service("Grafana", "grafana_url", "/api/health", lambda a: (
         "" if a.json()["database"] == "ok" else "its database is not well")),

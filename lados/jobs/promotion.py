@@ -21,18 +21,21 @@ from ..data.formats import read_rows
 from ..runs.execution import run_notebook
 from ..runs.folders import Run, new_run
 from ..model.bundle import bundle_label_set, bundle_name, find_bundle
-from ..serve.service import record_promotion, refuse_other_classes, served_model
+from ..remote import is_url, share
+from ..serve.service import mirror_promotion, record_promotion, refuse_other_classes, served_model
 
 # %% ../../nbs/jobs/04_promotion.ipynb #6b3e55c6
 def serving_settings() -> Settings:
     "Return the settings of the service: these, with the model that a `lados up` of this folder was told to serve."
     here = settings().lados_home / "up.json"
     model = read_record(here, "up.json").get("model") if settings().model_path is None and here.exists() else None
-    return settings().model_copy(update={"model_path": Path(model)}) if model else settings()
+    where = model if is_url(model) else model and Path(model)
+    return settings().model_copy(update={"model_path": where}) if model else settings()
 
 
 def served_bundle() -> Path | None: # a bundle; none: nothing that could be served
     "Return the bundle that these settings serve: what was promoted, else `MODEL_PATH`, else the latest run."
+    mirror_promotion(settings())
     try:
         return find_bundle(served_model(serving_settings())[0]).resolve()
     except RunError:
@@ -129,6 +132,7 @@ def promote_run(
     "Have the candidate served from now on. If that is not possible (RunError, ServeError), the old one goes on."
     bundle = find_bundle(proposal["candidate"]).resolve()
     if settings().lados_api_url:
+        share(bundle.parent) # from where the service fetches it
         with service_errors(), Client(settings().lados_api_url, settings().api_key) as service:
             service.promote(bundle_name(bundle), "auto")
     else:

@@ -33,6 +33,7 @@ with collector_paused():
 
     from lados.core import LadosError
     from lados.logs import flush_logs, start_logs
+    from lados.remote import unshare
     from lados.jobs import leases, store as job_store
     from lados.jobs.batches import Batch
     from lados.jobs.broker import BrokerError, broker_error, broker_url, client, ensure_broker
@@ -115,6 +116,8 @@ def submit_job(
         raise
     finally:
         if attached: # to the same work, which has these files already, or there is no job that they could belong to
+            with suppress(LadosError):
+                unshare(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 

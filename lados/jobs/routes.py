@@ -36,7 +36,7 @@ from . import leases, queue, retraining, store as job_store
 from .batches import Batch
 from .broker import BrokerError
 from .store import DURATION_BUCKETS_S, ENDED, JOB_STATES, Job, JobError, NoSuchJob, StoreError, open_store
-from .tasks import TRAIN, check_format, job_kind, job_kinds, job_results
+from .tasks import TRAIN, check_format, job_kind, job_kinds, job_results, run_file
 
 # %% ../../nbs/jobs/11_routes.ipynb #52a0fac4
 class JobView(BaseModel):
@@ -84,7 +84,7 @@ def training_history(
 ) -> list[dict[str, Any]]: # epoch, train_loss, valid_loss, macro_f1; each epoch once
     "Return the epochs of a training so far, from its run folder; empty before it has begun."
     names = ("epoch", "train_loss", "valid_loss", "macro_f1")
-    path = Path(job.run or "") / "events.jsonl"
+    path = run_file(job, "events.jsonl") if job.run else Path("events.jsonl")
     rows = {e["epoch"]: {n: e.get(n) for n in names} for e in (read_events(path) if job.run else ())
              if e["event"] == "epoch"}
     return [rows[n] for n in sorted(rows)]
@@ -107,12 +107,10 @@ def job_view(
     "Return a job as clients see it: without parameters and paths, which are the operator's."
     here, run = f"/job/{job.id}", Path(job.run) if job.run else None
     links = {"self": here, "events": f"{here}/events"}
-    if run and (run / "notebook.ipynb").exists():
-        links["notebook"] = f"{here}/notebook"
-    if run and (run / "events.jsonl").exists():
-        links["history"] = f"{here}/history"
-    if run and (run / "report.html").exists():
-        links["report"] = f"{here}/report"
+    elsewhere = bool(run and settings().lados_remote and job.ended) # a run of another machine is fetched when asked for
+    for name, file in (("notebook", "notebook.ipynb"), ("history", "events.jsonl"), ("report", "report.html")):
+        if run and (elsewhere or (run / file).exists()):
+            links[name] = f"{here}/{name}"
     if job.state == "succeeded" and job_kind(job.kind).results:
         links["results"] = f"{here}/results"
     values = {n: getattr(job, n) for n in JobView.model_fields if hasattr(job, n)}
@@ -394,7 +392,7 @@ async def results(
 def _of_run(job_id: str, name: str) -> Path:
     "Return the path of a file in a job's run folder."
     current = _find_job(job_id)
-    path = Path(current.run or "") / name
+    path = run_file(current, name) if current.run else Path(name)
     if not current.run or not path.exists():
         raise JobError(f"{job_id}: there is no {name} yet (the job is {current.state})", "ask again later")
     return path

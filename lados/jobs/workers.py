@@ -25,6 +25,7 @@ from typing import Any
 from ..core import ConfigError, LadosError, ServeError, settings
 from ..files import take_lock, write_json
 from ..logs import start_logs, stop_logs
+from ..remote import unshare
 from ..runs.execution import on_signals
 from ..serve.server import listen
 from .batches import DELETED, sweep_batches
@@ -157,6 +158,8 @@ def mark_deleted(
     root = settings().batches_folder
     if job_kind(kind).keeps_folder:
         root.stat() # a disk that is not there now may have it
+        with suppress(LadosError): # what stays in an object store then is no reason to keep the job
+            unshare(root / job_id)
         with suppress(FileNotFoundError):
             (root / job_id).rename(root / f"{DELETED}{job_id}")
 

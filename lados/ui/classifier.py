@@ -21,6 +21,8 @@ from ..client import Client
 from ..serve.predictor import answer_cells, answer_fields
 from ..jobs.promotion import service_errors
 from ..data.corrections import table_text
+from ..model.bundle import find_bundle
+from ..remote import is_url
 
 # %% ../../nbs/ui/02_classifier.ipynb #33ca94f1
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ class LocalClassifier(LocalAnswers):
 def model_folder() -> Path:
     "Return the bundle or run that is used unless another is named. RunError if there is none."
     path = settings().model_path or settings().lados_runs / "latest"
+    if is_url(path):
+        return find_bundle(path)
     if not path.exists():
         raise RunError(f"{path}: no model there", "`lados demo` or `lados train` makes one; MODEL_PATH names another")
     return path

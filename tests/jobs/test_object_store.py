@@ -1,0 +1,150 @@
+"An object store between machines: a real S3 server, with the network cut in the middle."
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from commands import run_here
+from objects import AWS, Network, s3_server
+from serving import KEY, Server, colours, copy_run, runs, wait_for
+from working import ended, environment, redis_server, working
+
+from lados.core import settings
+from lados.files import sha256_file, write_json
+from lados.model.bundle import find_bundle, seal
+from lados.remote import BLOCK, NotInRemote, RemoteError, filesystem, push_folder, pushed_runs, read_list, read_object
+
+s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: `pip install 'lados[s3]'`")
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory):
+    with s3_server(tmp_path_factory.mktemp("s3")) as port:
+        yield port
+
+
+@pytest.fixture
+def network(home, s3, monkeypatch):
+    "The way to the object store, and this process's settings for it."
+    way = Network(s3)
+    for name, value in ({**AWS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{way.port}", "LADOS_REMOTE": f"s3://team/{home.name}"}).items():
+        monkeypatch.setenv(name, value)
+    settings.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield way
+    way.close()
+
+
+def large_run(home, size=24_000_000) -> Path:
+    "A run folder with a bundle whose weights take a while to carry."
+    bundle = home / "lados_runs" / "large" / "bundle"
+    bundle.mkdir(parents=True)
+    (bundle / "model.safetensors").write_bytes(os.urandom(size))
+    write_json(bundle / "card.json", {"sealed": True})
+    seal(bundle)
+    return bundle.parent
+
+
+def elsewhere(home, name, **more) -> dict[str, str]:
+    "The environment of another machine: nothing is shared but what is named."
+    return environment(home / name, **{**AWS, "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"], "LADOS_REMOTE": os.environ["LADOS_REMOTE"], **more})
+
+
+# --- folders
+
+
+def test_a_run_that_is_cut_off_on_its_way_is_sent_all_the_same(network, home):
+    run, url = large_run(home), f"{settings().lados_remote}/runs/large"
+    network.cut_after(8_000_000)
+    assert len(push_folder(run, url)) == 3 and network.cuts == 1
+    assert read_list(url).keys() == {"bundle/SHA256SUMS", "bundle/card.json", "bundle/model.safetensors"} and pushed_runs() == ["large"]
+    assert push_folder(run, url) == []
+    fs, there = filesystem(url)
+    fs.rm_file(f"{there}/SHA256SUMS") # as if its machine had been lost before that
+    assert pushed_runs() == []
+    done = run_here(home, elsewhere(home, "other"), "runs", "pull", "large")
+    assert done.returncode == 2 and "[not-in-remote]" in done.stderr and not (home / "other" / "runs" / "large").exists()
+
+
+def test_a_bundle_comes_whole_through_cuts_and_kills(network, home):
+    run = large_run(home)
+    push_folder(run, f"{settings().lados_remote}/runs/large")
+    machine, code = elsewhere(home, "other"), "import sys; from lados.model.bundle import find_bundle; print(find_bundle(sys.argv[1]))"
+    place, url = Path(machine["LADOS_HOME"]) / "fetched", f"{settings().lados_remote}/runs/large"
+    network.hold_after(12_000_000) # a block of it is there, and the next one is under way
+    fetching = subprocess.Popen([sys.executable, "-c", code, url], env=machine)
+    part = wait_for(lambda: [p for p in place.glob(".part-*/model*.part") if p.stat().st_size], 30)[0]
+    fetching.kill() # the machine goes down
+    fetching.wait()
+    had, before = part.stat().st_size, network.carried
+    assert had and not [*place.glob("[!.]*")], "half a bundle is none"
+    network.up()
+    network.cut_after(3_000_000)
+    done = subprocess.run([sys.executable, "-c", code, url], env=machine, check=True, capture_output=True, text=True)
+    folder, digests = Path(done.stdout.strip()), [sha256_file(f / "model.safetensors") for f in (run / "bundle", Path(done.stdout.strip()))]
+    assert digests[0] == digests[1] and network.cuts == 1
+    assert network.carried - before < 24_000_000 - had + 2 * BLOCK, "it went on where it had stopped"
+    network.down()
+    pinned = f"{url}/bundle#sha256={sha256_file(run / 'bundle' / 'SHA256SUMS')}"
+    again = subprocess.run([sys.executable, "-c", code, pinned], env=machine, check=True, capture_output=True, text=True)
+    assert Path(again.stdout.strip()) == folder, "what is here needs no network"
+
+
+def test_a_wrong_key_is_said_at_once_and_not_shown(network, home, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "mistaken-secret")
+    s3fs.S3FileSystem.clear_instance_cache()
+    start = time.monotonic()
+    with pytest.raises(RemoteError) as e:
+        read_object(f"{settings().lados_remote}/runs/large/SHA256SUMS")
+    assert e.value.code == "remote-refused" and "mistaken" not in str(e.value) and time.monotonic() - start < 30
+    with pytest.raises(NotInRemote):
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", AWS["AWS_SECRET_ACCESS_KEY"])
+        s3fs.S3FileSystem.clear_instance_cache()
+        find_bundle(f"{settings().lados_remote}/runs/nothing")
+
+
+# --- machines that share nothing else
+
+
+def test_machines_that_share_an_object_store_and_no_folder(network, home):
+    team = settings().lados_remote
+    for name in ("first", "second"):
+        push_folder(copy_run(runs() / name, home / "made" / name), f"{team}/runs/{name}")
+    fs, there = filesystem(f"{team}/flights/june")
+    pngs = colours(40)
+    fs.pipe({f"{there}/{i:02d}.png": png for i, png in enumerate(pngs)})
+    with redis_server(home / "redis") as port:
+        shared = {"CELERY_BROKER_URL": f"redis://127.0.0.1:{port}/0", "LADOS_JOBS_URL": f"sqlite:///{home}/jobs.db", "JOB_CHUNK": 8,
+                  "LADOS_SOURCES": f"{team}/flights", "MODEL_PATH": f"{team}/runs/first", **AWS,
+                  "AWS_ENDPOINT_URL": os.environ["AWS_ENDPOINT_URL"], "LADOS_REMOTE": team}
+        network.cut_after(60_000) # in the middle of the bundle
+        with machine(home / "a", shared) as a, machine(home / "b", shared) as b, working(home / "w", train=0, **shared):
+            assert {s.ready().predict(pngs[0]).json()["model"] for s in (a, b)} == {"first"} and network.cuts == 1
+            sent = a.post("/predict_batch", json={"source": f"{team}/flights/june"}, headers={"X-API-Key": KEY})
+            job = sent.json()["id"]
+            wait_for(lambda: a.get(f"/job/{job}").json()["done"] >= 8, 60)
+            network.down()
+            network.up()
+            assert ended(a, job)["state"] == "succeeded"
+            url = f"{team}/batches/{job}"
+            table = pd.read_parquet(io.BytesIO(read_object(f"{url}/results.parquet")))
+            assert list(table["image"]) == [f"{i:02d}.png" for i in range(40)] and (table["error"] == "").all()
+            assert len(b.get(f"/job/{job}/results?format=csv").text.splitlines()) == 41, "any machine has the table"
+            assert not [n for n in fs.find(filesystem(url)[1]) if "/chunks/" in n]
+            assert a.promote("second").status_code == 200
+            wait_for(lambda: b.predict(pngs[0]).json()["model"] == "second", 30)
+
+
+@contextlib.contextmanager
+def machine(folder, shared):
+    server = Server(folder, None, app="lados.jobs.routes:app", **{**environment(folder), **shared})
+    try:
+        yield server.alive()
+    finally:
+        server.stop()
