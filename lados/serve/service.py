@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROMOTED', 'MIRROR_S', 'LARGE', 'RETRY_S', 'list_models', 'promotion_path', 'configured_model', 'served_model',
            'record_promotion', 'mirror_promotion', 'NotReady', 'LoadedModel', 'RequestGroup', 'load_served',
-           'in_one_scan', 'refuse_other_classes', 'NoSuchModel', 'ModelSlot', 'FollowedModel', 'listed_models',
-           'promote_model', 'Decoders', 'ImageClassifier', 'ImageExplainer', 'Service']
+           'in_one_scan', 'refuse_other_classes', 'NoSuchModel', 'ModelSlot', 'MirroredModel', 'FollowedModel',
+           'listed_models', 'promote_model', 'Decoders', 'ImageClassifier', 'ImageExplainer', 'Service']
 
 # %% ../../nbs/serve/08_service.ipynb #6c1cb8bf
 import asyncio
@@ -254,16 +254,9 @@ class ModelSlot:
             self._keep(_retire(old))
         return new
 
-# %% ../../nbs/serve/08_service.ipynb #beef0a39
-class FollowedModel(ModelSlot):
-    "A slot that holds what is configured, or was promoted since, by this process or another one here."
-
-    _target: tuple[str, str] | None = None # bundle and engine that were asked for last
-
-    def start(self) -> None:
-        "Begin to load the model, and to follow promotions by other processes."
-        READY.set(0)
-        self._keep(self._follow())
+# %% ../../nbs/serve/08_service.ipynb #99266716
+class MirroredModel(ModelSlot):
+    "A slot that hears of promotions on other machines."
 
     async def _mirror(self, looked: asyncio.Event) -> None:
         "Look for promotions on other machines; while the object store is away, its last word holds."
@@ -277,6 +270,17 @@ class FollowedModel(ModelSlot):
                     LOG.warning("promotions on other machines are not seen: %s", e)
             looked.set()
             await asyncio.sleep(MIRROR_S)
+
+# %% ../../nbs/serve/08_service.ipynb #beef0a39
+class FollowedModel(MirroredModel):
+    "A slot that holds what is configured, or was promoted since, by this process or another one here."
+
+    _target: tuple[str, str] | None = None # bundle and engine that were asked for last
+
+    def start(self) -> None:
+        "Begin to load the model, and to follow promotions by other processes."
+        READY.set(0)
+        self._keep(self._follow())
 
     async def _follow(self) -> None:
         "Serve what is asked for; look once a second."
@@ -324,7 +328,7 @@ def _pushed(slot: ModelSlot, name: str) -> dict[str, Any] | None:
             return _model_entry(find_bundle(f"{slot.settings.lados_remote}/runs/{name}").resolve())
     return None
 
-
+# %% ../../nbs/serve/08_service.ipynb #0270e2aa
 async def promote_model(
     slot: FollowedModel,
     name: str, # from `listed_models`
