@@ -118,7 +118,7 @@ def _block(fs: Any, there: str, start: int, stop: int) -> bytes:
         raise OSError("nothing came")
     return data
 
-
+# %% ../nbs/12_remote.ipynb #ce172775
 def put_file(
     path: Path, # a file
     url: str, # where it goes
@@ -166,7 +166,7 @@ def read_list(
             raise RemoteError(f"{url}/{LIST}: {name[:80]!r} leads out of the folder", "look who has written there")
     return files
 
-
+# %% ../nbs/12_remote.ipynb #c51b70bf
 def push_folder(
     folder: Path, # whole; nobody writes there
     url: str, # where it goes
@@ -240,7 +240,7 @@ def share(
         LOG.info("sent to %s%s", url, f": {len(sent)} files" if sent else "")
     return path
 
-
+# %% ../nbs/12_remote.ipynb #890e6211
 def have(
     path: Path, # of a file
 ) -> Path: # the same; it may be neither here nor there

@@ -28,7 +28,7 @@ LEVELS = {".": "Core", "data": "Data", "synthetic": "Drawn sample", "runs": "Run
 # files of the project that are pages, or are linked from some
 PAPERS = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "papermill_runs/README.md": "how-to/run-folder.md", "README.ru.md": "ru/index.md",
           "env.example": "how-to/settings.md", "LICENSE": "files/LICENSE.txt", "constraints.txt": "files/constraints.txt"}
-HOW_TO = ("laptop", "own-data", "label-sets", "honest-split", "train", "gpu-and-cluster", "run-folder", "serve-and-promote", "front-ends", "jobs-and-schedules", "commands",
+HOW_TO = ("laptop", "own-data", "label-sets", "honest-split", "train", "gpu-and-cluster", "many-machines", "capacity", "run-folder", "serve-and-promote", "front-ends", "jobs-and-schedules", "commands",
           "settings", "extend", "errors", "tested")
 
 

@@ -94,7 +94,7 @@ STATEMENTS: dict[str, Callable[[Store, tuple[str, int]], Any]] = {
     "finish": lambda store, key: finish(store, _lease(key)),
 }
 
-
+# %% ../../nbs/bench/04_store.ipynb #1bf2b257
 def hammer(
     url: str, # of the store
     what: str, # a key of `STATEMENTS`
@@ -197,6 +197,18 @@ def measure(
     speed = speed_of(what, took, wall, sum(failed for _, failed in done))
     return replace(speed, server_ms=cpu, wal_bytes=wal)
 
+# %% ../../nbs/bench/04_store.ipynb #d6c3e318
+def _looks(store: Store, what: str, times: int = 5) -> StoreSpeed:
+    "Measure what a reaper does once a second."
+    before, took = _spent(store), []
+    for _ in range(times):
+        start = time.perf_counter()
+        list_tasks(store, "running")
+        list_tasks(store, "queued")
+        took.append(time.perf_counter() - start)
+    cpu, wal = _cost(store, before, times)
+    return replace(speed_of(what, took, sum(took)), server_ms=cpu, wal_bytes=wal)
+
 # %% ../../nbs/bench/04_store.ipynb #e3900d60
 def bench_store(
     store: Store, # an empty one: its jobs are deleted
@@ -228,19 +240,7 @@ def bench_store(
         c.execute(sa.delete(JOBS))
     return results
 
-
-def _looks(store: Store, what: str, times: int = 5) -> StoreSpeed:
-    "Measure what a reaper does once a second."
-    before, took = _spent(store), []
-    for _ in range(times):
-        start = time.perf_counter()
-        list_tasks(store, "running")
-        list_tasks(store, "queued")
-        took.append(time.perf_counter() - start)
-    cpu, wal = _cost(store, before, times)
-    return replace(speed_of(what, took, sum(took)), server_ms=cpu, wal_bytes=wal)
-
-
+# %% ../../nbs/bench/04_store.ipynb #bb81aa60
 def workers_carried(
     results: list[StoreSpeed], # from `bench_store`
     cores: float = 1.0, # of the server, kept busy all the time

@@ -58,7 +58,7 @@ def find_bundle(
     what = "the run has no finished bundle" if (path / "run.json").exists() else "neither a bundle nor a run folder"
     raise RunError(f"{path}: {what}", "see `lados runs`; `lados train --resume RUN` finishes a run")
 
-
+# %% ../../nbs/model/07_bundle.ipynb #a80a29ae
 def locate_model(
     run: str | Path, # a run's name or path, `latest`, a bundle, or a URL; in `LADOS_REMOTE` a run is looked for, too
 ) -> Path: # a bundle or a run folder
@@ -112,7 +112,7 @@ def _listed(text: str) -> dict[str, str]:
     lines = text.splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
-
+# %% ../../nbs/model/07_bundle.ipynb #1e42359e
 def verify(
     folder: str | Path, # a bundle
     names: Iterable[str], # files in it
@@ -197,7 +197,7 @@ def _sealed_at(url: str) -> tuple[str, str]:
     raise NotInRemote(f"{url}: there is no whole bundle (none with a list of checksums)",
                       "`lados runs push RUN` sends a run with its bundle", code="bundle-not-found")
 
-
+# %% ../../nbs/model/07_bundle.ipynb #e9884d4e
 def _fetched(digest: str) -> Path:
     return settings().lados_home.resolve() / "fetched" / digest[:32]
 
