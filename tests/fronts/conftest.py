@@ -43,7 +43,7 @@ def fronts(api, tmp_path_factory):
         command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--port", str(port)]
         started.append(subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log))
         urls[name] = f"http://127.0.0.1:{port}"
-        wait_for(lambda u=urls[name]: httpx.get(u, trust_env=False).status_code == 200, 60)
+        wait_for(lambda u=urls[name]: httpx.get(u, trust_env=False).status_code == 200, 180)
     yield Started(urls, home / "h" / "fronts", dict(zip(urls, started, strict=True)))
     for process in started:
         process.terminate()
@@ -70,7 +70,7 @@ def visit(chromium, fronts):
         if script:
             contexts[-1].add_init_script(script)
         page = contexts[-1].new_page()
-        page.set_default_timeout(90_000)
+        page.set_default_timeout(180_000)
         page.on("response", lambda r: foreign.append(r.url) if not re.match(r"(http://127\.0\.0\.1:|data:|blob:)", r.url) else None)
         page.goto(fronts.urls[name])
         awake(page)

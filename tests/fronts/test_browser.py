@@ -39,7 +39,7 @@ def test_an_afternoon(name, api, visit):
         page.locator("[role=alertdialog]").wait_for(state="detached")
         press(page, "Fix label")
         press(page, "sheen", "menuitem")
-    wait_for(lambda: len(httpx.get(f"{api.url}/corrections", headers={"X-API-Key": KEY}, trust_env=False).json()["corrections"]) == before + 1, 30)
+    wait_for(lambda: len(httpx.get(f"{api.url}/corrections", headers={"X-API-Key": KEY}, trust_env=False).json()["corrections"]) == before + 1, 120)
     said(page, "Kept for the next training")
     if name == "streamlit":
         page.keyboard.press("Escape")
@@ -62,7 +62,7 @@ def test_the_api_dies_and_comes_back(name, api, visit):
     state = page.context.storage_state()
     page.context.close()
     api.start()
-    wait_for(lambda: api.answers() >= 5, 60)
+    wait_for(lambda: api.answers() >= 5, 180)
     again = visit(name, state=state)
     said(again, "5 images classified")
     assert api.answers() == 5
@@ -199,7 +199,7 @@ def test_promoting_behind_the_key(api, visit):
         part(page, "Service")
         press(page, "Promote")
         said(page, "Served from now on: second")
-        wait_for(lambda: api.server.get("/models").json()["served"] == "second", 10)
+        wait_for(lambda: api.server.get("/models").json()["served"] == "second", 60)
         said(page, "asked at")
         shot(page, "streamlit-promoted")
     finally:

@@ -16,14 +16,15 @@ from toy import TINY, toy_manifest
 
 pytestmark = pytest.mark.fronts
 
+PATIENCE = 240_000 # milliseconds for what a busy machine does slowly
 SMALL = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
 
 
 def looked_at(chromium, url, name, ready="body", pause=400, steps=()) -> list[str]:
     "Serious faults of a page in light and dark; after each of some steps, too."
     found, page = [], chromium.new_page(viewport={"width": 1280, "height": 900})
-    page.goto(url, timeout=90_000)
-    page.wait_for_selector(ready, timeout=90_000)
+    page.goto(url, timeout=PATIENCE)
+    page.wait_for_selector(ready, timeout=PATIENCE)
     page.wait_for_timeout(pause)
     for number, step in enumerate((None, *steps)):
         if step:
@@ -80,14 +81,14 @@ def test_the_site_has_no_serious_fault(papers, served, chromium):
 def drop(page):
     "Give the classifier's page two images, and wait for their answers."
     page.set_input_files("[data-test=files]", [{"name": f"{i}.png", "mimeType": "image/png", "buffer": d} for i, d in enumerate(colours(2))])
-    page.wait_for_selector("article.card.done >> nth=1", timeout=60_000)
+    page.wait_for_selector("article.card.done >> nth=1", timeout=PATIENCE)
     page.wait_for_timeout(600)
 
 
 def enlarge(page):
     "Open the first image."
     page.locator("article.card [data-act=open]").first.click()
-    page.wait_for_selector(".halves .bars", timeout=60_000)
+    page.wait_for_selector(".halves .bars", timeout=PATIENCE)
     page.wait_for_timeout(1500)
 
 
@@ -102,7 +103,7 @@ def test_the_pages_of_voila_have_no_serious_fault(name, ready, steps, chromium, 
     command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--no-browser", "--port", str(port)]
     process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=60).status_code < 500, 90)
+        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=60).status_code < 500, PATIENCE / 1000)
         found = looked_at(chromium, f"http://127.0.0.1:{port}/", name, ready, 2500, steps)
         assert not found, "\n".join(found)
     finally:
