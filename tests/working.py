@@ -32,6 +32,15 @@ def environment(home, **more) -> dict[str, str]:
     return {**clean, **{k: str(v) for k, v in names.items() if v is not None}}
 
 
+def with_word(processes, word) -> list[psutil.Process]:
+    "Those whose command holds a word; what has ended and was not waited for yet has none."
+    found = []
+    for p in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [p] if word in " ".join(p.cmdline()) else []
+    return found
+
+
 class Workers:
     "What `lados worker` runs: a supervisor with its workers."
 
@@ -46,24 +55,19 @@ class Workers:
     def processes(self, queue) -> list[psutil.Process]:
         "Its workers of a queue."
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [p for p in psutil.Process(self.process.pid).children()
-                    if f"lados.jobs.queue {queue}" in " ".join(p.cmdline())]
+            return with_word(psutil.Process(self.process.pid).children(), f"lados.jobs.queue {queue}")
         return []
 
     def all(self, word) -> list[psutil.Process]:
         "All processes under it whose command holds a word."
-        found = []
-        for p in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found += [p] if word in " ".join(p.cmdline()) else []
-        return found
+        return with_word(psutil.Process(self.process.pid).children(recursive=True), word)
 
     def below(self, queue, word) -> list[psutil.Process]:
         "Processes under the workers of a queue whose command holds a word."
         found = []
         for p in self.processes(queue):
             with contextlib.suppress(psutil.NoSuchProcess):
-                found += [c for c in p.children(recursive=True) if word in " ".join(c.cmdline())]
+                found += with_word(p.children(recursive=True), word)
         return found
 
     def stop(self, how=signal.SIGTERM, seconds=90) -> int:

@@ -25,6 +25,15 @@ def home(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def at_work(tmp_path_factory):
+    "One installation for tests that leave its worker alive: its home, the service, and workers for trainings."
+    home = tmp_path_factory.mktemp("shared")
+    toy_manifest(home / "data" / "toy", train=480, held=30)
+    with working(home, predict=0) as workers, service(home) as server:
+        yield home, server, workers
+
+
 def training(server, home, epochs=EPOCHS, **more) -> str:
     body = {**TRAINING, "epochs": epochs, "data": str(home / "data" / "toy"), **more}
     answer = server.post("/train", json=body, headers=KEYED)
@@ -91,42 +100,38 @@ def test_a_training_goes_on_from_its_checkpoint(home):
     assert history(home, job) == list(range(20)) # no gap, and no epoch twice
 
 
-def test_a_training_over_which_kernels_die_is_given_up(home):
-    with working(home, predict=0) as workers, service(home) as server:
-        job = training(server, home, epochs=200)
+def test_a_training_over_which_kernels_die_is_given_up(at_work):
+    home, server, workers = at_work
+    job = training(server, home, epochs=200)
 
-        def over():
-            kill(workers.below("train", "ipykernel_launcher"))
-            return server.get(f"/job/{job}").json()["ended"]
+    def over():
+        kill(workers.below("train", "ipykernel_launcher"))
+        return server.get(f"/job/{job}").json()["ended"]
 
-        wait_for(over, 120)
-        job = server.get(f"/job/{job}").json()
-        assert (job["state"], job["attempts"]) == ("failed", 3) and "given up after 3 workers died" in job["error"], job
-        again = server.post(f"/job/{job['id']}/retry", headers=KEYED)
-        assert again.status_code == 202 and again.json()["state"] == "queued"
-        server.client.delete(f"/job/{job['id']}", headers=KEYED)
+    wait_for(over, 300)
+    job = server.get(f"/job/{job}").json()
+    assert (job["state"], job["attempts"]) == ("failed", 3) and "given up after 3 workers died" in job["error"], job
+    again = server.post(f"/job/{job['id']}/retry", headers=KEYED)
+    assert again.status_code == 202 and again.json()["state"] == "queued"
+    server.client.delete(f"/job/{job['id']}", headers=KEYED)
+    assert ended(server, job["id"])["state"] == "cancelled"
 
 
 @pytest.mark.parametrize("moment", ["starting", "training"])
-def test_cancelled_at_any_moment(home, moment):
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(service(home))
-        waits = training(server, home, epochs=299)
-        server.client.delete(f"/job/{waits}", headers=KEYED)
-        assert server.get(f"/job/{waits}").json()["state"] == "cancelled" # nobody had begun
-        job = training(server, home, epochs=300)
-        workers = stack.enter_context(working(home, predict=0))
-        far = (lambda: epochs_done(server, job) >= 2) if moment == "training" else (
-            lambda: server.get(f"/job/{job}").json()["run"])
-        wait_for(far, 60)
-        answer = server.client.delete(f"/job/{job}", headers=KEYED)
-        assert answer.status_code == 202
-        job = ended(server, job, 60)
-        assert job["state"] == "cancelled" and "results" not in job["links"]
-        if moment == "training":
-            run = home / "runs" / job["run"]
-            assert (run / "checkpoint" / "last.safetensors").exists() and (run / "notebook.ipynb").exists()
-        wait_for(lambda: not workers.below("train", "ipykernel_launcher"), 30)
+def test_cancelled_at_any_moment(at_work, moment):
+    home, server, workers = at_work
+    job, waits = (training(server, home, epochs=n, name=moment) for n in (300, 299)) # the only worker is at the first
+    server.client.delete(f"/job/{waits}", headers=KEYED)
+    assert server.get(f"/job/{waits}").json()["state"] == "cancelled" # nobody had begun
+    wait_for(lambda: epochs_done(server, job) >= 2 if moment == "training" else server.get(f"/job/{job}").json()["run"], 300)
+    answer = server.client.delete(f"/job/{job}", headers=KEYED)
+    assert answer.status_code == 202
+    job = ended(server, job, 60)
+    assert job["state"] == "cancelled" and "results" not in job["links"]
+    if moment == "training":
+        run = home / "runs" / job["run"]
+        assert (run / "checkpoint" / "last.safetensors").exists() and (run / "notebook.ipynb").exists()
+    wait_for(lambda: not workers.below("train", "ipykernel_launcher"), 30)
 
 
 # --- a batch
