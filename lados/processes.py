@@ -65,6 +65,8 @@ def release_freed_memory() -> None:
 def collector_paused() -> Iterator[None]:
     "In the block the garbage collector rests, and what there is at its end it never walks through: for large imports."
     was = gc.isenabled()
+    if was:
+        gc.collect() # what is garbage by now must not be set aside
     gc.disable()
     try:
         yield

@@ -16,12 +16,15 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import timm
-import torch
-from huggingface_hub import constants
-from timm.data import resolve_model_data_config
-from timm.optim import param_groups_layer_decay
-from torch import nn
+from ..processes import collector_paused
+
+with collector_paused():
+    import timm
+    import torch
+    from huggingface_hub import constants
+    from timm.data import resolve_model_data_config
+    from timm.optim import param_groups_layer_decay
+    from torch import nn
 
 from ..core import ConfigError, WeightsError, did_you_mean
 from ..labels import LADOS
