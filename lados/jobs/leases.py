@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHUTTING_DOWN', 'HEARTBEAT_S', 'Lease', 'Task', 'claim', 'renew', 'finish', 'give_back', 'fail', 'cancel_job',
-           'retry_job', 'list_tasks', 'WorkStopped', 'WorkerDied', 'Heartbeat']
+           'retry_job', 'list_tasks', 'WorkStopped', 'WorkerDied', 'LeaseNews', 'Heartbeat']
 
 # %% ../../nbs/jobs/02_leases.ipynb #0ebc6d1a
 import json
@@ -265,14 +265,43 @@ class WorkerDied(LadosError):
     code = "worker-died"
 
 # %% ../../nbs/jobs/02_leases.ipynb #fcd63d03
+class LeaseNews:
+    "What a worker has to report; the last word on each matter counts."
+
+    def __init__(self) -> None:
+        self._news, self._lock = dict[str, Any](), threading.Lock()
+
+    def tell(self, **news: Any) -> None: # did, progress or run, as for `renew`
+        "Report `news` with the next beat."
+        with self._lock:
+            self._news |= news
+
+    def send(
+        self,
+        store: Store,
+        lease: Lease,
+    ) -> str | None: # on, cancel or lost; none: it did not answer
+        "Renew a lease, and return what the store says. What did not arrive is sent the next time."
+        with self._lock:
+            news, self._news = self._news, {}
+        try:
+            return renew(store, lease, **news)
+        except StoreError:
+            with self._lock:
+                self._news = {**news, **self._news}
+        except Exception as e: # news that no database takes; a heart must not stop over them
+            logging.getLogger(__name__).error("job %s: %s", lease.job, e, extra={"lados.job.id": lease.job})
+        return None
+
+
+# %% ../../nbs/jobs/02_leases.ipynb #9aadc0b4
 class Heartbeat:
     "Renews a lease once a second, and hears whether to go on."
 
     def __init__(self, store: Store, claim: Lease):
-        self.store, self.claim, self.word = store, claim, "on"
-        self.stop = threading.Event() # to be looked at by the work
-        self._news: dict[str, Any] = {}
-        self._lock, self._over, self._heard = threading.Lock(), threading.Event(), time.monotonic()
+        self.store, self.claim, self.word, self.news = store, claim, "on", LeaseNews()
+        self.tell, self.stop = self.news.tell, threading.Event() # stop: to be looked at by the work
+        self._over, self._heard = threading.Event(), time.monotonic()
         self._threads = [threading.Thread(target=work, daemon=True, name=f"{name}-{claim.job[:8]}-{claim.number}")
                          for name, work in (("heart", self._beat), ("watch", self._watch))]
 
@@ -285,14 +314,6 @@ class Heartbeat:
     def __exit__(self, *_: Any) -> None:
         self._over.set()
         self._threads[0].join(60) # a database that hangs holds up nobody for ever
-
-    def tell(
-        self,
-        **news: Any, # did, progress or run, as for `renew`
-    ) -> None:
-        "Report `news` with the next beat."
-        with self._lock:
-            self._news |= news
 
     def check(self) -> None:
         "Raise WorkStopped if the work should stop."
@@ -307,20 +328,11 @@ class Heartbeat:
                 self.stop.set()
 
     def _beat(self) -> None:
-        while True:
-            over = self._over.wait(HEARTBEAT_S)
-            with self._lock:
-                news, self._news = self._news, {}
-            sent = time.monotonic()
-            try:
-                word, self._heard = renew(self.store, self.claim, **news), sent
-                self.word = "lost" if self.word == "lost" else word # what was taken for lost stays so
-            except StoreError:
-                self.tell(**{**news, **self._news})
-            except Exception as e: # news that no database takes; a heart must not stop over them
-                logging.getLogger(__name__).error("job %s: %s", self.claim.job, e,
-                                                  extra={"lados.job.id": self.claim.job})
+        over = False
+        while not over: # the last beat comes after the end
+            over, sent = self._over.wait(HEARTBEAT_S), time.monotonic()
+            if word := self.news.send(self.store, self.claim):
+                self._heard, self.word = sent, "lost" if self.word == "lost" else word # lost stays lost
             if self.word != "on":
                 self.stop.set()
-            if over:
-                return
+

@@ -245,11 +245,8 @@ class ReferenceAnswers:
         "Names of the classes, in the order of the logits."
         return self.data.label_set.names
 
-    def probs(
-        self,
-        logits: np.ndarray, # [m, classes] of any engine
-    ) -> np.ndarray: # [m, classes]
-        "Calibrated probabilities."
+    def probs(self, logits: np.ndarray) -> np.ndarray: # [m, classes] each
+        "Calibrated probabilities from the logits of any engine."
         return apply_temperature(logits, self.temperature)
 
     @property

@@ -172,36 +172,39 @@ async def audited(
         # whoever is cancelled is cancelled again while it waits, and the entry is written all the same
         await asyncio.shield(asyncio.to_thread(note_action, action, path=request.app.state.trail, **said))
 
-# %% ../../nbs/serve/10_http.ipynb #369287d6
+# %% ../../nbs/serve/10_http.ipynb #0dc910f5
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}") # https://www.w3.org/TR/trace-context/
-_SAFE = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
-         (b"cache-control", b"no-store"), (b"cross-origin-resource-policy", b"same-site")]
-_POLICY = {True: b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-                 b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'", # the documentation pages
-           False: b"default-src 'none'; frame-ancestors 'none'"}
 
 
+def _begin(scope: Scope, root_path: str) -> tuple[str, str]: # the request's id; its path without a proxy's prefix
+    "Give a request its id, the client's if it sent a good one; every line of log carries it from now on."
+    given, trace = b"", None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            given = value
+        elif name == b"traceparent":
+            trace = _TRACE.fullmatch(value)
+    request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
+    # a request has a context of its own, so nothing need be taken back
+    FIELDS.set({"http.request.id": request_id, **({"trace.id": trace[1].decode()} if trace else {})})
+    scope["root_path"] = root_path or scope.get("root_path", "")
+    scope.setdefault("state", {}).update(request_id=request_id, labels={})
+    return request_id, scope["path"].removeprefix(scope["root_path"])
+
+
+# %% ../../nbs/serve/10_http.ipynb #369287d6
 class RequestLayer:
     "The outermost layer of the application."
 
-    def __init__(
-        self,
-        app: ASGIApp, # what answers
-        root_path: str = "", # the prefix under which a proxy shows the service, whether it takes it off or not
-    ):
+    def __init__(self, app: ASGIApp, root_path: str = ""): # what answers; the prefix under which a proxy shows it
         self.app, self.root_path, self.readiness = app, root_path, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request_id = _begin_log(scope["headers"])
-        scope["root_path"] = self.root_path or scope.get("root_path", "")
-        state = scope.setdefault("state", {})
-        state.update(request_id=request_id, labels={})
-        start, status = time.perf_counter(), 499 # the client went before there was an answer
-        path = scope["path"].removeprefix(scope["root_path"])
+            return await self.app(scope, receive, send)
+        request_id, path = _begin(scope, self.root_path)
+        start, status, labels = time.perf_counter(), 499, scope["state"]["labels"] # the client went before an answer
         headers, body = _headers(path, request_id), _Body(scope, path, receive)
         asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope # endpoints need not know HEAD
         send = send if asked is scope else _without_body(send)
@@ -214,11 +217,10 @@ class RequestLayer:
             await send(message)
 
         try:
-            if refusal := _encoded_body(scope):
-                raise refusal
+            _refuse_encoded(scope)
             await self.app(asked, body.receive, sending)
         except ClientDisconnect:
-            state["labels"].setdefault("outcome", "cancelled")
+            labels.setdefault("outcome", "cancelled")
         except Exception as e:
             if status != 499: # the answer had begun
                 raise
@@ -226,28 +228,26 @@ class RequestLayer:
         finally:
             body.end()
             count_request(scope["method"], _route(scope, path), status)
-            if self._is_news(path, status):
-                log_request(scope["method"], scope["path"][:300], status, time.perf_counter() - start, request_id,
-                            **state["labels"])
+            probed, before = path == "/ready", self.readiness
+            self.readiness = status if probed else before
+            if not probed or status != before:
+                took = time.perf_counter() - start
+                log_request(scope["method"], scope["path"][:300], status, took, request_id, **labels)
 
-    def _is_news(self, path: str, status: int) -> bool:
-        "Return False for a look at /ready that is answered like the one before: probes come every second."
-        before, self.readiness = self.readiness, status if path == "/ready" else self.readiness
-        return path != "/ready" or status != before
 
 # %% ../../nbs/serve/10_http.ipynb #f8e820d1
-def _begin_log(headers: list[tuple[bytes, bytes]]) -> str:
-    "Return the request's id, the client's if it sent a good one; every line of this request carries it from now on."
-    given, trace = b"", None
-    for name, value in headers:
-        if name == b"x-request-id":
-            given = value
-        elif name == b"traceparent":
-            trace = _TRACE.fullmatch(value)
-    request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
-    # a request has a context of its own, so nothing need be taken back
-    FIELDS.set({"http.request.id": request_id, **({"trace.id": trace[1].decode()} if trace else {})})
-    return request_id
+_SAFE = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
+         (b"cache-control", b"no-store"), (b"cross-origin-resource-policy", b"same-site")]
+_POLICY = {True: b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+                 b"img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'", # the documentation pages
+           False: b"default-src 'none'; frame-ancestors 'none'"}
+_REPORT = (b"sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
+           b"frame-ancestors 'self'")
+
+
+def _headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
+    policy = _REPORT if path.endswith("/report") else _POLICY[path.startswith(("/docs", "/redoc", "/static"))]
+    return [*_SAFE, (b"content-security-policy", policy), (b"x-request-id", request_id.encode())]
 
 
 def _without_body(send: Send) -> Send:
@@ -270,10 +270,10 @@ def _route(scope: Scope, path: str) -> str:
     return getattr(scope.get("route"), "path", path if path in IMAGES else "")
 
 
-def _encoded_body(scope: Scope) -> BadForm | None:
+def _refuse_encoded(scope: Scope) -> None:
     coding = next((v for k, v in scope["headers"] if k == b"content-encoding"), b"identity").strip().lower()
-    return None if coding in (b"identity", b"") else BadForm(
-        f"the body is compressed (Content-Encoding: {coding[:40].decode('latin-1')})", "send it as it is")
+    if coding not in (b"identity", b""):
+        raise BadForm(f"the body is compressed (Content-Encoding: {coding[:40].decode('latin-1')})", "send it as it is")
 
 
 # %% ../../nbs/serve/10_http.ipynb #13cee70f
@@ -302,14 +302,6 @@ class _Body:
         if self.account:
             self.account.end(self.whole)
 
-
-_REPORT = (b"sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; "
-           b"frame-ancestors 'self'")
-
-
-def _headers(path: str, request_id: str) -> list[tuple[bytes, bytes]]:
-    policy = _REPORT if path.endswith("/report") else _POLICY[path.startswith(("/docs", "/redoc", "/static"))]
-    return [*_SAFE, (b"content-security-policy", policy), (b"x-request-id", request_id.encode())]
 
 # %% ../../nbs/serve/10_http.ipynb #e816b885
 async def unless_gone(
