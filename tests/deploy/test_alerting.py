@@ -124,3 +124,29 @@ def test_a_worker_that_stops_is_told_and_so_is_that_it_is_back(watched, tmp_path
         wait_for(lambda: told("resolved"), 90)
     names = {n for _, _, n, _ in got}
     assert "LadosModelNotReady" in names and not names & {"LadosApiDown", "LadosBrokerDown"} and not told("firing", "/ticket")
+
+
+POD = {"namespace": "lados", "pod_phase": "Running", "pod_ip": "127.0.0.1", "pod_annotation_prometheus_io_scrape": "true"}
+
+
+def test_pods_are_scraped_as_their_annotations_say(tmp_path):
+    "Discovery itself needs a cluster; what is made of what it finds is asked of a real Prometheus, to which a file tells of pods."
+    pods = [POD | {"pod_name": "api-1", "pod_label_app_kubernetes_io_component": "api", "pod_annotation_prometheus_io_port": "8000",
+                   "pod_annotation_prometheus_io_path": "/metrics/prometheus"},
+            POD | {"pod_name": "exporter-1", "pod_label_app_kubernetes_io_component": "exporter", "pod_annotation_prometheus_io_port": "9108"},
+            POD | {"pod_name": "worker-1", "pod_label_app_kubernetes_io_component": "worker", "pod_annotation_prometheus_io_scrape": "false"},
+            POD | {"pod_name": "old-1", "pod_label_app_kubernetes_io_component": "api", "pod_phase": "Succeeded"}]
+    found = [{"targets": ["127.0.0.1:1"], "labels": {f"__meta_kubernetes_{n}": v for n, v in pod.items()}} for pod in pods]
+    (tmp_path / "pods.json").write_text(json.dumps(found))
+    config = yaml.safe_load((MONITORING / "prometheus" / "prometheus.kubernetes.yml").read_text())
+    (pods_job,) = [j for j in config["scrape_configs"] if "kubernetes_sd_configs" in j]
+    assert pods_job.pop("kubernetes_sd_configs") == [{"role": "pod", "namespaces": {"own_namespace": True}}]
+    pods_job["file_sd_configs"] = [{"files": [str(tmp_path / "pods.json")]}]
+    config |= {"scrape_configs": [pods_job], "alerting": {}, "rule_files": []}
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    url = f"http://127.0.0.1:{Server.free_port()}"
+    with running("prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address={url[7:]}",
+                 log=tmp_path / "prometheus.log"):
+        targets = wait_for(lambda: httpx.get(f"{url}/api/v1/targets", trust_env=False).json()["data"]["activeTargets"], 60)
+    assert {(t["labels"]["job"], t["labels"]["pod"], t["scrapeUrl"]) for t in targets} == {
+        ("lados-api", "api-1", "http://127.0.0.1:8000/metrics/prometheus"), ("lados-exporter", "exporter-1", "http://127.0.0.1:9108/metrics")}
