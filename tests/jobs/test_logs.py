@@ -9,7 +9,8 @@ import threading
 
 import nbformat
 import pytest
-from serving import KEY, ROOT, START, Server, colours, make_run, serving, wait_for
+from commands import run_here
+from serving import KEY, ROOT, START, Server, colours, copy_run, runs, serving, wait_for
 from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, working
 
@@ -31,8 +32,9 @@ def lines(home, name="*") -> list[dict]:
 
 def told(home, *words) -> str:
     "What `lados logs` prints."
-    command = [sys.executable, "-c", "from lados.cli.main import main; main()", "logs", *words]
-    return subprocess.run(command, env=environment(home), cwd=home, capture_output=True, text=True, check=True).stdout
+    done = run_here(home, environment(home), "logs", *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +42,8 @@ def session(tmp_path_factory):
     "A home after a training and a batch, and what was asked: (home, training, batch, request of the training)."
     home = tmp_path_factory.mktemp("ada")
     toy_manifest(home / "data")
-    model = make_run(home / "first", epochs=0)
-    more = {"HOME": home, "LADOS_DATA": home / "data", "LADOS_SOURCES": SOURCES, "LADOS_ENGINE": "torch"}
+    model = copy_run(runs() / "first", home / "first")
+    more = {"HOME": home, "LADOS_DATA": home / "data", "LADOS_SOURCES": SOURCES}
     with redis_server(home / "redis", "--requirepass", SECRET) as port:
         more["CELERY_BROKER_URL"] = f"redis://:{SECRET}@127.0.0.1:{port}/0"
         return home, *_worked(home, model, more), "mine"
