@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRAIN', 'PREDICT', 'QUEUES', 'JOB_KINDS', 'LOG', 'content_key', 'linear_eta', 'run_metrics', 'run_file', 'JobKind',
            'job_folder', 'job_kinds', 'job_kind', 'job_results', 'check_format', 'run_in_folder', 'run_training',
-           'run_export', 'predictor_for', 'run_prediction', 'chunk_file', 'join', 'run_task']
+           'run_export', 'run_comparison', 'predictor_for', 'run_prediction', 'chunk_file', 'join', 'run_task']
 
 # %% ../../nbs/jobs/05_tasks.ipynb #303e497a
 import logging
@@ -30,7 +30,7 @@ from ..trail import noted
 from ..data.formats import write_table
 from ..data.walk import reasons_text
 from ..runs.execution import GRACE, run_notebook
-from ..runs.folders import Run, advance_progress, new_run, progress
+from ..runs.folders import Run, advance_progress, find_run, new_run, progress
 from ..model.bundle import bundle_address, find_bundle, locate_model
 from ..model.params import plain_params, presets, training_params
 from ..serve.engines import check_formats, usual_formats
@@ -321,6 +321,45 @@ JOB_KINDS["export"] = JobKind(
     # not the run's own name: `--run NAME` must go on meaning the run
     title=lambda params: f"{Path(params['source']).name}-engines", cut=lambda params: [len(params["formats"])],
     results={"json": "application/json"})
+
+# %% ../../nbs/jobs/05_tasks.ipynb #3f685320
+def run_comparison(
+    lease: Lease,
+    heart: Heartbeat,
+) -> None:
+    "Compare a run with the model that was served, and write the proposal into its folder."
+    run, served = Run(Path(lease.params["run"])), lease.params["served"]
+    try:
+        proposal = propose_run(run, served and Path(served), stop=heart.stop)
+    except RunError:
+        heart.check() # it was interrupted
+        raise
+    share(run.path)
+    if proposal["report"]:
+        heart.tell(run=str(made := Path(proposal["report"]).parent))
+        share(made)
+
+
+def _prepare_comparison(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if unknown := params.keys() - {"run"}:
+        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["run"]))
+    run, served = find_run(str(params.get("run") or "latest")), served_bundle()
+    if run.state != "succeeded":
+        raise RunError(f"{run.path.name}: a run that has {run.state} cannot be compared", "see `lados runs`")
+    return {"run": str(run.path.resolve()), "served": served and str(served)}
+
+
+def _comparison(job: Job, format: str) -> dict[str, Any]:
+    "Return what came of a comparison, without paths, which are the operator's."
+    proposal = read_proposal(Run(Path(job.params["run"]))) or {}
+    return {k: proposal.get(k) for k in ("verdict", "better", "difference", "images", "groups", "reason")}
+
+
+JOB_KINDS["compare"] = JobKind(
+    "a run and what is served, on the same images", TRAIN, "comparisons", run_comparison, _prepare_comparison,
+    _admit_export, title=lambda params: Path(params["run"]).name, results={"json": "application/json"},
+    result=_comparison)
+
 
 # %% ../../nbs/jobs/05_tasks.ipynb #dc5848e3
 @lru_cache(1)

@@ -110,7 +110,8 @@ def test_what_a_kind_does_not_admit_is_refused(tmp_path, package):
         for kind, params, says in (("count", {"folder": "/etc"}, "not among what jobs may read"), ("cuont", {}, "unknown kind"),
                                    ("broken", {}, "unknown kind"), ("export", {"run": "/etc"}, "not the name of a run"),
                                    ("train", {"epochz": 1}, "unknown parameter 'epochz'"), ("predict", {"source": "/etc"}, ""),
-                                   ("predict", {"folder": 3}, "name no images"), ("export", {"formats": 3}, "")):
+                                   ("predict", {"folder": 3}, "name no images"), ("export", {"formats": 3}, ""),
+                                   ("compare", {"run": "/etc"}, "not the name of a run"), ("compare", {"with": 3}, "unknown parameter 'with'")):
             answer = server.post("/jobs", json={"kind": kind, "params": params}, headers=KEYED)
             assert answer.status_code in (409, 422) and says in answer.json()["detail"], answer.text
         assert server.post("/jobs", json={"kind": "count"}).status_code == 401

@@ -29,6 +29,8 @@ def up(tmp_path_factory):
     home = tmp_path_factory.mktemp("up")
     toy_manifest(home / "data" / "toy", train=240, held=30)
     shutil.copytree(runs(), home / "runs")
+    (home / "runs" / "second" / "run.json").write_text('{"format": 1, "job": "train", "name": "second", "state": "succeeded"}')
+    (home / "runs" / "second" / "params.json").write_text("{}")
     port, page = Server.free_port(), 20_000 + Server.free_port() % 20_000
     process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page)], cwd=home, stderr=subprocess.PIPE, text=True,
                                env=environment(home, MODEL_PATH=home / "runs" / "first"))
@@ -78,14 +80,24 @@ def test_jobs_are_begun_watched_and_stopped(up, page):
     page.wait_for_selector("tr:has-text('demo') .state.cancelled", timeout=60_000)
 
 
-def test_another_model_is_promoted(up, page):
+def test_another_model_is_compared_and_promoted(up, page):
     _, client, _, _ = up
+    page.click("tr:has-text('second') >> text=Serve")
+    assert "have not been compared" in page.inner_text("dialog.ask .warn >> nth=-1")
+    page.click("dialog.ask [data-act=compare]") # without a key
+    page.wait_for_selector("dialog.ask .said.bad:has-text('key is missing or wrong')")
+    page.click("dialog.ask [data-act=keep]")
     page.fill("header input[type=password]", KEY)
     page.click("tr:has-text('second') >> text=Serve")
-    assert "have not been compared" in page.inner_text("dialog.ask .warn") and client.get("/ready").json()["model"] == "first"
+    page.click("dialog.ask [data-act=compare]")
+    page.wait_for_selector("dialog.ask .comparing")
+    page.wait_for_selector("dialog.ask .verdict", timeout=120_000)
+    assert "neither model has learned from" in page.inner_text("dialog.ask .verdict")
+    with page.expect_popup() as report:
+        page.click("dialog.ask .verdict a")
+    assert "second" in report.value.inner_text("body") and client.get("/ready").json()["model"] == "first"
     page.click("dialog.ask [data-act=serve]")
-    page.wait_for_selector("tr:has-text('second') .state.succeeded", timeout=60_000)
-    assert client.get("/ready").json()["model"] == "second"
+    wait_for(lambda: client.get("/ready").json()["model"] == "second", 60)
 
 
 def test_a_service_that_dies_comes_back_and_one_ctrl_c_ends_everything(up, page):

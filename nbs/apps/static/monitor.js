@@ -27,6 +27,9 @@ const milliseconds = (x) => (x == null ? "–" : x < 1 ? `${Math.round(1000 * x)
 const when = (t) => new Date(1000 * t).toLocaleString(undefined, { month: "short", day: "numeric", hour: "2-digit", minute: "2-digit" })
 const left = (x) => (x == null ? "" : x < 90 ? `${Math.round(x)} s left` : x < 5400 ? `${Math.round(x / 60)} min left` : `${(x / 3600).toFixed(1)} h left`)
 
+// A sentence with commands between backticks.
+const coded = (text) => (text || "").split("`").map((part, i) => (i % 2 ? h("code", {}, part) : part))
+
 // Replace children only where something changed, so that focus, selection and scrolling stay.
 function put(node, key, make) {
   const text = JSON.stringify(key)
@@ -118,24 +121,45 @@ function render({ model, el }) {
   el.append(root)
   const [nobody, everything] = root.querySelectorAll("main")
 
-  // what is known of two models, side by side, before one takes the place of the other
+  // what is known of two models, side by side, before one takes the place of the other; a comparison goes on while one looks
+  let asked = ""
+
   function ask(m) {
-    const state = model.get("state"), now = state.models.find((x) => x.served)
-    const proposal = (state.proposals || []).find((p) => p.model === m.name && p.against === state.served)
-    const line = (what, of) => h("tr", {}, h("th", {}, what), [now, m].map((x) => h("td", {}, x ? of(x) : "–")))
-    const cancel = h("button", { class: "button", onclick: () => dialog.close() }, "Keep what is served")
-    const serve = h("button", { class: "button primary", "data-act": "serve", onclick: () => { dialog.close(); send({ kind: "promote", model: m.name }) } }, "Serve it")
-    dialog.replaceChildren(h("h2", {}, "Serve another model?"),
-      h("p", {}, h("b", {}, m.name), " will answer everybody from now on", now ? [", in place of ", h("b", {}, now.name)] : "", "."),
-      uncertified(m) && h("p", { class: "warn" }, "It is not certified: nobody has tried whether an engine answers as the trained network does. `lados export` does that.".replaceAll("`", "")),
-      h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), h("th", {}, "served now"), h("th", {}, "this one"))),
-        h("tbody", {}, line("Macro-F1, own test", (x) => `${number(x.macro_f1)} (${x.images ?? "?"} images)`), line("Accuracy, own test", (x) => number(x.accuracy)),
-          line("Backbone", (x) => x.backbone || "–"), line("Certificate", (x) => (uncertified(x) ? "not certified" : certificate(x)))))),
-      proposal ? h("p", { class: `verdict ${proposal.better ? "" : "warn"}` }, proposal.verdict)
-        : h("p", { class: "warn" }, `They have not been compared on the same images; each score is of the model's own test set. `, h("code", {}, `lados schedule propose ${m.name}`), " compares them."),
-      h("div", { class: "buttons" }, cancel, serve))
+    asked = m.name
+    delete dialog.dataset.key
+    drawAsk()
     dialog.showModal()
-    cancel.focus()
+    dialog.querySelector("[data-act=keep]").focus()
+  }
+
+  function drawAsk() {
+    const state = model.get("state"), m = state.models.find((x) => x.name === asked)
+    if (!m) return
+    const now = state.models.find((x) => x.served)
+    const proposal = (state.proposals || []).find((p) => p.model === m.name && p.against === state.served)
+    const job = state.jobs.find((j) => j.kind === "compare" && j.name === m.name)
+    const inside = dialog.contains(document.activeElement)
+    put(dialog, [m, now, proposal, job && [job.id, job.state, job.error, job.links.report]], () => askParts(m, now, proposal, job))
+    if (inside && !dialog.contains(document.activeElement)) dialog.querySelector("[data-act=keep]").focus()
+  }
+
+  function askParts(m, now, proposal, job) {
+    const line = (what, of) => h("tr", {}, h("th", {}, what), [now, m].map((x) => h("td", {}, x ? of(x) : "–")))
+    const busy = job && ["queued", "running"].includes(job.state)
+    const report = job?.links.report && proposal && h("a", { href: model.get("state").url + job.links.report, target: "_blank", rel: "noopener" }, "report")
+    const compare = h("button", { class: "button", "data-act": "compare", disabled: Boolean(busy), onclick: (e) => { e.target.disabled = true; send({ kind: "compare", model: m.name }) } }, proposal ? "Compare again" : "Compare them")
+    return [h("h2", {}, "Serve another model?"),
+      h("p", {}, h("b", {}, m.name), " will answer everybody from now on", now ? [", in place of ", h("b", {}, now.name)] : "", "."),
+      uncertified(m) && h("p", { class: "warn" }, "It is not certified: nobody has tried whether an engine answers as the trained network does. ", h("code", {}, `lados export ${m.name}`), " does that."),
+      h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), h("th", {}, "served now"), h("th", {}, "this one"))),
+        h("tbody", {}, line("Macro-F1, own test", (x) => (x.macro_f1 == null ? "–" : `${number(x.macro_f1)} (${x.images ?? "?"} images)`)), line("Accuracy, own test", (x) => number(x.accuracy)),
+          line("Backbone", (x) => x.backbone || "–"), line("Certificate", (x) => (uncertified(x) ? "not certified" : certificate(x)))))),
+      busy ? h("p", { class: "comparing", role: "status" }, h("progress", {}), job.state === "queued" ? " The comparison waits for a worker." : " Both answer images that are new to them …")
+        : proposal ? h("p", { class: `verdict ${proposal.better ? "" : "warn"}` }, proposal.verdict, report && [" ", report])
+          : h("p", { class: "warn" }, "They have not been compared on the same images; each score is of the model's own test set."),
+      !busy && job?.state === "failed" && h("p", { class: "warn" }, `The comparison failed: ${job.error || "see the job"}`),
+      h("div", { class: "buttons" }, now && compare, h("button", { class: "button", "data-act": "keep", onclick: () => dialog.close() }, "Keep what is served"),
+        h("button", { class: "button primary", "data-act": "serve", onclick: () => { dialog.close(); send({ kind: "promote", model: m.name }) } }, "Serve it"))]
   }
 
   function tick(id, on) {
@@ -201,9 +225,9 @@ function render({ model, el }) {
 
   function schedules(state) {
     if (!state.schedules) return h("p", { class: "empty" }, "The service does not tell.")
-    if (!state.schedules.length) return [h("p", { class: "empty" }, "No schedule begins trainings. ", h("code", {}, "lados schedule add --labels 50"), " adds one."), h("p", {}, h("small", {}, state.outlook))]
+    if (!state.schedules.length) return [h("p", { class: "empty" }, "No schedule begins trainings. ", h("code", {}, "lados schedule add --labels 50"), " adds one."), h("p", {}, h("small", {}, coded(state.outlook)))]
     return [table(["Schedule", "When", "Next", ""], state.schedules.map((x) => h("tr", {}, h("td", { class: "named" }, x.name, h("br"), h("small", {}, x.what)),
-      h("td", {}, x.when), h("td", {}, x.next ? when(x.next) : "–"), h("td", {}, x.paused ? "paused" : x.corrections ? "with corrections" : ""))), ""), h("p", {}, h("small", {}, state.outlook))]
+      h("td", {}, x.when), h("td", {}, x.next ? when(x.next) : "–"), h("td", {}, x.paused ? "paused" : x.corrections ? "with corrections" : ""))), ""), h("p", {}, h("small", {}, coded(state.outlook)))]
   }
 
   function workers(state) {
@@ -239,6 +263,7 @@ function render({ model, el }) {
     lost.textContent = state.problem || ""
     if (!state.jobs) return
     everything.dataset.seen = "yes"
+    if (dialog.open) drawAsk()
     put(dataset, state.datasets, () => [h("option", { value: "" }, "drawn sample"), ...(state.datasets || []).map((d) => h("option", { value: d }, d.split("/").pop()))])
     put(parts.schedules, [state.schedules, state.outlook], () => schedules(state))
     put(parts.workers, state.workers, () => workers(state))
@@ -258,6 +283,11 @@ function render({ model, el }) {
     said.textContent = message.text
     said.classList.toggle("bad", !message.done)
     said.hidden = false
+    if (dialog.open) {
+      delete dialog.dataset.key // what was refused can be asked for again
+      drawAsk()
+    }
+    (dialog.open ? dialog : everything).prepend(said)
     clearTimeout(hide)
     hide = setTimeout(() => { said.hidden = true }, message.done ? 5000 : 20000)
   })
