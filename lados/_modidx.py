@@ -638,6 +638,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lados.data.images._open_jpeg': ('data/images.html#_open_jpeg', 'lados/data/images.py'),
                                    'lados.data.images._open_tiff': ('data/images.html#_open_tiff', 'lados/data/images.py'),
                                    'lados.data.images._pad': ('data/images.html#_pad', 'lados/data/images.py'),
+                                   'lados.data.images._piped': ('data/images.html#_piped', 'lados/data/images.py'),
                                    'lados.data.images._range': ('data/images.html#_range', 'lados/data/images.py'),
                                    'lados.data.images._reading': ('data/images.html#_reading', 'lados/data/images.py'),
                                    'lados.data.images._rgb8': ('data/images.html#_rgb8', 'lados/data/images.py'),

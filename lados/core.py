@@ -151,7 +151,8 @@ def expand_home(
     text: str, # a path, or a URL
 ) -> str:
     "Return a path with `~` and `$VARIABLES` filled in; raises ValueError on one that is not known."
-    full = os.path.expandvars(os.path.expanduser(text.strip())) # noqa: PTH111 (a Path would lose the // of a URL)
+    text = re.sub(r"""^(["'])(.*)\1$""", r"\2", text.strip()) # `docker --env-file` keeps quotes
+    full = os.path.expandvars(os.path.expanduser(text)) # noqa: PTH111 (a Path would lose the // of a URL)
     if unknown := re.search(r"\$(\w+|\{\w+\})", full) or re.match(r"~[^/]*", full):
         raise ValueError(f"{unknown[0]} is not known here; write the path in full")
     return full

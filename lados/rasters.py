@@ -23,6 +23,7 @@ from .core import ImageError, settings
 # %% ../nbs/06_rasters.ipynb #36d028d2
 FILL = (124, 116, 104) # ImageNet's mean colour: what padding and pixels without data become, about 0 once normalised
 _NODATA = 42113 # GDAL_NODATA, a private tag of TIFF
+_UNPACKED_NOT = (50001,) # compressions that Pillow knows, and its libtiff is built without: WebP
 _LARGEST = 3.4e38 # of a float32, nearly
 
 
@@ -142,7 +143,7 @@ def beyond_pillow(
     bits, kinds, count = _all(tags, 258, 1), _all(tags, 339, 1), tags.get(277, 1)
     by_band = tags.get(284, 1) == 2 # PlanarConfiguration
     swapped = tags.prefix == b"MM" and tags.get(259, 1) != 1 # libtiff turns the bytes, and Pillow once more
-    return any([bands and count > 1, by_band and (bits != {8} or count not in (1, 3)), (kinds, bits) == ({2}, {8}),
+    return any([bands and count > 1, tags.get(259, 1) in _UNPACKED_NOT, by_band and (bits != {8} or count not in (1, 3)), (kinds, bits) == ({2}, {8}),
                 swapped and max(bits) > 8, len(bits) > 1,
                 count > 1 and max(bits) > 8 and nodata_value(tags) is not None])
 

@@ -108,6 +108,7 @@ def _is_deep(im: Image.Image) -> bool:
 
 # %% ../../nbs/data/00_images.ipynb #481e011a
 _AGAIN = "copy or download it again, or leave it out"
+_PIPED = 256 << 20 # bytes of an image that comes through a pipe
 _RAW_TIFF = (".dng", ".cr2", ".nef", ".nrw", ".arw", ".sr2", ".srf", ".pef", ".srw", ".3fr", ".fff", ".iiq", ".erf",
              ".mef", ".gpr", ".dcr", ".k25", ".kdc", ".mos", ".rwl") # of cameras; TIFFs that begin with a thumbnail
 _DEVELOP = "develop it to JPEG or TIFF, or take the JPEG that the camera wrote beside it"
@@ -204,6 +205,14 @@ _FOREIGN = {"PDF": rb"%PDF", "SVG or web page": rb"\s*<", "JPEG XL": rb"\xff\x0a
             "a raw photograph": rb"FUJIFILMCCD-RAW|....ftypcrx|II(RO|RS|U\x00)|MMOR|FOVb|\x00MRM|II\x1a\x00{3}HEAPCCDR",
             "a film": rb"....ftyp(isom|iso2|mp4|M4V|qt  |avc1|3gp)|\x1aE\xdf\xa3|RIFF....AVI "} # often met
 
+# %% ../../nbs/data/00_images.ipynb #aeccb382
+def _piped(f: IO[bytes], name: str) -> bytes:
+    "All that comes through a pipe, which can be read once only and not from its end."
+    data = f.read(_PIPED + 1)
+    if len(data) > _PIPED:
+        raise ImageTooLarge(f"{name}: more than {_PIPED >> 20} MB from a pipe", "write it to a file first")
+    return data
+
 # %% ../../nbs/data/00_images.ipynb #be92256a
 @contextmanager
 def _stream(source: str | Path | bytes, name: str) -> Iterator[IO[bytes]]:
@@ -219,7 +228,7 @@ def _stream(source: str | Path | bytes, name: str) -> Iterator[IO[bytes]]:
         why = f"a link to {path.readlink()}, which is not there" if gone else e.strerror
         raise ImageError(f"{name}: cannot be opened ({why})", "check the path and its permissions") from None
     with f:
-        yield f
+        yield f if f.seekable() else io.BytesIO(_piped(f, name))
 
 
 @contextmanager

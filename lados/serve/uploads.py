@@ -325,7 +325,8 @@ async def read_uploads(
                 return await _read_one(body, limits, held, name)
     except TimeoutError:
         raise SlowBody(f"the body did not arrive within {limits.seconds:g} s", "send it again, or smaller") from None
-    raise NotAnImage(f"a body of type {safe_name(content_type)!r} is no image",
+    named = kind.decode("latin-1")[:80]
+    raise NotAnImage(f"a body of type {named!r} is no image",
                     "send multipart/form-data with the image in the field `file`, or the image as image/jpeg")
 
 

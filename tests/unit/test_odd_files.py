@@ -1,5 +1,6 @@
 "Every file below a folder is read, refused with a reason, or left aside and counted: by import, predict, jobs and archives alike."
 
+import asyncio
 import io
 import os
 import zipfile
@@ -10,12 +11,13 @@ from PIL import Image, TiffImagePlugin
 from serving import encoded
 
 from lados.cli.models import images
-from lados.core import ImageError, NotAnImage
+from lados.core import ImageError, ImageTooLarge, NotAnImage
 from lados.data.archives import unpack_images
 from lados.data.images import decode, probe
 from lados.data.importers import import_dataset
 from lados.data.walk import ASIDE, IMAGE, REFUSED, grouped_reasons, images_in, judge_name, walk
 from lados.jobs.batches import references
+from lados.serve.uploads import Budget, Limits, read_uploads
 
 PIXELS = np.kron(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
 JPEG = encoded(PIXELS, "JPEG")
@@ -202,3 +204,31 @@ def test_a_raw_photograph_is_refused_by_its_name(tmp_path):
 def test_a_pointer_of_git_lfs_says_what_to_do():
     with pytest.raises(NotAnImage, match="git lfs pull"):
         decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "TIFF"])
+def test_an_image_may_come_through_a_pipe(name):
+    reading, writing = os.pipe()
+    os.write(writing, encoded(PIXELS, name))
+    os.close(writing)
+    assert decode(f"/dev/fd/{reading}").shape == PIXELS.shape
+    os.close(reading)
+
+
+def test_a_pipe_without_an_end_is_refused(monkeypatch):
+    reading, writing = os.pipe()
+    monkeypatch.setattr("lados.data.images._PIPED", 100)
+    os.write(writing, encoded(PIXELS, "PNG"))
+    with pytest.raises(ImageTooLarge, match="from a pipe"):
+        decode(f"/dev/fd/{reading}")
+    os.close(writing)
+    os.close(reading)
+
+
+def test_a_body_of_another_type_is_called_by_its_whole_name():
+    async def read():
+        with Budget(1000).hold() as held:
+            await read_uploads(None, "application/x-www-form-urlencoded; charset=utf-8", Limits(1000), held)
+
+    with pytest.raises(NotAnImage, match="'application/x-www-form-urlencoded' is no image"):
+        asyncio.run(read())

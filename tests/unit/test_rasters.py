@@ -208,3 +208,12 @@ def test_the_answer_says_how_the_image_was_made(tmp_path):
     deep_one, plain = write(tmp_path / "deep.tif", deep("uint16")), write(tmp_path / "plain.tif", PHOTO)
     table = classify(predictor, [deep_one, plain])
     assert "values 0 to 4095" in table["rendering"][0] and table["rendering"].isna()[1]
+
+
+def test_a_compression_that_only_the_package_reads(tmp_path, monkeypatch):
+    "Pillow knows WebP in a TIFF by name, and is built without it: that is no damage."
+    path = write(tmp_path / "webp.tif", PHOTO, compress="webp", webp_lossless=True)
+    assert (decode(path) == PHOTO).all()
+    monkeypatch.setattr(rasters, "_rasterio", lambda: None)
+    with pytest.raises(ImageError, match="needs the package rasterio"):
+        decode(path)

@@ -42,7 +42,7 @@ def test_what_is_empty_in_the_environment_leaves_the_file_alone(env):
     assert env(b"API_KEY=secret\n", API_KEY="").api_key == "secret"
 
 
-@pytest.mark.parametrize("written", ["~/l", "$HOME/l", "${HOME}/l"])
+@pytest.mark.parametrize("written", ["~/l", "$HOME/l", "${HOME}/l", '"~/l"', "'$HOME/l'"])
 @pytest.mark.parametrize("name", ["LADOS_HOME", "LADOS_RUNS", "LADOS_DATA", "LADOS_BATCHES", "MODEL_PATH"])
 def test_home_is_meant_in_every_path(env, name, written):
     assert getattr(env(**{name: written}), name.lower()) == Path("/home/ada/l")
