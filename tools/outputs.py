@@ -6,7 +6,6 @@
 A notebook runs under a real kernel, from an empty home and an empty working folder, so that it depends on nothing around it. What is
 saved is normalised: no standard error, no widgets, no addresses, no temporary names; figures become small PNG files. Where an output
 differs from the saved one only in what changes at each run, such as a duration, the saved one stays.
-`tools/excused.toml` names notebooks that may still break a rule, and how often; `run` shortens that list, nothing lengthens it.
 """
 import ast
 import base64
@@ -19,12 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXCUSED = ROOT / "tools" / "excused.toml"
 OTHERS = {"papermill", "apps"} # folders of notebooks that keep no outputs
 IMAGE_KB, LONGEST, TIMEOUT_S = 60, 40, 600
 IMAGES = ("image/png", "image/jpeg")
@@ -34,11 +31,6 @@ MACHINE = re.compile(r"(?<![\w.])/(?:home|root|work|Users|var/folders)/|(?<![\w.
 VARIES = re.compile(r"b'[^']*\\\\x[^']*'|"
                     r"\b[0-9a-f]{8}-[0-9a-f-]{27}\b|\b[0-9a-f]{8,}\b|\d+ [A-Z][a-z][a-z]\b|\d+-\d\d-\d\d[T ]?|\d+:\d\d(?::\d\d)?(?:\.\d+)?"
                     r"|\d[\d.,]*(?:e-?\d+)?\s?(?:ns|[µum]?s|sec\w*|min\w*|h|x|[kMG]i?B|(?:\w+ )?(?:/s|a second))(?!\w)")
-HEADER = """# Notebooks that do not yet keep a rule of tools/outputs.py, and by how much. `make outputs` shortens this list; nothing may lengthen it.
-#   examples  example cells that are missing for one to each exported cell, imports aside
-#   long      exported cells of more than 40 lines
-#   outputs   true: not executed yet
-"""
 
 
 def notebooks() -> list[Path]:
@@ -189,7 +181,6 @@ def run(paths: list[Path]) -> bool:
             print(f"{path.relative_to(ROOT)}: {'failed' if error else 'executed'}, {seconds:.0f} s", flush=True)
             failed += [f"{path.relative_to(ROOT)}\n{error}"] if error else []
     print("\n".join(failed), file=sys.stderr)
-    shorten()
     return not failed
 
 
@@ -224,27 +215,18 @@ def only_imports(source: str) -> bool:
                for s in ast.parse(source).body)
 
 
-def counts(nb: dict) -> dict[str, int]:
-    """By how much a notebook misses the rules that `tools/excused.toml` excuses."""
-    sources = [s for _, s in code(nb)]
-    exported = [s for s in sources if re.search(r"^#\|\s*export", s, re.M)]
-    examples = [s for s in sources if not keeps_none(s)]
-    lines = [sum(not line.startswith("#|") for line in s.strip().splitlines()) for s in exported]
-    due = sum(not only_imports(s) for s in exported)
-    return {"examples": max(0, due - len(examples)), "long": sum(n > LONGEST for n in lines)}
-
-
-def broken(nb: dict, excused: dict) -> list[str]:
+def broken(nb: dict) -> list[str]:
     """What is wrong with a notebook."""
-    found, out = counts(nb), []
-    if found["examples"] > excused.get("examples", 0):
-        out.append(f"{found['examples']} example cells fewer than exported cells; add some that use what is exported")
-    if found["long"] > excused.get("long", 0):
-        out.append(f"{found['long']} exported cells of more than {LONGEST} lines; cut them where a reader would pause")
-    if not excused.get("outputs"):
-        out += ["its code changed since its outputs were made; run make outputs"] if nb["metadata"].get("outputs_of") != fingerprint(nb) else []
-        out += [f"no output kept of a cell that shows something: {s.strip().splitlines()[-1]!r}; run make outputs"
-                for c, s in code(nb) if not keeps_none(s) and not c["outputs"] and shows(s)]
+    sources, out = [s for _, s in code(nb)], []
+    exported = [s for s in sources if re.search(r"^#\|\s*export", s, re.M)]
+    lines = [sum(not line.startswith("#|") for line in s.strip().splitlines()) for s in exported]
+    missing = sum(not only_imports(s) for s in exported) - sum(not keeps_none(s) for s in sources)
+    out += [f"{missing} example cells fewer than exported cells; add some that use what is exported"] if missing > 0 else []
+    long = sum(n > LONGEST for n in lines)
+    out += [f"{long} exported cells of more than {LONGEST} lines; cut them where a reader would pause"] if long else []
+    out += ["its code changed since its outputs were made; run make outputs"] if nb["metadata"].get("outputs_of") != fingerprint(nb) else []
+    out += [f"no output kept of a cell that shows something: {s.strip().splitlines()[-1]!r}; run make outputs"
+            for c, s in code(nb) if not keeps_none(s) and not c["outputs"] and shows(s)]
     out += [f"an output of a cell whose output is not for readers: {s.strip().splitlines()[-1]!r}" for c, s in code(nb) if keeps_none(s) and c["outputs"]]
     for o in (o for c, _ in code(nb) for o in c["outputs"]):
         data = {k: "".join(v) for k, v in (o.get("data") or {"text": o.get("text", "")}).items()}
@@ -257,23 +239,7 @@ def broken(nb: dict, excused: dict) -> list[str]:
 
 def problems() -> list[str]:
     """One line for each thing that is wrong."""
-    excused = tomllib.loads(EXCUSED.read_text(encoding="utf-8"))
-    names = [p.relative_to(ROOT / "nbs").as_posix() for p in notebooks()]
-    gone = [f"tools/excused.toml: no notebook is called {n}" for n in excused if n not in names]
-    return gone + [f"nbs/{n}: {text}" for n in names for text in broken(load(ROOT / "nbs" / n), excused.get(n, {}))]
-
-
-def shorten() -> None:
-    """Take out of `tools/excused.toml` what is no longer needed."""
-    old, lines = tomllib.loads(EXCUSED.read_text(encoding="utf-8")), []
-    for name, allowed in old.items():
-        if not (ROOT / "nbs" / name).exists():
-            continue
-        nb = load(ROOT / "nbs" / name)
-        need = {k: min(n, allowed.get(k, 0)) for k, n in counts(nb).items()} | {"outputs": "outputs_of" not in nb["metadata"] and "outputs" in allowed}
-        said = ", ".join(f"{k} = {json.dumps(v)}" for k, v in need.items() if v)
-        lines += [f'"{name}" = {{ {said} }}\n'] if said else []
-    EXCUSED.write_text(HEADER + "".join(lines), encoding="utf-8")
+    return [f"{p.relative_to(ROOT)}: {text}" for p in notebooks() for text in broken(load(p))]
 
 
 def stale() -> list[Path]:

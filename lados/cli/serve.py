@@ -21,7 +21,7 @@ import typer
 from ..core import LadosError, settings
 from ..files import to_json
 from .console import err, out, say
-from .models import bundle_of
+from .models import bundle_of, queue_job
 
 # %% ../../nbs/cli/04_serve.ipynb #5ca81356
 def export(
@@ -37,7 +37,7 @@ def export(
     chosen = check_formats([*(formats or []), *(more or [])] or usual_formats())
     folder = bundle_of(run)
     if as_job:
-        return _queued(run, chosen)
+        return queue_job("export", {"run": run, "formats": chosen})
     from lados.model.uncertainty import doubt_words
     from lados.serve.export import certificate_words, export_run, parity_table
 
@@ -50,16 +50,6 @@ def export(
         out.print(line, highlight=False, markup=False)
     return None
 
-
-def _queued(run: str, formats: list[str]) -> None:
-    from lados.jobs.queue import submit_job
-    from lados.trail import noted
-
-    with noted("submit") as entry:
-        job, attached = submit_job("export", {"run": run, "formats": formats})
-        entry.update(target=job.id, kind="export", attached=attached)
-    out.print(f"job {job.id}{'  (it was handed in already)' if attached else ''}\n"
-              f"`lados job wait {job.id[:8]}` watches it; `lados worker` or `lados up` does it, where none runs yet")
 
 # %% ../../nbs/cli/04_serve.ipynb #ac575567
 def engines(
@@ -109,14 +99,13 @@ def serve(
     workers: Annotated[int, typer.Option(help="Processes; more than one pays on many cores", min=1, max=64)] = 1,
 ) -> None:
     "Serve a model over HTTP, until Ctrl-C or SIGTERM; what was accepted is answered first."
-    from lados.serve.engines import engine_specs
     from lados.serve.server import listen, serving_note
     from lados.serve.server import serve as run_server
 
     if run:
         os.environ["MODEL_PATH"] = str(bundle_of(run).resolve())
     if engine:
-        os.environ["LADOS_ENGINE"] = _known_engine(engine, [*engine_specs(), "auto"])
+        os.environ["LADOS_ENGINE"] = _known_engine(engine)
     settings.cache_clear()
     settings() # a mistake in the environment is said before the port is taken
     sock = listen(host, port)
@@ -128,9 +117,12 @@ def serve(
         run_server(sock, workers)
 
 
-def _known_engine(name: str, names: list[str]) -> str:
+def _known_engine(name: str) -> str:
+    "Return the name of an engine, or auto. ConfigError if there is none of that name."
     from lados.core import ConfigError, did_you_mean
+    from lados.serve.engines import engine_specs
 
+    names = [*engine_specs(), "auto"]
     if name not in names:
         raise ConfigError(f"unknown engine '{name}'", did_you_mean(name, names))
     return name
@@ -171,16 +163,9 @@ def page_settings(
     "Return the settings that a page's options mean. RunError for an unknown run, ConfigError for an unknown engine."
     changes: dict[str, str | Path | None] = {}
     if run:
-        from lados.cli.models import bundle_of
-
         changes |= {"model_path": bundle_of(run), "lados_api_url": None}
     if engine:
-        from lados.core import ConfigError, did_you_mean
-        from lados.serve.engines import engine_specs
-
-        if engine not in (*engine_specs(), "auto"):
-            raise ConfigError(f"unknown engine '{engine}'", did_you_mean(engine, [*engine_specs(), "auto"]))
-        changes["lados_engine"] = engine
+        changes["lados_engine"] = _known_engine(engine)
     return changes
 
 # %% ../../nbs/cli/04_serve.ipynb #3ab8672d

@@ -385,19 +385,19 @@ def test_outputs_are_kept_true_and_small():
     ([("#| hide\nf()", stream("1"))], "not for readers"),
 ])
 def test_the_check_of_outputs_sees_what_is_wrong(cells, said):
-    found = outputs_tool().broken(made_up(*cells), {})
+    found = outputs_tool().broken(made_up(*cells))
     assert len(found) == 1 and said in found[0]
 
 
 def test_the_check_of_outputs_sees_code_that_changed():
     nb = made_up(("x = 1", []))
     nb["cells"][0]["source"] = ["x = 2"]
-    assert "changed" in outputs_tool().broken(nb, {})[0]
+    assert "changed" in outputs_tool().broken(nb)[0]
 
 
 @pytest.mark.parametrize("source", ["f()", "x = 1", "x;", "if x:\n    print(1)", "def f():\n    print(1)", "#| hide\nprint(1)", "import os\n# print(1)"])
 def test_cells_that_may_show_nothing_need_no_output(source):
-    assert not outputs_tool().broken(made_up((source, [])), {})
+    assert not outputs_tool().broken(made_up((source, [])))
 
 
 def test_executing_twice_gives_the_same_notebook(tmp_path):
@@ -411,7 +411,7 @@ def test_executing_twice_gives_the_same_notebook(tmp_path):
     first = path.read_bytes()
     shown = [c["outputs"] for c in json.loads(first)["cells"]]
     assert shown[0] == [] and shown[1][0]["text"] == ["tmp <object object at 0x…>\n"] and shown[3][0]["data"]["text/plain"] == ["'.venv'"]
-    assert shown[2] and list(shown[4][0]["data"]) == ["image/png", "text/plain"] and not tool.broken(tool.load(path), {})
+    assert shown[2] and list(shown[4][0]["data"]) == ["image/png", "text/plain"] and not tool.broken(tool.load(path))
     assert not tool.execute(path)[2] and path.read_bytes() == first
 
 
