@@ -297,8 +297,10 @@ def folder_names(
     path: str | Path, # of the dataset
 ) -> list[str]:
     "The names that the folders of an ImageFolder tree have, without a number in front of a known one."
-    names = [p.name for p, _ in class_folders(path)]
-    return list(dict.fromkeys(_unnumbered(n) if LADOS.canonical(_unnumbered(n)) else n for n in names))
+    names = list(dict.fromkeys(p.name for p, _ in class_folders(path)))
+    plain = [_unnumbered(n) for n in names]
+    listed = all(p != n for p, n in zip(plain, names, strict=True)) and len({*plain}) == len(names) # 1_oil, 2_kelp
+    return [p if listed or LADOS.canonical(p) else n for p, n in zip(plain, names, strict=True)]
 
 # %% ../../nbs/data/07_formats.ipynb #98a5a2f9
 def read_folders(
@@ -374,6 +376,7 @@ class TableForm(NamedTuple):
 
 _YES, _NO = {"1", "1.0", "true", "yes", "x", "y"}, {"0", "0.0", "false", "no", "n", "-"}
 _UNLABELLED = ("unlabeled", "unlabelled", "not labeled")
+_NO_LABEL = {*_UNLABELLED, "nan", "<na>", "na", "n/a", "#n/a", "null", "nil", "-", "--", "?"} # of programs and people
 
 
 def labelled_tables(
@@ -425,7 +428,8 @@ def _class_columns(table: Path, file: str, names: list[str]) -> TableForm | None
 def _given(row: Mapping[str, str], form: TableForm, nothing: str | None) -> str:
     "The label of a row, joined where there are several; empty where it has none."
     if form.label:
-        return row[form.label].strip(_BLANK)
+        cell = row[form.label].strip(_BLANK)
+        return "" if cell.lower() in _NO_LABEL else cell
     cells = {n: row[n].strip(_BLANK).lower() for n in form.classes}
     if any(row.get(n, "").strip(_BLANK).lower() in _YES for n in _UNLABELLED) or not any(cells.values()):
         return ""

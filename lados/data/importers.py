@@ -10,6 +10,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def recognise(
     if path.is_dir() and not any(path.iterdir()):
         raise DataError(f"{path}: the folder is empty", "unpack or copy the dataset into it, or give another path",
                         code="no-images")
-    below = next((p for p in sorted(path.iterdir()) if p.is_dir() and _kind(p)), None) if path.is_dir() else None
+    inner = (p for pattern in ("*", "*/*") for p in sorted(path.glob(pattern)) if p.is_dir()) # as archives unpack
+    below = next((p for p in islice(inner, 100) if _kind(p)), None)
     looked = "; ".join(r.looks_for for r in IMPORTERS.values())
     raise DataError(f"{path}: not a dataset of a known kind; looked for: {looked}",
                     f"{below} is one: give that path" if below else _remedy(path), code="dataset-unreadable")

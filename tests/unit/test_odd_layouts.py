@@ -99,6 +99,19 @@ def test_numbered_folders_of_classes(tmp_path, names):
     assert len(import_dataset(tmp_path).label_set) == 6
 
 
+def test_numbers_in_front_of_all_folders_are_no_part_of_their_names(tmp_path):
+    place(tmp_path, "1_oil/a.png", "2_kelp/b.png")
+    assert [r[2] for r in rows(tmp_path)] == ["oil", "kelp"]
+    place(tmp_path / "years", "2024/a.png", "2025/b.png")
+    assert [r[2] for r in rows(tmp_path / "years")] == ["2024", "2025"], "numbers alone are names"
+
+
+def test_a_dataset_further_down_is_named(tmp_path):
+    place(tmp_path, "unpacked/dataset/oil/a.png", "unpacked/dataset/ship/b.png")
+    with refused("dataset-unreadable", "unpacked/dataset is one"):
+        import_dataset(tmp_path)
+
+
 # masks
 
 
@@ -158,6 +171,14 @@ def test_zeros_are_none_of_the_classes_and_blanks_are_nothing(tmp_path):
     own = place(tmp_path / "own", "a.png", "b.png", "c.png")
     (own / "labels.csv").write_text("file,kelp,sand\na.png,1,0\nb.png,0,0\nc.png,0,1\n")
     assert [r[2] for r in rows(own)] == ["kelp", "background", "sand"]
+
+
+@pytest.mark.parametrize("label", ["nan", "NaN", "NULL", "n/a", "<NA>", "-", "?", "unlabeled", '""'])
+def test_what_programs_write_for_no_label_is_no_class(tmp_path, label):
+    (place(tmp_path, "a.png", "b.png", "c.png") / "labels.csv").write_text(f"file,label\na.png,{label}\nb.png,ship\nc.png,oil\n")
+    found = import_dataset(tmp_path)
+    assert list(found.frame["label"]) == ["ship", "oil"] and len(found.label_set) == 6
+    assert [n["message"] for n in found.meta["warnings"] if n["file"].endswith("a.png")] == ["labels.csv line 2: no label; row left out"]
 
 
 @pytest.mark.parametrize("text", ["file,score\na.png,0.7\n", "file,reviewed\na.png,1\n", "file,oil\na.png,0.7\n", "file,x,y\na.png,1,17\n"])
