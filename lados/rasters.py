@@ -143,8 +143,8 @@ def beyond_pillow(
     bits, kinds, count = _all(tags, 258, 1), _all(tags, 339, 1), tags.get(277, 1)
     by_band = tags.get(284, 1) == 2 # PlanarConfiguration
     swapped = tags.prefix == b"MM" and tags.get(259, 1) != 1 # libtiff turns the bytes, and Pillow once more
-    return any([bands and count > 1, tags.get(259, 1) in _UNPACKED_NOT, by_band and (bits != {8} or count not in (1, 3)), (kinds, bits) == ({2}, {8}),
-                swapped and max(bits) > 8, len(bits) > 1,
+    return any([bands and count > 1, tags.get(259, 1) in _UNPACKED_NOT, (kinds, bits) == ({2}, {8}),
+                by_band and (bits != {8} or count not in (1, 3)), swapped and max(bits) > 8, len(bits) > 1,
                 count > 1 and max(bits) > 8 and nodata_value(tags) is not None])
 
 # %% ../nbs/06_rasters.ipynb #6d8c3c2b

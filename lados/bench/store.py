@@ -158,7 +158,8 @@ def _spent(store: Store) -> tuple[float | None, float | None]: # seconds of proc
 
 def _cost(store: Store, before: tuple[float | None, float | None], count: int) -> tuple[float | None, float | None]:
     "Return milliseconds and bytes of each of some statements, from what was spent before them."
-    cpu, wal = (None if a is None or b is None else (b - a) / max(1, count) for a, b in zip(before, _spent(store), strict=True))
+    cpu, wal = (None if a is None or b is None else (b - a) / max(1, count)
+                for a, b in zip(before, _spent(store), strict=True))
     return None if cpu is None else 1e3 * cpu, wal
 
 # %% ../../nbs/bench/04_store.ipynb #e0b43bed

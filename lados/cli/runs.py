@@ -383,7 +383,8 @@ def bench_store(
     from lados.core import rich_table
     from lados.jobs.store import Store
 
-    results = bench_store(Store(url), workers, jobs, connections, seconds, lambda speed: err.print(f"{speed.what}: done"))
+    results = bench_store(Store(url), workers, jobs, connections, seconds,
+                          lambda speed: err.print(f"{speed.what}: done"))
     out.print(rich_table(HEAD, [r.row() for r in results], caption=f"{workers} workers, {jobs} jobs, {connections} "
                          "connections; client and server on the same cores; server: its own part of them"))
     if carried := workers_carried(results):

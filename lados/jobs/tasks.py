@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TRAIN', 'PREDICT', 'QUEUES', 'JOB_KINDS', 'LOG', 'content_key', 'linear_eta', 'run_metrics', 'run_file', 'JobKind',
            'job_folder', 'job_kinds', 'job_kind', 'job_results', 'check_format', 'run_in_folder', 'run_training',
-           'run_export', 'run_comparison', 'predictor_for', 'run_prediction', 'chunk_file', 'join', 'run_task']
+           'run_export', 'run_comparison', 'run_merge', 'run_audit', 'predictor_for', 'run_prediction', 'chunk_file',
+           'join', 'run_task']
 
 # %% ../../nbs/jobs/05_tasks.ipynb #303e497a
 import logging
@@ -32,7 +33,7 @@ from ..data.walk import reasons_text
 from ..runs.execution import GRACE, run_notebook
 from ..runs.folders import Run, advance_progress, find_run, new_run, progress
 from ..model.bundle import bundle_address, find_bundle, locate_model
-from ..model.params import plain_params, presets, training_params
+from ..model.params import make_params, plain_params, presets, training_params
 from ..serve.engines import check_formats, usual_formats
 from ..serve.predictor import Predictor, classify_files
 from ..serve.table import columns, row
@@ -361,6 +362,73 @@ JOB_KINDS["compare"] = JobKind(
     result=_comparison)
 
 
+# %% ../../nbs/jobs/05_tasks.ipynb #49d99ace
+_MERGED = ("data", "corrections", "audit", "split", "fractions", "seed") # of a training's parameters
+
+
+def run_merge(
+    lease: Lease,
+    heart: Heartbeat,
+) -> None:
+    "Write one dataset of all that is named, audited and split, and keep what came of it with the job."
+    from lados.model.datamodule import open_dataset
+
+    opened = open_dataset(make_params(lease.params))
+    heart.check()
+    merged = opened.manifest
+    sources = int(merged.frame["source_group"].nunique())
+    folder = settings().lados_data.resolve() / f"merged-{merged.hash[:12]}"
+    merged.save(folder)
+    counts = {"images": len(merged), "sources": sources, "counts": merged.counts()}
+    told = {"dataset": folder.name, **counts, "notes": list(opened.report.notes)}
+    write_json(job_folder(lease.job) / "merge.json", told)
+
+
+def _prepare_merge(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if unknown := params.keys() - set(_MERGED):
+        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), _MERGED))
+    values = plain_params(make_params(params))
+    return {n: values[n] for n in _MERGED}
+
+
+def _kept(name: str) -> Callable[[Job, str], Path]:
+    return lambda job, format: job_folder(job.id) / name
+
+
+def _dataset_names(params: dict[str, Any]) -> str:
+    data = params["data"] if isinstance(params["data"], list) else [params["data"] or "synthetic"]
+    return " + ".join([*(Path(path).name for path in data), *["corrections"] * bool(params.get("corrections"))])
+
+
+JOB_KINDS["merge"] = JobKind(
+    "datasets and corrections as one, split", TRAIN, "datasets", run_merge, _prepare_merge, _admit_training,
+    title=_dataset_names, results={"json": "application/json"}, result=_kept("merge.json"), keeps_folder=True)
+
+# %% ../../nbs/jobs/05_tasks.ipynb #abc7732d
+def run_audit(
+    lease: Lease,
+    heart: Heartbeat,
+) -> None:
+    "Look for held-out images that training knows, and keep table, list and figure with the job."
+    from lados.data.audit import audit
+    from lados.model.datamodule import open_manifest
+
+    audit(open_manifest(lease.params["data"]), hashes=lease.params["hashes"]).save(job_folder(lease.job))
+
+
+def _prepare_audit(params: dict[str, Any], folder: Path) -> dict[str, Any]:
+    if unknown := params.keys() - {"data", "hashes"}:
+        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["data", "hashes"]))
+    if not isinstance(params.get("data"), str | Path | None):
+        raise ConfigError("an audit is of one dataset", "merge them first: a job of the kind merge")
+    data = plain_params(make_params({"data": params.get("data")}))["data"]
+    return {"data": data, "hashes": bool(params.get("hashes", True))}
+
+
+JOB_KINDS["audit"] = JobKind(
+    "what training knows of held-out images", TRAIN, "datasets", run_audit, _prepare_audit, _admit_training,
+    title=_dataset_names, results={"json": "application/json"}, result=_kept("audit.json"), keeps_folder=True)
+
 # %% ../../nbs/jobs/05_tasks.ipynb #dc5848e3
 @lru_cache(1)
 def _predictor(bundle: str, engine: str, seal: str) -> Predictor:
@@ -460,8 +528,8 @@ def _prepare_batch(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     share(folder)
     batch = read_record(folder / "batch.json")
     aside = {"left_aside": batch["left_aside"]} if batch.get("left_aside") else {}
-    return {"bundle": bundle_address(bundle), "engine": params.get("engine") or "auto", "images": batch["images"], **aside,
-            "chunk": settings().job_chunk, "format": "csv", "content": batch["key"]}
+    return {"bundle": bundle_address(bundle), "engine": params.get("engine") or "auto", "images": batch["images"],
+            **aside, "chunk": settings().job_chunk, "format": "csv", "content": batch["key"]}
 
 
 _BATCH = ("sources", "run", "bundle", "engine", "trusted")

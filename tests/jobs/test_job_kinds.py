@@ -7,7 +7,17 @@ import sys
 import pytest
 from commands import install_package
 from serving import KEY, ROOT, wait_for
+from toy import toy_manifest
 from working import ended, environment, service, working
+
+from lados.core import settings
+from lados.data.corrections import Corrections
+from lados.data.manifest import load_manifest
+from lados.files import read_json
+from lados.jobs.store import add_job, get_job, open_store
+from lados.jobs.tasks import TRAIN, job_kind, job_results, run_task
+from lados.model.datamodule import open_dataset
+from lados.model.params import make_params
 
 KEYED = {"X-API-Key": KEY}
 PLUGIN = """
@@ -109,6 +119,8 @@ def test_what_a_kind_does_not_admit_is_refused(tmp_path, package):
     with service(tmp_path, **package) as server:
         for kind, params, says in (("count", {"folder": "/etc"}, "not among what jobs may read"), ("cuont", {}, "unknown kind"),
                                    ("broken", {}, "unknown kind"), ("export", {"run": "/etc"}, "not the name of a run"),
+                                   ("merge", {"data": "/etc"}, "not among what jobs may read"), ("audit", {"data": ["/etc"]}, "not among what jobs may read"),
+                                   ("merge", {"epochs": 1}, "unknown parameter 'epochs'"), ("audit", {"hash": 1}, "unknown parameter 'hash'"),
                                    ("train", {"epochz": 1}, "unknown parameter 'epochz'"), ("predict", {"source": "/etc"}, ""),
                                    ("predict", {"folder": 3}, "name no images"), ("export", {"formats": 3}, ""),
                                    ("compare", {"run": "/etc"}, "not the name of a run"), ("compare", {"with": 3}, "unknown parameter 'with'")):
@@ -126,3 +138,30 @@ def test_without_its_package_a_job_can_still_be_listed_and_cancelled(tmp_path, p
         (job,) = server.get("/jobs", headers=KEYED).json()["jobs"]
         assert (job["kind"], job["state"]) == ("count", "queued")
         assert server.client.delete(f"/job/{job['id']}", headers=KEYED).json()["state"] == "cancelled"
+
+
+def done_here(kind, params, folder) -> dict:
+    "The results of a job that is done at once."
+    checked = job_kind(kind).prepare(params, folder)
+    job, _ = add_job(open_store(), kind, checked, job_kind(kind).key(checked), [(TRAIN, 1)], job_kind(kind).title(checked))
+    run_task(open_store(), job.id, 0, "worker")
+    job = get_job(open_store(), job.id)
+    assert job.state == "succeeded", job.error
+    return read_json(job_results(job)) | {"name": job.name}
+
+
+def test_a_training_keeps_what_a_merge_has_split_and_an_audit_has_seen(home):
+    toy = toy_manifest(settings().lados_data / "toy")
+    held = next(row for row in toy.frame.itertuples() if row.split == "test" and row.label != "oil")
+    Corrections().save((toy.root / held.image).read_bytes(), held.image, "oil")
+    asked = {"data": str(toy.root), "corrections": True, "split": "official"}
+    found = done_here("merge", asked, home)
+    assert found["name"] == "toy + corrections" and found["images"] == 36 and sum(found["counts"]["test"].values()) == 6
+    assert str(home) not in str(found), "results are for everybody who knows the job"
+    folder = settings().lados_data / found["dataset"]
+    merged, trained = load_manifest(folder), open_dataset(make_params({"data": str(folder)})).manifest
+    assert merged.hash == trained.hash == open_dataset(make_params(asked)).manifest.hash
+    assert merged.frame.loc[merged.frame["sha256"] == held.sha256, ["split", "label"]].values.tolist() == [["test", "oil"]]
+    assert done_here("merge", asked, home)["dataset"] == found["dataset"], "done twice it is the same"
+    leaks = done_here("audit", {"data": str(folder)}, home)["leaks"]
+    assert leaks["test"] | {"any": 0} == leaks["test"] and leaks["test"]["images"] == 6
