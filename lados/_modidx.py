@@ -1267,7 +1267,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lados.jobs.tasks._decode_entry': ('jobs/tasks.html#_decode_entry', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._ended': ('jobs/tasks.html#_ended', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._execute': ('jobs/tasks.html#_execute', 'lados/jobs/tasks.py'),
-                                  'lados.jobs.tasks._kept': ('jobs/tasks.html#_kept', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._not_known': ('jobs/tasks.html#_not_known', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._predictor': ('jobs/tasks.html#_predictor', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._prepare_audit': ('jobs/tasks.html#_prepare_audit', 'lados/jobs/tasks.py'),

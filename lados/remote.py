@@ -74,8 +74,8 @@ def again(
         try:
             return work()
         except FileNotFoundError:
-            raise NotInRemote(f"{url}: it is not there, or not whole", "look for a typing error; `lados runs push` sends "
-                              "a run") from None
+            raise NotInRemote(f"{url}: it is not there, or not whole",
+                              "look for a typing error; `lados runs push` sends a run") from None
         except Exception as e: # of any file system's own kind
             final = isinstance(e, PermissionError | ValueError | TypeError) or type(e).__name__ in FINAL
             if final or time.monotonic() + pause > until:
@@ -139,7 +139,7 @@ def read_object(
 
 def write_object(
     url: str, # of one object
-    data: bytes,
+    data: bytes, # what it will hold
     patience: float | None = None, # seconds; none: `PATIENCE_S`
 ) -> None:
     "Write a small object, whole or not at all."

@@ -55,7 +55,7 @@ def speed_of(
     what: str, # name of the statement
     took: list[float], # seconds of each; empty: none came to its end
     wall: float, # seconds of all
-    failed: int = 0,
+    failed: int = 0, # that raised an error
 ) -> StoreSpeed:
     "Return the rate and the quantiles of some statements."
     cuts = quantiles(took, n=100) if len(took) > 1 else [*took, *took] * 50 or [0.0] * 99

@@ -233,10 +233,7 @@ def _execute(run: Run, notebook: str, heart: Heartbeat) -> None:
     heart.tell(progress=progress(run))
 
 # %% ../../nbs/jobs/05_tasks.ipynb #b4f9bb5d
-def run_training(
-    claim: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_training(claim: Lease, heart: Heartbeat) -> None:
     "Run the training notebook, and propose the result if a schedule has asked for that."
     run = run_in_folder(claim, heart, "train")
     if claim.params.get("proposed") and read_proposal(run) is None:
@@ -284,10 +281,7 @@ JOB_KINDS["train"] = JobKind(
     results={"json": "application/json"})
 
 # %% ../../nbs/jobs/05_tasks.ipynb #da1e2819
-def run_export(
-    lease: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_export(lease: Lease, heart: Heartbeat) -> None:
     "Run the export notebook."
     source = Path(lease.params["source"])
     if not source.exists() and (there := remote_place(source)):
@@ -324,10 +318,7 @@ JOB_KINDS["export"] = JobKind(
     results={"json": "application/json"})
 
 # %% ../../nbs/jobs/05_tasks.ipynb #3f685320
-def run_comparison(
-    lease: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_comparison(lease: Lease, heart: Heartbeat) -> None:
     "Compare a run with the model that was served, and write the proposal into its folder."
     run, served = Run(Path(lease.params["run"])), lease.params["served"]
     try:
@@ -366,22 +357,18 @@ JOB_KINDS["compare"] = JobKind(
 _MERGED = ("data", "corrections", "audit", "split", "fractions", "seed") # of a training's parameters
 
 
-def run_merge(
-    lease: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_merge(lease: Lease, heart: Heartbeat) -> None:
     "Write one dataset of all that is named, audited and split, and keep what came of it with the job."
     from lados.model.datamodule import open_dataset
 
     opened = open_dataset(make_params(lease.params))
     heart.check()
     merged = opened.manifest
-    sources = int(merged.frame["source_group"].nunique())
     folder = settings().lados_data.resolve() / f"merged-{merged.hash[:12]}"
     merged.save(folder)
-    counts = {"images": len(merged), "sources": sources, "counts": merged.counts()}
-    told = {"dataset": folder.name, **counts, "notes": list(opened.report.notes)}
-    write_json(job_folder(lease.job) / "merge.json", told)
+    write_json(job_folder(lease.job) / "merge.json", {
+        "dataset": folder.name, "images": len(merged), "sources": int(merged.frame["source_group"].nunique()),
+        "counts": merged.counts(), "notes": list(opened.report.notes)})
 
 
 def _prepare_merge(params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -391,10 +378,6 @@ def _prepare_merge(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     return {n: values[n] for n in _MERGED}
 
 
-def _kept(name: str) -> Callable[[Job, str], Path]:
-    return lambda job, format: job_folder(job.id) / name
-
-
 def _dataset_names(params: dict[str, Any]) -> str:
     data = params["data"] if isinstance(params["data"], list) else [params["data"] or "synthetic"]
     return " + ".join([*(Path(path).name for path in data), *["corrections"] * bool(params.get("corrections"))])
@@ -402,13 +385,11 @@ def _dataset_names(params: dict[str, Any]) -> str:
 
 JOB_KINDS["merge"] = JobKind(
     "datasets and corrections as one, split", TRAIN, "datasets", run_merge, _prepare_merge, _admit_training,
-    title=_dataset_names, results={"json": "application/json"}, result=_kept("merge.json"), keeps_folder=True)
+    title=_dataset_names, results={"json": "application/json"}, keeps_folder=True,
+    result=lambda job, format: job_folder(job.id) / "merge.json")
 
 # %% ../../nbs/jobs/05_tasks.ipynb #abc7732d
-def run_audit(
-    lease: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_audit(lease: Lease, heart: Heartbeat) -> None:
     "Look for held-out images that training knows, and keep table, list and figure with the job."
     from lados.data.audit import audit
     from lados.model.datamodule import open_manifest
@@ -419,15 +400,15 @@ def run_audit(
 def _prepare_audit(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     if unknown := params.keys() - {"data", "hashes"}:
         raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["data", "hashes"]))
-    if not isinstance(params.get("data"), str | Path | None):
+    if not isinstance(data := params.get("data"), str | Path | None):
         raise ConfigError("an audit is of one dataset", "merge them first: a job of the kind merge")
-    data = plain_params(make_params({"data": params.get("data")}))["data"]
-    return {"data": data, "hashes": bool(params.get("hashes", True))}
+    return {"data": plain_params(make_params({"data": data}))["data"], "hashes": bool(params.get("hashes", True))}
 
 
 JOB_KINDS["audit"] = JobKind(
     "what training knows of held-out images", TRAIN, "datasets", run_audit, _prepare_audit, _admit_training,
-    title=_dataset_names, results={"json": "application/json"}, result=_kept("audit.json"), keeps_folder=True)
+    title=_dataset_names, results={"json": "application/json"}, keeps_folder=True,
+    result=lambda job, format: job_folder(job.id) / "audit.json")
 
 # %% ../../nbs/jobs/05_tasks.ipynb #dc5848e3
 @lru_cache(1)
@@ -463,10 +444,7 @@ def _decode_entry(predictor: Predictor, entry: BatchEntry, folder: Path) -> Any:
         return f"{entry.name}: cannot be read ({e.strerror or e})"
 
 # %% ../../nbs/jobs/05_tasks.ipynb #58f7e461
-def run_prediction(
-    claim: Lease,
-    heart: Heartbeat,
-) -> None:
+def run_prediction(claim: Lease, heart: Heartbeat) -> None:
     "Classify a stretch of a batch; the last task joins the stretches."
     folder = job_folder(claim.job)
     if claim.number == claim.parts - 1:
