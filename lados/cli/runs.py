@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['runs_app', 'bench_app', 'list_runs', 'is_main', 'compare', 'best', 'push_runs', 'pull_runs', 'export_runs',
-           'bench_group', 'bench_train', 'bench_serve', 'bench_jobs', 'bench_store']
+           'bench_group', 'bench_train', 'bench_serve', 'bench_soak', 'bench_jobs', 'bench_store']
 
 # %% ../../nbs/cli/03_runs.ipynb #55111c5d
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -331,6 +333,50 @@ def bench_serve(
         _bench_overload(bundle, names[-1], rates[names[-1]], seconds)
     if images:
         _bench_folder(bundle, names, images)
+
+# %% ../../nbs/cli/03_runs.ipynb #6cbecc8d
+@contextmanager
+def _soaked(run: str | None, backbone: str, size: int, engine: str) -> Iterator[int]: # port
+    "A service to send requests to, started for that."
+    from lados.bench import serve as bench
+    from lados.bench.load import server
+    from lados.model.bundle import find_bundle
+
+    bundle = find_bundle(bundle_of(run)).resolve() if run else bench.bench_bundle(backbone, size).resolve()
+    if engine not in (could := bench.usable_engines(bundle)):
+        raise ConfigError(f"engine '{engine}' cannot be used here", did_you_mean(engine, could))
+    with server(bundle, engine) as (port, _):
+        yield port
+
+# %% ../../nbs/cli/03_runs.ipynb #1309f277
+@bench_app.command("soak")
+def bench_soak(
+    port: Annotated[int | None, typer.Option(help="Of a service on this machine (default: one is started)")] = None,
+    run: Annotated[str | None, typer.Option(help="An exported run or a bundle (default: --backbone)")] = None,
+    backbone: Annotated[str, typer.Option(help="Any timm model, with random weights")] = "resnet50",
+    size: Annotated[int, typer.Option(help="Side of the image, pixels")] = 224,
+    engine: Annotated[str, typer.Option(help="One that `lados engines` lists")] = "openvino",
+    requests: Annotated[int, typer.Option(help="In all; memory is read after each tenth", min=100)] = 200_000,
+    connections: Annotated[int, typer.Option(help="Clients at once", min=1, max=256)] = 16,
+    memory: Annotated[float, typer.Option(help="Resident memory that the service may take, MB", min=64)] = 512,
+) -> None:
+    "Send many requests, and see whether a service's memory stays: within 3 % after the first tenth, and below a limit."
+    from lados.bench import serve as bench
+
+    if requests < 10 * connections:
+        raise ConfigError(f"{requests} requests are too few for {connections} clients",
+                          "a tenth of them has to keep all busy: --requests")
+    with nullcontext(port) if port else _soaked(run, backbone, size, engine) as asked:
+        result = bench.bench_soak(asked, requests, connections, memory,
+                                  lambda sent, mb: err.print(f"{sent} requests: {mb:.0f} MB"))
+    answers = ", ".join(f"{n} x {status or 'no answer'}" for status, n in sorted(result.statuses.items()))
+    rate = result.requests / result.seconds
+    out.print(f"{rate:.0f} requests/s; {answers}; memory {result.memory_mb[0]:.0f} MB after a tenth, "
+              f"{result.memory_mb[-1]:.0f} at the end ({result.growth:+.1%}), "
+              f"{result.peak_mb:.0f} at most of {memory:.0f}", highlight=False)
+    if not result.passed:
+        say("failed", f"memory may grow by {bench.SOAK_GROWTH:.0%}, and all answers have to be 200", "red")
+        raise typer.Exit(1)
 
 # %% ../../nbs/cli/03_runs.ipynb #8445b4ef
 @bench_app.command("jobs")

@@ -110,4 +110,4 @@ def test_lados_works_with_one_extra_alone(extra, tmp_path, environment):
 
 
 def test_every_extra_that_brings_modules_is_tried():
-    assert set(extras()) - set(MODULES) <= {"lab", "dev", "docs", "geo", "mlflow", "streamlit", "flet", "all"} # tools, and packages that are asked for by name
+    assert set(extras()) - set(MODULES) <= {"lab", "dev", "docs", "geo", "s3", "mlflow", "streamlit", "flet", "all"} # tools, and packages that are asked for by name
