@@ -1,4 +1,4 @@
-"Alerts, all the way: real Prometheus and Alertmanager over a real service, workers and exporter."
+"Alerts and panels, all the way: real Prometheus and Alertmanager over a real service, workers and exporter."
 
 import contextlib
 import json
@@ -14,11 +14,17 @@ from typing import ClassVar
 import httpx
 import pytest
 import yaml
-from serving import ROOT, Server, wait_for
-from working import environment, service, working
+from serving import KEY, ROOT, Server, colours, make_run, wait_for
+from toy import toy_manifest
+from working import TRAINING, ended, environment, service, working
+
+from lados.serve.export import export_run
 
 MONITORING = Path(ROOT) / "docker" / "monitoring"
 EXPORT = "from lados.jobs.exporter import run_exporter as go; go({port})"
+BACKUP = "from lados.jobs.backup import take_backup; take_backup('backup')"
+F1 = "F1 of each class on the test images"
+NO_GPU = {"GPU use", "GPU memory"} # the panels that machines without a graphics card leave empty
 
 for program in ("prometheus", "prometheus-alertmanager"):
     if not shutil.which(program):
@@ -124,6 +130,52 @@ def test_a_worker_that_stops_is_told_and_so_is_that_it_is_back(watched, tmp_path
         wait_for(lambda: told("resolved"), 90)
     names = {n for _, _, n, _ in got}
     assert "LadosModelNotReady" in names and not names & {"LadosApiDown", "LadosBrokerDown"} and not told("firing", "/ticket")
+
+
+def in_place(home, code):
+    "Run some code in the installation."
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=home, env=environment(home))
+
+
+def panel_queries() -> set[tuple[str, str]]:
+    "Title and query of everything that the dashboards ask."
+    boards = [json.loads(path.read_text()) for path in sorted((MONITORING / "grafana" / "dashboards").glob("*.json"))]
+    return {(p["title"], t["expr"]) for board in boards for p in board["panels"] for t in p["targets"]}
+
+
+def test_every_panel_has_data(watched, tmp_path, home):
+    "A certified model, answers, a correction over HTTP, a batch, a training with its events, a backup: every query of every panel has an answer."
+    export_run(make_run(tmp_path / "runs" / "first"), ["openvino"])
+    toy_manifest(tmp_path / "data" / "toy")
+    api, prometheus, _ = watched(tmp_path / "runs" / "first")
+    api.ready()
+    key = {"X-API-Key": KEY}
+    with working(tmp_path):
+        training = api.post("/train", json={**TRAINING, "epochs": 3, "data": str(tmp_path / "data" / "toy")}, headers=key).json()
+        for image in colours(30):
+            answer = api.predict(image).json()
+        wait_for(lambda: asked(prometheus, "inference_requests_total > 0"), 60) # a rate needs a count to rise from
+        for image in colours(30, seed=1):
+            answer = api.predict(image).json()
+        said = {"label": "oil" if answer["label"] != "oil" else "ship", "predicted": answer["label"]}
+        assert api.post("/corrections", params=said, files={"file": ("sea.png", image)}, headers=key).status_code == 200
+        batch = api.post("/predict_batch", files=[("files", (f"{i}.png", p)) for i, p in enumerate(colours(20))]).json()
+        in_place(tmp_path, BACKUP)
+        left = {q for q in panel_queries() if q[0] not in NO_GPU}
+        assert len(left) > 30 and {title for title, _ in panel_queries()} > NO_GPU
+
+        def all_seen() -> bool:
+            left.difference_update({q for q in left if asked(prometheus, q[1])})
+            return not left
+
+        for job in (batch, training):
+            assert ended(api, job["id"])["state"] == "succeeded"
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: all_seen() or {title for title, _ in left} == {F1}, 30)
+        assert api.promote(ended(api, training["id"])["run"], "torch").status_code == 200 # a training's card has the scores of each class
+        with contextlib.suppress(AssertionError):
+            wait_for(all_seen, 30)
+        assert not left, left
 
 
 POD = {"namespace": "lados", "pod_phase": "Running", "pod_ip": "127.0.0.1", "pod_annotation_prometheus_io_scrape": "true"}
