@@ -20,7 +20,7 @@ from typing import Any
 from ..core import ConfigError, RunError, settings
 from ..files import atomic_write, locked, read_json, read_record, sha256_file, sha256_text, utc_now, write_json
 from ..labels import LADOS, LabelSet, label_set_from
-from ..remote import LIST, NotInRemote, is_url, pull_folder, read_object, remote_place, remote_root, share
+from ..remote import LIST, NotInRemote, is_url, pull_folder, read_list, read_object, remote_place, remote_root, share
 from ..runs.events import FORMAT
 from ..runs.folders import find_run
 
@@ -235,13 +235,22 @@ def bundle_address(
     folder: str | Path, # a bundle
     pinned: bool = True, # the address means this bundle, and none that takes its place later
 ) -> str: # a URL, or a path where there is no `LADOS_REMOTE` or the bundle has no place in it
-    "Return how another machine finds a bundle, which is sent to `LADOS_REMOTE` if need be."
+    "Return how another machine finds a bundle, which is sent to `LADOS_REMOTE` if there is none. RemoteError."
     folder = Path(folder).resolve()
     origin, url = folder.parent / "origin.json", remote_place(folder)
     if origin.exists():
-        url = read_json(origin)["url"]
+        url, digest = read_json(origin)["url"], sha256_file(folder / SUMS)
     elif url and folder.name == "bundle" and (folder / SUMS).exists():
-        share(folder.parent)
+        digest = _sent(folder) # what is there may have come from another machine, with engines that this one lacks
     else:
         return str(folder)
-    return url + (PIN + sha256_file(folder / SUMS) if pinned else "")
+    return url + (PIN + digest if pinned else "")
+
+
+def _sent(folder: Path) -> str: # SHA-256 of the bundle's list of checksums there
+    "Send a bundle, with its run, unless there is one already."
+    with suppress(NotInRemote):
+        if digest := read_list(remote_place(folder.parent)).get(f"bundle/{SUMS}"):
+            return digest
+    share(folder.parent)
+    return sha256_file(folder / SUMS)

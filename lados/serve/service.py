@@ -39,11 +39,14 @@ from .uploads import Budget
 def list_models(
     settings: Settings,
     configured: Path | str, # what is to be served: a bundle or a run, or its URL
+    served: Path | None = None, # the bundle that is
 ) -> list[dict[str, Any]]: # name, bundle, error, engines{}, left_out{}, card
     "Bundles of the runs, and the configured one, newest first."
     folders = {p.parent.resolve() for p in settings.lados_runs.glob("*/bundle/card.json")}
-    with contextlib.suppress(RunError, RemoteError):
-        folders.add(find_bundle(configured).resolve())
+    with contextlib.suppress(RunError):
+        if not is_url(configured): # what is fetched from there is served
+            folders.add(find_bundle(configured).resolve())
+    folders |= {served.resolve()} if served else set()
     return [_model_entry(f) for f in sorted(folders, key=str, reverse=True)]
 
 
@@ -276,6 +279,7 @@ class FollowedModel(MirroredModel):
     "A slot that holds what is configured, or was promoted since, by this process or another one here."
 
     _target: tuple[str, str] | None = None # bundle and engine that were asked for last
+    _seen: tuple[str, str] | None = None # what was written down at the last look
 
     def start(self) -> None:
         "Begin to load the model, and to follow promotions by other processes."
@@ -291,11 +295,12 @@ class FollowedModel(MirroredModel):
                 await asyncio.wait_for(looked.wait(), 2 * MIRROR_S)
         while True:
             target = served_model(self.settings)
-            if target != self._target or (self.current is None and time.monotonic() > tried + RETRY_S):
+            new, self._seen = target not in (self._target, self._seen), target
+            if new or (self.current is None and time.monotonic() > tried + RETRY_S):
                 self._target = target
                 try:
                     await self.serve(*target)
-                    self._target = target # a promotion may have come and gone while this one waited for its turn
+                    self._target = self._seen = target # a promotion may have come and gone while this one waited
                 except LadosError as e:
                     if str(e) != str(self.lacking):
                         LOG.error("%s", e, extra={"event": {"dataset": "lados.serve", "action": "load"}})
@@ -316,8 +321,8 @@ async def listed_models(
 ) -> list[dict[str, Any]]: # name, bundle, served, error, engines{}, left_out{}, card
     "Return every bundle that is found: the configured one and those of the runs."
     # not where models load, which takes long
-    listed = await asyncio.to_thread(list_models, slot.settings, configured_model(slot.settings))
     served = slot.current.predictor.folder.resolve() if slot.current else None
+    listed = await asyncio.to_thread(list_models, slot.settings, configured_model(slot.settings), served)
     return [{**m, "served": m["bundle"] == served} for m in listed]
 
 
@@ -341,15 +346,17 @@ async def promote_model(
         raise NoSuchModel(f"no model is called '{name}'", "GET /models lists them")
     if slot.current and chosen["card"]:
         refuse_other_classes(slot.current.predictor.label_set, card_label_set(chosen["card"]), name)
-    try:
-        new = await slot.serve(chosen["bundle"], engine)
-    except LadosError:
-        PROMOTIONS.labels("failed").inc()
-        raise
-    slot._target = (str(chosen["bundle"]), engine)
+    before = slot._target
     try:
         slot._target = (await asyncio.to_thread(bundle_address, chosen["bundle"], False), engine)
+        new = await slot.serve(chosen["bundle"], engine)
+    except LadosError:
+        slot._target = before
+        PROMOTIONS.labels("failed").inc()
+        raise
+    try:
         await asyncio.to_thread(record_promotion, slot.settings, chosen["bundle"], engine)
+        slot._seen = slot._target
     except (OSError, RemoteError) as e:
         why, remedy = (e.problem, e.remedy) if isinstance(e, RemoteError) else (e.strerror, "")
         raise ServeError(f"'{name}' is served by this process now, and no longer after it ends: that cannot be "

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['log', 'THUMB', 'LARGE', 'Notify', 'PAGE_MESSAGES', 'error_text', 'lados_error', 'ClassifierHandle', 'ApiCorrections',
            'LocalCorrections', 'open_corrections', 'failed_card', 'delete_files', 'CardBoard', 'archive_cards',
-           'CardIntake', 'answer_card', 'PageLabels', 'AnswerQueue', 'CloserLook', 'restored_cards', 'resume_page',
-           'Session', 'page_table', 'greet', 'take_piece', 'ClassifierPage', 'classifier_page', 'ProblemPage']
+           'add_all', 'CardIntake', 'answer_card', 'PageLabels', 'AnswerQueue', 'CloserLook', 'restored_cards',
+           'resume_page', 'Session', 'page_table', 'greet', 'take_piece', 'ClassifierPage', 'classifier_page',
+           'ProblemPage']
 
 # %% ../../nbs/ui/03_session.ipynb #b23dcea1
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +242,19 @@ def archive_cards(
         upload.path.unlink(missing_ok=True)
 
 
+def add_all(
+    board: CardBoard,
+    name: str, # of the archive
+    cards: Iterable[Card],
+    add: Callable[[Card], None], # called with each
+) -> None:
+    "Add cards as they come; a full disk ends it, and is told. What came before is kept."
+    try:
+        for card in cards:
+            add(card)
+    except OSError as e:
+        board.say(f"{name}: not read to its end: {e.strerror}")
+
 # %% ../../nbs/ui/03_session.ipynb #8d9f7b73
 class CardIntake(UploadIntake):
     "Files that arrive at a page: an image becomes a card, an archive one for each of its members."
@@ -273,15 +288,13 @@ class CardIntake(UploadIntake):
             self.add(Card(key, upload.name, upload.path))
 
     def _unpack(self, key: str, upload: BrowserUpload, round_: int) -> None:
-        aside: dict[str, int] = {}
-        for card in archive_cards(key, upload, self.files, self.room, aside):
-            if round_ != self.round:
-                break
-            self.add(card)
-        if aside and round_ == self.round:
-            self.board.say(f"{upload.name}: left aside: {reasons_text(aside)}")
-        self.board.remove([], (key,))
-
+        cards = archive_cards(key, upload, self.files, self.room, aside := dict[str, int]())
+        try:
+            add_all(self.board, upload.name, takewhile(lambda card: round_ == self.round, cards), self.add)
+            if aside and round_ == self.round:
+                self.board.say(f"{upload.name}: left aside: {reasons_text(aside)}")
+        finally:
+            self.board.remove([], (key,))
 
 # %% ../../nbs/ui/03_session.ipynb #57373e68
 def answer_card(
