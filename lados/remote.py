@@ -45,7 +45,7 @@ class NotInRemote(RunError):
 
     code = "not-in-remote"
 
-
+# %% ../nbs/12_remote.ipynb #5a0937d5
 def is_url(
     place: object, # a path, or a URL as text
 ) -> bool:
