@@ -1270,6 +1270,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lados.jobs.tasks._await_free': ('jobs/tasks.html#_await_free', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._batch_table': ('jobs/tasks.html#_batch_table', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._beside': ('jobs/tasks.html#_beside', 'lados/jobs/tasks.py'),
+                                  'lados.jobs.tasks._check_known': ('jobs/tasks.html#_check_known', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._comparison': ('jobs/tasks.html#_comparison', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._cut_batch': ('jobs/tasks.html#_cut_batch', 'lados/jobs/tasks.py'),
                                   'lados.jobs.tasks._dataset_names': ('jobs/tasks.html#_dataset_names', 'lados/jobs/tasks.py'),

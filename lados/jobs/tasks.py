@@ -12,7 +12,7 @@ __all__ = ['TRAIN', 'PREDICT', 'QUEUES', 'JOB_KINDS', 'LOG', 'content_key', 'lin
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -123,6 +123,12 @@ def job_kinds() -> dict[str, JobKind]:
     for name, kind in load_plugins("lados.job_kinds").items():
         JOB_KINDS.setdefault(name, kind)
     return JOB_KINDS
+
+
+def _check_known(params: dict[str, Any], known: Collection[str]) -> None:
+    "Raise ConfigError for a parameter that nobody would look at."
+    if unknown := params.keys() - set(known):
+        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), known))
 
 # %% ../../nbs/jobs/05_tasks.ipynb #2fd5111b
 def _not_known(lease: Lease, heart: Heartbeat) -> None:
@@ -291,8 +297,7 @@ def run_export(lease: Lease, heart: Heartbeat) -> None:
 
 
 def _prepare_export(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if unknown := params.keys() - {"run", "formats"}:
-        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["run", "formats"]))
+    _check_known(params, ["run", "formats"])
     formats = params.get("formats") or usual_formats()
     formats = formats.split(",") if isinstance(formats, str) else formats
     if not (isinstance(formats, list) and all(isinstance(f, str) for f in formats)):
@@ -333,8 +338,7 @@ def run_comparison(lease: Lease, heart: Heartbeat) -> None:
 
 
 def _prepare_comparison(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if unknown := params.keys() - {"run"}:
-        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["run"]))
+    _check_known(params, ["run"])
     run, served = find_run(str(params.get("run") or "latest")), served_bundle()
     if run.state != "succeeded":
         raise RunError(f"{run.path.name}: a run that has {run.state} cannot be compared", "see `lados runs`")
@@ -372,10 +376,8 @@ def run_merge(lease: Lease, heart: Heartbeat) -> None:
 
 
 def _prepare_merge(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if unknown := params.keys() - set(_MERGED):
-        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), _MERGED))
-    values = plain_params(make_params(params))
-    return {n: values[n] for n in _MERGED}
+    _check_known(params, _MERGED)
+    return {n: v for n, v in plain_params(make_params(params)).items() if n in _MERGED}
 
 
 def _dataset_names(params: dict[str, Any]) -> str:
@@ -398,8 +400,7 @@ def run_audit(lease: Lease, heart: Heartbeat) -> None:
 
 
 def _prepare_audit(params: dict[str, Any], folder: Path) -> dict[str, Any]:
-    if unknown := params.keys() - {"data", "hashes"}:
-        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), ["data", "hashes"]))
+    _check_known(params, ["data", "hashes"])
     if not isinstance(data := params.get("data"), str | Path | None):
         raise ConfigError("an audit is of one dataset", "merge them first: a job of the kind merge")
     return {"data": plain_params(make_params({"data": data}))["data"], "hashes": bool(params.get("hashes", True))}
@@ -498,8 +499,7 @@ def join(
 # %% ../../nbs/jobs/05_tasks.ipynb #1034c04f
 def _prepare_batch(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     "Seal the images that are named, unless they are sealed already, and return the parameters of the batch."
-    if unknown := params.keys() - _BATCH:
-        raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), _BATCH))
+    _check_known(params, _BATCH)
     bundle = find_bundle(params.get("bundle") or locate_model(params.get("run") or "latest")).resolve()
     if not folder.exists():
         _seal(params.get("sources") or [], folder, params.get("trusted", True))
