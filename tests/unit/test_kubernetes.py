@@ -155,6 +155,16 @@ def test_nothing_leaves_or_enters_unless_it_is_said_and_credentials_of_machines_
         assert set(sources) == set(OURS)
 
 
+def test_whoever_asks_the_api_has_its_key_and_a_way_to_it():
+    documents = rendered("cpu")
+    keys = {n for n, w in workloads(documents).items() for c in pod(w)["containers"] for f in c.get("envFrom", [])
+            if f.get("secretRef", {}).get("name") == "lados-key"}
+    policies = of_kind(documents, "NetworkPolicy")
+    leaving = policies["to-api"]["spec"]["podSelector"]["matchExpressions"][0]["values"]
+    admitted = [v for f in policies["api"]["spec"]["ingress"][0]["from"] if "podSelector" in f for v in f["podSelector"]["matchExpressions"][0]["values"]]
+    assert keys == {"api", *leaving} == {"api", "worker-train", "scheduler"} and set(leaving) < set(admitted)
+
+
 def test_a_card_to_each_worker_that_trains():
     trainer = pod(workloads(rendered("gpu"))["worker-train"])
     assert trainer["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
