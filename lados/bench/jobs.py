@@ -26,10 +26,10 @@ import psutil
 
 from ..core import ServeError, settings
 from ..jobs.batches import Batch
+from ..jobs.kinds import QUEUES, TRAIN, job_folder
 from ..jobs.queue import live_workers, submit_batch, submit_job
 from ..jobs.routes import training_history
 from ..jobs.store import ENDED, Job, get_job, open_store
-from ..jobs.tasks import QUEUES, TRAIN, job_folder
 from ..jobs.workers import maintenance
 from .serve import sample_jpegs
 

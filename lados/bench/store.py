@@ -62,7 +62,7 @@ def speed_of(
     return StoreSpeed(what, len(took) / wall, 1e3 * cuts[49], 1e3 * cuts[98], failed)
 
 # %% ../../nbs/bench/04_store.ipynb #18a6e79d
-PREDICT = "predict" # as in lados.jobs.tasks, which loads what a sender does not need
+PREDICT = "predict" # as in lados.jobs.kinds, which loads what a sender does not need
 
 
 def fill_store(

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['SHUTTING_DOWN', 'HEARTBEAT_S', 'Lease', 'Task', 'claim', 'renew', 'finish', 'give_back', 'fail', 'cancel_job',
-           'retry_job', 'list_tasks', 'WorkStopped', 'WorkerDied', 'LeaseNews', 'Heartbeat']
+           'retry_job', 'insist', 'list_tasks', 'WorkStopped', 'WorkerDied', 'LeaseNews', 'Heartbeat']
 
 # %% ../../nbs/jobs/02_leases.ipynb #0ebc6d1a
 import json
 import logging
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -235,6 +236,22 @@ def _taken_up(c: sa.Connection, job_id: str) -> tuple[Job, list[Task]]:
     _moved(c, job_id)
     queued = c.execute(sa.select(TASKS).where(of_job & (TASKS.c.state == "queued")).order_by(TASKS.c.number))
     return job_in(c, job_id), [_task(r) for r in queued]
+
+# %% ../../nbs/jobs/02_leases.ipynb #d1508851
+def insist(
+    what: Callable[..., Any], # `claim`, `finish`, `fail` ...
+    *args: Any, # its arguments
+    **options: Any, # its arguments by name
+) -> Any: # what it returns
+    "Report to the store, again and again while it does not answer; after a while another has the task."
+    until = time.monotonic() + 4 * settings().job_lease_s
+    while True:
+        try:
+            return what(*args, **options)
+        except StoreError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.5)
 
 # %% ../../nbs/jobs/02_leases.ipynb #778b2175
 def list_tasks(

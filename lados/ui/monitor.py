@@ -21,9 +21,9 @@ from ..logs import start_logs
 from ..trail import noted
 from ..model.params import presets
 from ..jobs import leases, queue
+from ..jobs.kinds import TRAIN
 from ..jobs.routes import job_view, training_history
 from ..jobs.store import ENDED, get_job, open_store
-from ..jobs.tasks import TRAIN
 from .voila import apps_folder
 
 # %% ../../nbs/ui/04_monitor.ipynb #cf6ea5e8

@@ -14,8 +14,9 @@ from lados.core import settings
 from lados.data.corrections import Corrections
 from lados.data.manifest import load_manifest
 from lados.files import read_json
+from lados.jobs.kinds import TRAIN
 from lados.jobs.store import add_job, get_job, open_store
-from lados.jobs.tasks import TRAIN, job_kind, job_results, run_task
+from lados.jobs.tasks import job_kind, job_results, run_task
 from lados.model.datamodule import open_dataset
 from lados.model.params import make_params
 

@@ -13,6 +13,7 @@ from lados.core import DataError, RunError, ServeError, settings
 from lados.data.manifest import Manifest, load_manifest
 from lados.files import read_json, write_json
 from lados.jobs import leases
+from lados.jobs.kinds import run_training
 from lados.jobs.promotion import (
     drift_now,
     new_labels,
@@ -23,7 +24,6 @@ from lados.jobs.promotion import (
     should_promote,
 )
 from lados.jobs.store import add_job, open_store
-from lados.jobs.tasks import run_training
 from lados.model.evaluate import compare_models, unknown_to_both
 from lados.runs.folders import find_run, set_latest
 from lados.trail import read_trail

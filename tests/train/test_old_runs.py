@@ -18,9 +18,10 @@ from lados.core import settings
 from lados.data.manifest import load_manifest
 from lados.files import write_json
 from lados.jobs.batches import Batch
+from lados.jobs.kinds import job_folder
 from lados.jobs.promotion import read_proposal
 from lados.jobs.store import add_job, get_job, open_store
-from lados.jobs.tasks import job_folder, run_task
+from lados.jobs.tasks import run_task
 from lados.labels import CLASSES
 from lados.model.bundle import read_card
 from lados.model.train import load_state, read_history, save_state
