@@ -372,7 +372,7 @@ class _Beginning:
 
     def submit(
         self,
-        kind: str, # train, predict, export, or one that a package brings
+        kind: str, # train, predict, export, compare, merge, audit, or one that a package brings
         params: dict[str, Any] | None = None, # what the kind knows; the service checks them
         name: str = "", # for people
     ) -> Answer: # the job

@@ -298,7 +298,10 @@ def open_tiff(
     if not large and not beyond_pillow(tags, chosen_bands(settings().lados_bands)):
         try:
             f.seek(0)
-            return TiffImagePlugin.TiffImageFile(f, "")
+            im = TiffImagePlugin.TiffImageFile(f, "")
+            if im.mode == "L": # Pillow passes over a second band that is no transparency
+                im.info["bands"] = pick_bands(tags.get(277, 1), ())[1]
+            return im
         except (SyntaxError, KeyError): # a pixel or a compression that Pillow does not know
             if pixels <= 0 or not {258, 277} & set(tags):
                 raise

@@ -1,5 +1,6 @@
 "What tests of the front ends in a browser share: an API that can be killed, photographs, and how each front end is used."
 
+import contextlib
 import os
 import re
 import subprocess
@@ -135,7 +136,11 @@ def said(page, *texts):
 def press(page, name, role="button"):
     "Press what a screen reader finds: in Flutter a node that lies below others, so that it is told of the click itself."
     found = page.get_by_role(role, name=name).first
-    found.dispatch_event("click") if page.locator("flutter-view").count() else found.click()
+    if not page.locator("flutter-view").count():
+        return found.click()
+    found.wait_for(state="attached")
+    settled(page)
+    found.dispatch_event("click")
 
 
 def part(page, name):
@@ -150,8 +155,15 @@ def part(page, name):
 
 
 def settled(page):
-    "Wait until a front end has handed what it shows to the browser."
-    if not page.locator("flutter-view").count():
+    "Wait until a front end has handed what it shows to the browser, and Flutter's semantics stand still: a node that is just being replaced hears nothing."
+    from playwright.sync_api import TimeoutError as InVain
+
+    if page.locator("flutter-view").count():
+        with contextlib.suppress(InVain): # of what moves without end
+            page.wait_for_function("""() => { const nodes = [...document.querySelectorAll('flt-semantics')].map(e => e.id + e.getAttribute('aria-label') + e.textContent).join()
+                if (window.nodesSeen !== nodes) [window.nodesSeen, window.nodesSince] = [nodes, Date.now()]
+                return Date.now() - window.nodesSince > 500 }""", polling=100, timeout=3000)
+    else:
         page.wait_for_selector("[data-testid=stApp][data-test-script-state=notRunning]")
         page.evaluate("() => Promise.all([...document.images].map(i => i.decode().catch(() => 0)))")
     page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -38,7 +38,7 @@ def job_group() -> None:
 
 @job_app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="train, predict, export, or a kind that a package brings")],
+    kind: Annotated[str, typer.Argument(help="train, predict, export, compare, merge, audit, or a package's own")],
     paths: Annotated[list[str] | None, typer.Argument(help="For predict: images, folders, zips or URLs")] = None,
     preset: Annotated[str | None, typer.Option(help="For train: demo, small, resnet50 ..., or a YAML file")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A parameter, key=value; repeatable")] = None,

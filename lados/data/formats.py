@@ -6,7 +6,7 @@
 __all__ = ['FILE_COLUMNS', 'LABEL_COLUMNS', 'GROUP_COLUMNS', 'WRITERS', 'MaskFolder', 'mask_folders', 'table_text', 'pixel_names',
            'pixel_classes', 'mask_areas', 'mask_names', 'mask_sources', 'read_masks', 'mask_values', 'folder_class',
            'class_folders', 'folder_names', 'read_folders', 'read_rows', 'TableForm', 'labelled_tables', 'table_form',
-           'connected_groups', 'table_names', 'read_tables', 'listed_files', 'listed_names', 'writable', 'write_table']
+           'table_names', 'read_tables', 'listed_files', 'listed_names', 'writable', 'write_table']
 
 # %% ../../nbs/data/07_formats.ipynb #6491fec9
 import csv
@@ -28,7 +28,7 @@ from ..files import atomic_write, check_place
 from ..labels import LADOS, LabelSet, infer_label_set
 from .annotations import AnnotatedImage, Notes, map_threads, whole_number
 from .images import open_image
-from .manifest import COLUMNS
+from .manifest import COLUMNS, connected_groups
 from .walk import IMAGE, NameMatcher, images_in, judge_name, name_key, split_folders, split_of
 
 # %% ../../nbs/data/07_formats.ipynb #f6dc99b1
@@ -279,6 +279,14 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"^\d+[\s._-]*", "", name) or name
 
 
+# %% ../../nbs/data/07_formats.ipynb #616c2195
+_UNLABELLED = ("unlabeled", "unlabelled", "not labeled", "unannotated")
+
+
+def _is_unlabelled(folder: Path) -> bool:
+    return re.sub(r"[\s_-]+", " ", folder.name.lower()) in _UNLABELLED
+
+
 def class_folders(
     path: str | Path, # of the dataset
 ) -> list[tuple[Path, str]]: # folder and split
@@ -286,7 +294,7 @@ def class_folders(
     path = Path(path)
     places = split_folders(path) or ([(path, "")] if path.is_dir() else [])
     folders = [(p, split) for place, split in places for p in sorted(place.iterdir())
-               if p.is_dir() and judge_name(f"{p.name}/x.jpg")[0] == IMAGE]
+               if p.is_dir() and judge_name(f"{p.name}/x.jpg")[0] == IMAGE and not _is_unlabelled(p)]
     if any(folder_class(p.name) for p, _ in folders):
         return [(p, split) for p, split in folders if folder_class(p.name) or images_in(p, deep=True)]
     filled = [(p, split) for p, split in folders if images_in(p) and p.name.lower() not in (*_IMAGES, *_MASKS)]
@@ -375,8 +383,8 @@ class TableForm(NamedTuple):
 
 
 _YES, _NO = {"1", "1.0", "true", "yes", "x", "y"}, {"0", "0.0", "false", "no", "n", "-"}
-_UNLABELLED = ("unlabeled", "unlabelled", "not labeled")
 _NO_LABEL = {*_UNLABELLED, "nan", "<na>", "na", "n/a", "#n/a", "null", "nil", "-", "--", "?"} # of programs and people
+_MISSING = "None" # as Python writes a missing value; a person's word for clean sea is `none`
 
 
 def labelled_tables(
@@ -429,33 +437,11 @@ def _given(row: Mapping[str, str], form: TableForm, nothing: str | None) -> str:
     "The label of a row, joined where there are several; empty where it has none."
     if form.label:
         cell = row[form.label].strip(_BLANK)
-        return "" if cell.lower() in _NO_LABEL else cell
+        return "" if cell.lower() in _NO_LABEL or cell == _MISSING else cell
     cells = {n: row[n].strip(_BLANK).lower() for n in form.classes}
     if any(row.get(n, "").strip(_BLANK).lower() in _YES for n in _UNLABELLED) or not any(cells.values()):
         return ""
     return "|".join(n for n, cell in cells.items() if cell in _YES) or nothing or ""
-
-# %% ../../nbs/data/07_formats.ipynb #5aa38c30
-def connected_groups(
-    rows: Sequence[Mapping[str, str]], # one an image
-    columns: Sequence[str], # any equal, non-empty value in one of them ties two rows
-) -> list[str | None]: # a name for each row's group; None where no cell ties it
-    "The connected components of rows that share a value in any of the columns."
-    parent: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(tie):
-        while parent.setdefault(tie, tie) != tie:
-            parent[tie] = tie = parent[parent[tie]]
-        return tie
-
-    ties = [[(c, v) for c in columns if (v := (row.get(c) or "").strip())] for row in rows]
-    for row in filter(None, ties):
-        for tie in row:
-            parent[root(tie)] = root(row[0])
-    names: dict[tuple[str, str], str] = {}
-    for column, value in sorted(parent):
-        names.setdefault(root((column, value)), value if len(columns) == 1 else f"{column}={value}")
-    return [names[root(t[0])] if t else None for t in ties]
 
 # %% ../../nbs/data/07_formats.ipynb #aff2a250
 def table_names(
@@ -512,7 +498,7 @@ def _usable(
         where = f"line {line}: "
         if not name or not given:
             image, said = (_image_path(table, name, matcher), f"{table.name} ") if name else (table, "")
-            notes.add("empty-cell", image, f"{said}{where}no {'label' if name else form.file}; row left out")
+            notes.add("empty-cell", image, f"{said}{where}no {_no_label(row, form) if name else form.file}; row left out")
             continue
         image, classes = _image_path(table, row[form.file], matcher), _row_classes(table, line, given, label_set)
         if not image.is_file():
@@ -526,6 +512,13 @@ def _usable(
             seen[image] = classes
             own = _row_split(row.get("split"), table, where, notes) or (split if row.get("split") is None else "")
             yield AnnotatedImage(image, own, label=classes), row
+
+
+def _no_label(row: Mapping[str, str], form: TableForm) -> str:
+    "What a row without a label is said to lack; of a word with two meanings, what to write instead."
+    two = form.label and row[form.label].strip(_BLANK) == _MISSING
+    return "label (None is Python's word for a missing one; for clean sea, write background)" if two else "label"
+
 
 # %% ../../nbs/data/07_formats.ipynb #b2f9eb83
 def _image_path(table: Path, name: str, matcher: NameMatcher) -> Path:

@@ -525,7 +525,7 @@ def decode(
             rgb = _to_rgb(im, factor)
             rgb = _deep_colour(opened, source, rgb, factor, before) if deep else rgb
         im.close()
-        return DecodedImage.of(_TURNS[after](rgb), im.info.get("rendering", ""))
+        return DecodedImage.of(_TURNS[after](rgb), "; ".join(filter(None, map(im.info.get, ("bands", "rendering")))))
 
 # %% ../../nbs/data/00_images.ipynb #ea064405
 def _squash(image: np.ndarray, size: int, height: int | None = None) -> np.ndarray:

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['FRAME_STEP', 'SPLITS', 'COLUMNS', 'REQUIRED', 'source_stem', 'is_counter', 'source_names', 'video_frame',
-           'ImageTable', 'Manifest', 'is_manifest', 'check_images', 'load_manifest']
+           'connected_groups', 'ImageTable', 'Manifest', 'is_manifest', 'check_images', 'load_manifest']
 
 # %% ../../nbs/data/02_manifest.ipynb #19c8fafd
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -100,6 +100,28 @@ def video_frame(
         return named["video"], int(named["frame"])
     is_step = stem.isascii() and stem.isdigit() and 3 <= len(stem) <= 6 and int(stem) % FRAME_STEP == 0
     return ("", int(stem)) if is_step else None
+
+# %% ../../nbs/data/02_manifest.ipynb #5aa38c30
+def connected_groups(
+    rows: Sequence[Mapping[str, str]], # one an image
+    columns: Sequence[str], # any equal, non-empty value in one of them ties two rows
+) -> list[str | None]: # a name for each row's group; None where no cell ties it
+    "The connected components of rows that share a value in any of the columns."
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(tie):
+        while parent.setdefault(tie, tie) != tie:
+            parent[tie] = tie = parent[parent[tie]]
+        return tie
+
+    ties = [[(c, v) for c in columns if (v := (row.get(c) or "").strip())] for row in rows]
+    for row in filter(None, ties):
+        for tie in row:
+            parent[root(tie)] = root(row[0])
+    names: dict[tuple[str, str], str] = {}
+    for column, value in sorted(parent):
+        names.setdefault(root((column, value)), value if len(columns) == 1 else f"{column}={value}")
+    return [names[root(t[0])] if t else None for t in ties]
 
 # %% ../../nbs/data/02_manifest.ipynb #c3bc9acf
 SPLITS = ("train", "valid", "test")

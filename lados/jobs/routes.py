@@ -199,8 +199,8 @@ async def train(request: Request, asked: Annotated[dict[str, Any], Body()]) -> R
 class JobRequest(BaseModel, extra="forbid"):
     "A job of any kind."
 
-    kind: str = Field(max_length=40, description="train, predict, export, or one that a package brings",
-                      examples=["train"])
+    kind: str = Field(max_length=40, examples=["train"],
+                      description="train, predict, export, compare, merge, audit, or one that a package brings")
     params: dict[str, Any] = Field({}, description="what the kind knows; of train, those of POST /train",
                                    examples=[{"preset": "demo"}])
     name: str = Field("", max_length=200, description="for people")

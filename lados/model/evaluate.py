@@ -21,8 +21,7 @@ from ..core import DataError, markdown_table
 from ..files import read_json
 from ..labels import LADOS
 from ..data.audit import lookup_baseline
-from ..data.formats import connected_groups
-from ..data.manifest import Manifest, check_images, load_manifest
+from ..data.manifest import Manifest, check_images, connected_groups, load_manifest
 from ..data.split import group_folds
 from .batches import Dataset, plain_batches, prepare_dataset
 from .bundle import bundle_label_set, bundle_name, find_bundle, make_card

@@ -17,9 +17,8 @@ from pycocotools import mask as mask_utils
 from lados.core import ConfigError, DataError, settings
 from lados.data.annotations import Notes, class_areas, clip_polygon
 from lados.data.coco import coco_files, read_coco
-from lados.data.formats import connected_groups
 from lados.data.importers import import_dataset, recognise
-from lados.data.manifest import load_manifest, source_stem
+from lados.data.manifest import connected_groups, load_manifest, source_stem
 from lados.labels import CLASSES, LADOS, POLICIES
 
 SHARED = Path(os.environ.get("LADOS_SHARED_DATA", Path(__file__).parents[2] / "../shared/data"))

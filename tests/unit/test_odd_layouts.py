@@ -173,12 +173,28 @@ def test_zeros_are_none_of_the_classes_and_blanks_are_nothing(tmp_path):
     assert [r[2] for r in rows(own)] == ["kelp", "background", "sand"]
 
 
-@pytest.mark.parametrize("label", ["nan", "NaN", "NULL", "n/a", "<NA>", "-", "?", "unlabeled", '""'])
+@pytest.mark.parametrize("label", ["nan", "NaN", "NULL", "n/a", "<NA>", "-", "?", "unlabeled", "None", '""'])
 def test_what_programs_write_for_no_label_is_no_class(tmp_path, label):
     (place(tmp_path, "a.png", "b.png", "c.png") / "labels.csv").write_text(f"file,label\na.png,{label}\nb.png,ship\nc.png,oil\n")
     found = import_dataset(tmp_path)
     assert list(found.frame["label"]) == ["ship", "oil"] and len(found.label_set) == 6
-    assert [n["message"] for n in found.meta["warnings"] if n["file"].endswith("a.png")] == ["labels.csv line 2: no label; row left out"]
+    said, = (n for n in found.meta["warnings"] if n["file"].endswith("a.png"))
+    assert said["kind"] == "empty-cell" and "line 2" in said["message"]
+
+
+def test_a_person_s_word_for_clean_sea_is_background(tmp_path):
+    (place(tmp_path, "a.png", "b.png") / "labels.csv").write_text("file,label\na.png,none\nb.png,ship\n")
+    assert [r[2] for r in rows(tmp_path)] == ["background", "ship"]
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unlabelled", "not-labeled", "unannotated"])
+@pytest.mark.parametrize("classes", [("oil", "sheen"), ("kelp", "sand")])
+def test_what_waits_for_its_label_is_left_out_by_name(tmp_path, name, classes):
+    place(tmp_path, *(f"{folder}/{n}.png" for n in "ab" for folder in (*classes, name)))
+    found = import_dataset(tmp_path)
+    assert sorted({*found.frame["label"]}) == sorted(classes) and name not in found.label_set.names
+    assert [n["file"] for n in found.meta["warnings"] if n["kind"] == "unlisted-image"] == [str(tmp_path / name / f"{n}.png") for n in "ab"]
+    assert (found.meta["files"]["read"], found.meta["files"]["left_out"]) == (4, 2)
 
 
 @pytest.mark.parametrize("text", ["file,score\na.png,0.7\n", "file,reviewed\na.png,1\n", "file,oil\na.png,0.7\n", "file,x,y\na.png,1,17\n"])

@@ -111,6 +111,14 @@ def test_the_user_chooses_the_bands(tmp_path, monkeypatch):
         decode(path)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("interleave", ["pixel", "band"])
+def test_of_two_bands_one_is_shown_and_the_answer_says_which(tmp_path, dtype, interleave):
+    path = write(tmp_path / "x.tif", deep(dtype)[..., :2], photometric="MINISBLACK", interleave=interleave, ALPHA="NO")
+    assert "band 1 of 2" in decode(path).rendering
+    assert not getattr(decode(write(tmp_path / "y.tif", deep("uint8")[..., :1])), "rendering", "")
+
+
 def test_the_file_may_name_its_bands(tmp_path):
     path = write(tmp_path / "x.tif", np.dstack([PHOTO, PHOTO])[..., :4][..., [2, 1, 0, 3]], names=["blue", "green", "red", "nir"],
                  photometric="MINISBLACK")

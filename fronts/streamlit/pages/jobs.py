@@ -13,6 +13,11 @@ def states() -> dict[str, str]:
     return {"queued": t("queued"), "running": t("running"), "succeeded": t("succeeded"), "failed": t("failed"), "cancelled": t("cancelled")}
 
 
+def kinds() -> dict[str, str]:
+    "Return the kinds that the service brings in words; those of packages have their own names."
+    return {"predict": t("Batch"), "train": t("Training"), "export": t("Export"), "compare": t("Comparison"), "merge": t("Merged dataset"), "audit": t("Audit")}
+
+
 def job_card(job: dict, mine: bool) -> None:
     "Show a job with what can be done with it."
     with st.container(border=True):
@@ -21,7 +26,7 @@ def job_card(job: dict, mine: bool) -> None:
         units = {"images": t("images"), "epochs": t("epochs")}.get(job.get("unit"), job.get("unit") or "")
         far = t("{done} of {all} {unit}", done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)), unit=units)
         eta = f", {t('{span} left', span=t.seconds(job['eta_s']))}" if job.get("eta_s") else ""
-        kind = {"predict": t("Batch"), "train": t("Training"), "export": t("Export")}.get(job["kind"], job["kind"])
+        kind = kinds().get(job["kind"], job["kind"])
         left.html(f'<p class="l-verdict"><b>{parts.say(kind)}</b> <span class="l-soft">{parts.say(job.get("name") or "")} · {parts.say(job["id"][:8])}</span> '
                   f'<span class="l-pill {job["state"]}">{parts.say(state)}</span></p><p class="l-set">{parts.say(far + eta)} · {parts.say(t.when(job["created"]))}</p>')
         if job["state"] in LIVE:
