@@ -51,9 +51,9 @@ STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SEC
 IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados fronts tests tools setup.py;
 # Notebooks run three at a time, one thread each, for some of them wait more than they compute. The papermill notebooks need a run folder: the tests of the command execute them.
 NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 3 --timing
-PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+PYTEST = python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
-test: setup ## notebooks in step, clean and running, style, tests: all but the eight longest, see test-long
+test: setup ## notebooks in step, clean and running, style, tests: all but the longest, see test-long
 	@$(STEP) $(IN_STEP) \
 	step "library notebooks and tutorials" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$)'; \
 	echo "== tests"; $(PYTEST)
@@ -63,14 +63,14 @@ test-fast: setup ## two minutes: style, the notebooks of core, data and model, a
 	step "notebooks of core, data and model" $(NBDEV) --skip-folder-re '^([_.]|papermill$$|apps$$|tutorials|synthetic|runs|serve|jobs|ui|bench|cli)'; \
 	echo "== tests/unit"; $(PYTEST) tests/unit
 
-test-long: setup ## minutes: eight tests of many processes each: kills over jobs, the closing of the loop, benches
+test-long: setup ## ten minutes: the tests that take over 20 s each, of many processes: kills over jobs, the closing of the loop, benches, the site
 	@$(STEP) $(PYTEST) -m long
 
 COVERED = coverage report --format=total --include="$$folder/*.py"
 
 coverage: setup ## which lines the tests reach, processes that they start included; of some tests: make coverage TESTS=tests/unit
 	@export PATH="$(BIN):$$PATH"; coverage erase; \
-	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not fronts" $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
+	coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not fronts" $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
 	coverage combine -q; coverage report --skip-covered --sort=miss | tail -n +1; \
 	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
 

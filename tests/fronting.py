@@ -127,10 +127,17 @@ def give(page, name, what, button="Choose images"):
     waiting.value.set_files(what)
 
 
+WORDS = "[document.body.innerText, ...[...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))]"
+
+
 def said(page, *texts):
     "Wait for one of some words anywhere on the page, Flutter's semantics included."
-    page.wait_for_function("""texts => { const all = [document.body.innerText, ...[...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))]
-        return texts.some(t => all.some(a => a.includes(t))) }""", arg=list(texts))
+    from playwright.sync_api import TimeoutError as InVain
+
+    try:
+        page.wait_for_function(f"texts => {WORDS}.some(words => texts.some(t => words.includes(t)))", arg=list(texts))
+    except InVain:
+        raise AssertionError(f"{' or '.join(texts)} is not said; there is: {page.evaluate(WORDS)}") from None
 
 
 def press(page, name, role="button"):

@@ -100,6 +100,7 @@ def test_a_training_goes_on_from_its_checkpoint(home):
     assert history(home, job) == list(range(20)) # no gap, and no epoch twice
 
 
+@pytest.mark.long
 def test_a_training_over_which_kernels_die_is_given_up(at_work):
     home, server, workers = at_work
     job = training(server, home, epochs=200)
@@ -117,6 +118,7 @@ def test_a_training_over_which_kernels_die_is_given_up(at_work):
     assert ended(server, job["id"])["state"] == "cancelled"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["starting", "training"])
 def test_cancelled_at_any_moment(at_work, moment):
     home, server, workers = at_work
@@ -154,6 +156,7 @@ def test_workers_are_killed_over_a_batch_and_every_image_comes_once(home):
         assert names(server, job) == [f"{i:05d}.png" for i in range(400)]
 
 
+@pytest.mark.long
 def test_a_batch_is_cancelled_and_taken_up_again(home):
     with service(home, runs() / "first", JOB_CHUNK=2) as server: # so many parts that it cannot be over before it is cancelled
         server.ready()

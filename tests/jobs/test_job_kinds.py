@@ -74,6 +74,7 @@ def lados(home, package, *words):
     return subprocess.run(command, env=environment(home, **package), capture_output=True, text=True)
 
 
+@pytest.mark.long
 def test_a_kind_from_outside_goes_all_the_way(tmp_path, package):
     folder = tmp_path / "data" / "flight"
     folder.mkdir(parents=True)

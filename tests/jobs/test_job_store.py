@@ -132,6 +132,7 @@ def test_up_runs_once_in_a_folder(tmp_path):
 # --- the command line
 
 
+@pytest.mark.long
 def test_jobs_from_the_command_line(tmp_path):
     toy_manifest(tmp_path / "data" / "toy", train=24, held=9)
     settings = [f"--set={k}={'null' if v is None else v}" for k, v in TRAINING.items() if k != "preset"]
@@ -291,6 +292,7 @@ def test_a_postgresql_that_hangs_stops_the_work(postgres, short_lease):
     leases.cancel_job(store, job.id)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs openssl to make a certificate")
 def test_workers_and_service_over_tls_a_password_and_postgresql(tmp_path, postgres):
     "Nothing embedded: as on several machines."

@@ -92,6 +92,7 @@ def test_an_error_of_the_training_is_told_and_not_tried_again(place):
     assert (job["state"], job["attempts"]) == ("failed", 1) and "empty" in job["error"]
 
 
+@pytest.mark.long
 def test_fifty_submits_at_once_are_one_training(place):
     home, server = place
     body = asked(2, data=str(home / "data" / "toy"), seed=50)

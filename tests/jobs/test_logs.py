@@ -64,6 +64,7 @@ def _worked(home, model, more) -> tuple[str, str]:
     return training["id"], batch
 
 
+@pytest.mark.long
 def test_a_job_is_followed_through_all_processes(session):
     home, training, batch, request = session
     of_job = [x for x in lines(home) if x.get("lados", {}).get("job", {}).get("id") == training]
@@ -92,6 +93,7 @@ def test_what_a_notebook_prints_becomes_lines(tmp_path, monkeypatch):
     assert printed[-1]["log.level"] == "warning" and {x["lados"]["job"]["id"] for x in printed} == {"3f2a"}
 
 
+@pytest.mark.long
 def test_every_line_keeps_to_the_mapping(session):
     found = lines(session[0])
     assert not {m for x in found for m in misfits(x)}
@@ -100,6 +102,7 @@ def test_every_line_keeps_to_the_mapping(session):
         name for x in found for name in flat(x) if name.startswith("labels.")}
 
 
+@pytest.mark.long
 def test_no_line_tells_what_is_nobodys_business(session):
     home = session[0]
     everything = "".join(p.read_text() for p in [*(home / "h" / "logs").iterdir(), *home.glob("*.log")] if p.is_file())

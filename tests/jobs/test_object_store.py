@@ -112,6 +112,7 @@ def test_a_wrong_key_is_said_at_once_and_not_shown(network, home, monkeypatch):
 # --- machines that share nothing else
 
 
+@pytest.mark.long
 def test_machines_that_share_an_object_store_and_no_folder(network, home):
     team = settings().lados_remote
     for name in ("first", "second"):

@@ -135,6 +135,7 @@ def test_drift_leads_to_one_training_until_it_was_low_again(store, drifting):
     assert begun == [False, True, False, False, False, False, False, True]
 
 
+@pytest.mark.long
 def test_from_a_missed_time_to_a_proposal(store, tmp_path, monkeypatch):
     "A worker begins what was missed, trains it, compares it with what is served, and leaves what is served alone."
     monkeypatch.setenv("MODEL_PATH", str(runs() / "first"))

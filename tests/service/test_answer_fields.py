@@ -32,6 +32,7 @@ def package(tmp_path_factory):
     return {"PYTHONPATH": f"{ROOT}:{folder}", "LADOS_HOME": str(folder / "home")}
 
 
+@pytest.mark.long
 def test_a_field_from_outside_is_in_api_schema_table_and_page(package, tmp_path):
     image = tmp_path / "sea.png"
     image.write_bytes(colours(1)[0])

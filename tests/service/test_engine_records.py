@@ -62,6 +62,7 @@ def place(tmp_path_factory):
     return lados
 
 
+@pytest.mark.long
 def test_it_is_exported_and_certified_by_its_own_precision(place):
     assert place.exported.returncode == 0, place.exported.stderr
     assert "halved written" in place.exported.stderr and "halved" in place.exported.stdout
@@ -71,6 +72,7 @@ def test_it_is_exported_and_certified_by_its_own_precision(place):
     assert entry["bytes"] > 0 and "halved/model.onnx" in (bundle / "SHA256SUMS").read_text()
 
 
+@pytest.mark.long
 def test_it_is_in_the_table_predicts_and_is_benched(place):
     table = place("engines", f"--run={BUNDLE}")
     assert "made by a test" in table.stdout and "passed" in table.stdout, table.stderr
@@ -85,6 +87,7 @@ def test_it_is_in_the_table_predicts_and_is_benched(place):
     assert bench.returncode == 0 and bench.stdout.count("halved") >= 2, bench.stderr
 
 
+@pytest.mark.long
 def test_it_serves(place):
     with serving(place.folder / "service", place.folder / "runs" / "second", LADOS_ENGINE="halved",
                  PYTHONPATH=place.env["PYTHONPATH"]) as server:

@@ -90,6 +90,7 @@ def service(tmp_path_factory):
         yield server.url, document, image
 
 
+@pytest.mark.long
 def test_a_client_by_openapi_python_client(service, tmp_path):
     url, document, image = service
     venv.create(tmp_path / "venv") # pip, which takes seconds to install, can be that of this Python
@@ -101,6 +102,7 @@ def test_a_client_by_openapi_python_client(service, tmp_path):
     run([python, "use.py", url, KEY, image], cwd=tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_a_client_by_openapi_typescript(service, tmp_path):
     url, document, image = service

@@ -88,6 +88,7 @@ def test_predict_answers_alike_with_every_engine(place):
     assert (answers["openvino"].filter(like="p_") - answers["torch"].filter(like="p_")).abs().max().max() < 1e-3 + ROUNDING
 
 
+@pytest.mark.long
 def test_export_as_a_job_leaves_a_report(place):
     queued = place.apart("export", "first", "onnx", "--as-job")
     assert queued.returncode == 0 and "lados worker" in queued.stdout, queued.stderr

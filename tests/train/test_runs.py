@@ -156,6 +156,7 @@ def check_folder(run):
     assert not [p for p in files if p.read_bytes()[:1] == b"\x80" or p.read_bytes()[:4] == b"PK\x03\x04"], "nothing pickled"
 
 
+@pytest.mark.long
 def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
     drawn = tiny(data=sample, epochs=2, name="drawn", ema=0.5, find_lr=True, batch_size="auto").model_dump(mode="json")
     both = [new_run("train", "drawn", drawn), new_run("train", "toy", params(toy_data, epochs=2, name="toy"))]

@@ -131,6 +131,7 @@ def wait_for(run, epochs, process, limit=60):
         time.sleep(0.01)
 
 
+@pytest.mark.long
 def test_killed_is_uninterrupted(data, tmp_path, environment):
     recipe = {"ema": 0.9, "epochs": 40, "cutmix": 0.5, "accumulate": 2}
     run = tmp_path / "run"
@@ -416,6 +417,7 @@ def test_two_processes_resume_and_stop_together(data, tmp_path, monkeypatch):
     assert same(weights(trained.net), load_state(tmp_path / "checkpoint" / "best.safetensors")[0])
 
 
+@pytest.mark.long
 @two_processes
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_workers_do_not_outlive_who_started_them(data, tmp_path, environment, how):

@@ -319,6 +319,7 @@ def test_bad_input_becomes_cards_that_say_why(server, visit):
     assert names(page)[:2] == names(page, ".card.done"), "what has no answer comes last"
 
 
+@pytest.mark.long
 def test_twenty_images_of_ten_megabytes(server, visit, tmp_path):
     "More than any one message may carry; the page stays alive meanwhile, and an image above the limit is named."
     pixels = np.random.default_rng(0).integers(0, 255, (1820, 1820, 3), np.uint8)

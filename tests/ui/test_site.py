@@ -13,6 +13,8 @@ from browsing import CHROMIUM, FLAGS, folder_served
 pytest.importorskip("material", reason="the site needs mkdocs-material")
 ROOT = Path(__file__).resolve().parents[2]
 
+pytestmark = pytest.mark.long
+
 if not (ROOT / "nbs").is_dir():
     pytest.skip("needs a checkout", allow_module_level=True)
 
