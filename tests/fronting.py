@@ -130,12 +130,12 @@ def give(page, name, what, button="Choose images"):
 WORDS = "[document.body.innerText, ...[...document.querySelectorAll('[aria-label]')].map(e => e.getAttribute('aria-label'))]"
 
 
-def said(page, *texts):
+def said(page, *texts, seconds=180):
     "Wait for one of some words anywhere on the page, Flutter's semantics included."
     from playwright.sync_api import TimeoutError as InVain
 
     try:
-        page.wait_for_function(f"texts => {WORDS}.some(words => texts.some(t => words.includes(t)))", arg=list(texts))
+        page.wait_for_function(f"texts => {WORDS}.some(words => texts.some(t => words.includes(t)))", arg=list(texts), timeout=1000 * seconds)
     except InVain:
         raise AssertionError(f"{' or '.join(texts)} is not said; there is: {page.evaluate(WORDS)}") from None
 
@@ -148,6 +148,16 @@ def press(page, name, role="button"):
     found.wait_for(state="attached")
     settled(page)
     found.dispatch_event("click")
+
+
+def press_for(page, name, *texts):
+    "Press until some words are said: what is rebuilt just then, as for another size of the window, hears nothing, and a person presses again."
+    for _ in range(4):
+        if page.get_by_role("button", name=name).count(): # it may be over already
+            press(page, name)
+        with contextlib.suppress(AssertionError):
+            return said(page, *texts, seconds=20)
+    said(page, *texts)
 
 
 def part(page, name):

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fronting import FRONTS, PHONE, awake, files, give, part, photo, press, remembered, said, shot, visitor
+from fronting import FRONTS, PHONE, awake, files, give, part, photo, press, press_for, remembered, said, shot, visitor
 from PIL import Image
 from serving import KEY, encoded, wait_for
 
@@ -181,8 +181,7 @@ def test_an_address_leads_to_its_page(visit, fronts):
 def test_history_stays_on_the_device(visit, fronts):
     page = visit("flet", script=remembered(visitor(fronts.kept)))
     said(page, "4 images classified")
-    press(page, "Clear")
-    said(page, "Choose a flight's images")
+    press_for(page, "Clear", "Choose a flight's images")
     page.reload()
     awake(page)
     part(page, "History")
