@@ -34,7 +34,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
 	@$(PULSE) echo "installing lados and what it needs, some 7 GB, into $(VENV)"; \
-	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,s3,geo,streamlit,flet,lab,docs,dev]' -c $(VENV)/constraints.txt
+	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,s3,geo,otel,streamlit,flet,lab,docs,dev]' -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images

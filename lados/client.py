@@ -17,8 +17,10 @@ import os
 import random
 import re
 import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -302,6 +304,7 @@ class _Call:
     parse: Callable[[httpx.Response], Any] = _json
     timeout: float | None = None # seconds; None: that of the client
     retries: float | None = None # None: those of the client
+    quiet: bool = False # no trace tells of it: it is asked again and again
 
     def options(self, stream: Callable[[_Form], Any]) -> dict[str, Any]: # for httpx's `build_request`
         "What to send; `stream` makes a form's pieces iterable in the client's way."
@@ -605,6 +608,33 @@ class _Service(_Images, _Beginning, _Reading, _Correcting, _Serving):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r})"
 
+# %% ../nbs/04_client.ipynb #d99174f9
+def _traceparent(ids: Any) -> dict[str, str]: # headers; ids: OpenTelemetry's SpanContext
+    state = ids.trace_state.to_header() if ids.is_valid else ""
+    parent = f"00-{ids.trace_id:032x}-{ids.span_id:016x}-{ids.trace_flags & 255:02x}"
+    return {**({"traceparent": parent} if ids.is_valid else {}), **({"tracestate": state} if state else {})}
+
+
+@contextmanager
+def _traced(call: _Call) -> Iterator[tuple[dict[str, str], Callable[[str, Any], Any]]]: # headers; notes an attribute
+    "Tell OpenTelemetry of a request, if the program around this has it loaded."
+    trace = sys.modules.get("opentelemetry.trace")
+    alone = trace and not trace.get_current_span().get_span_context().is_valid
+    if trace is None or call.quiet or (alone and call.method == "GET"):
+        yield {}, lambda name, value: None
+        return
+    route = re.sub(r"^/(job|corrections)/[^/]+", r"/\1/{id}", call.path)
+    options = {"kind": trace.SpanKind.CLIENT, "record_exception": False, "set_status_on_exception": False,
+               "attributes": {"http.request.method": call.method, "url.template": route}}
+    with trace.get_tracer("lados.client").start_as_current_span(f"{call.method} {route}", **options) as span:
+        try:
+            yield _traceparent(span.get_span_context()), span.set_attribute
+        except (ApiError, httpx.HTTPError) as e:
+            word = getattr(e, "code", "") or getattr(e, "status", "") or type(e).__name__
+            span.set_attribute("error.type", str(word))
+            span.set_status(trace.StatusCode.ERROR)
+            raise
+
 # %% ../nbs/04_client.ipynb #9049d9b7
 def _key_header(key: str | None) -> dict[str, str | bytes]:
     "The header for a key; raises Forbidden if it has characters that a header cannot have, as if the service had."
@@ -617,9 +647,11 @@ def _key_header(key: str | None) -> dict[str, str | bytes]:
 class _Exchange(_Service):
     "How a call becomes a request, and an answer a value."
 
-    def _request(self, call: _Call, stream: Callable[[_Form], Any]) -> httpx.Request:
+    def _request(self, call: _Call, stream: Callable[[_Form], Any], headers: dict[str, str]) -> httpx.Request:
         timeout = httpx.Timeout(call.timeout or self.timeout, connect=5.0)
-        return self._http.build_request(call.method, self.url + call.path, timeout=timeout, **call.options(stream))
+        request = self._http.build_request(call.method, self.url + call.path, timeout=timeout, **call.options(stream))
+        request.headers.update(headers)
+        return request
 
     def _value(self, call: _Call, answer: httpx.Response) -> Any:
         if not answer.is_success:
@@ -651,7 +683,7 @@ def _looks(
     "The looks at a job, at first in short intervals; raises TimeoutError when the time is over."
     until, pause = time.monotonic() + (math.inf if timeout is None else timeout), min(0.1, every)
     while True:
-        yield _Call("GET", _of(job_id), retries=math.inf), max(0.0, min(pause, until - time.monotonic()))
+        yield _Call("GET", _of(job_id), retries=math.inf, quiet=True), max(0.0, min(pause, until - time.monotonic()))
         if time.monotonic() >= until:
             raise TimeoutError(f"job {job_id} has not ended within {timeout:g} s")
         pause = min(every, 1.5 * pause)
@@ -664,7 +696,10 @@ class _Blocking(_Exchange):
         attempts = self._attempts(call)
         while True:
             try:
-                return self._value(call, self._http.send(self._request(call, iter)))
+                with _traced(call) as (headers, note):
+                    answer = self._http.send(self._request(call, iter, headers))
+                    note("http.response.status_code", answer.status_code)
+                    return self._value(call, answer)
             except (ApiError, httpx.HTTPError) as e:
                 time.sleep(self._pause(attempts, call, e))
 
@@ -726,7 +761,10 @@ class _Awaiting(_Exchange):
         attempts = self._attempts(call)
         while True:
             try:
-                return self._value(call, await self._http.send(self._request(call, aiter)))
+                with _traced(call) as (headers, note):
+                    answer = await self._http.send(self._request(call, aiter, headers))
+                    note("http.response.status_code", answer.status_code)
+                    return self._value(call, answer)
             except (ApiError, httpx.HTTPError) as e:
                 await asyncio.sleep(self._pause(attempts, call, e))
 

@@ -63,10 +63,12 @@ _to_json = json.JSONEncoder().encode # ASCII: some readers take U+2028 or U+0085
 
 def _secrets() -> list[str]:
     "Return the keys and passwords of the settings; what is shorter than that keeps nobody out."
-    now = settings()
-    urls = [now.celery_broker_url, now.lados_jobs_url, *(now.lados_sources or "").split(",")]
+    now, otlp = settings(), {n: v for n, v in os.environ.items() if n.startswith("OTEL_EXPORTER_OTLP_")}
+    places = [v for n, v in otlp.items() if n.endswith("ENDPOINT")]
+    urls = [now.celery_broker_url, now.lados_jobs_url, *(now.lados_sources or "").split(","), *places]
     passwords = [found[1] for url in urls if (found := re.search(r"://[^/]*?:([^/]+)@", url or ""))]
-    keys = [now.api_key, now.roboflow_api_key, *passwords, *map(unquote, passwords)]
+    headers = [h.partition("=")[2].strip() for n, v in otlp.items() if n.endswith("HEADERS") for h in v.split(",")]
+    keys = [now.api_key, now.roboflow_api_key, *passwords, *headers, *map(unquote, passwords + headers)]
     return [k for k in keys if k and len(k) >= 6]
 
 

@@ -17,7 +17,7 @@ FIELDS = {
     "service.name": "keyword", "service.version": "keyword", "host.name": "keyword",
     "process.name": "keyword", "process.pid": "long",
     "http.request.id": "keyword", "http.request.method": "keyword", "http.response.status_code": "long", "url.path": "wildcard",
-    "trace.id": "keyword", "error.type": "keyword", "error.code": "keyword", "error.message": "match_only_text",
+    "trace.id": "keyword", "span.id": "keyword", "error.type": "keyword", "error.code": "keyword", "error.message": "match_only_text",
     "error.stack_trace": "wildcard",
     "lados.job.id": "keyword", "lados.job.kind": "keyword", "lados.job.attempt": "long", "lados.run.name": "keyword",
     "lados.schedule.name": "keyword",

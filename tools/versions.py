@@ -33,7 +33,7 @@ def closure(name: str, extras: set[str], found: dict[str, str]) -> dict[str, str
 
 def freeze() -> str:
     """constraints.txt for what is installed here."""
-    pins = closure("lados", {"train", "serve", "export", "app", "jobs", "s3", "geo", "lab", "docs", "dev"}, {})
+    pins = closure("lados", {"train", "serve", "export", "app", "jobs", "s3", "geo", "otel", "lab", "docs", "dev"}, {})
     head = "# Tested together. Any torch >= 2.11 that is already installed is kept by `make setup`.\n"
     return head + "".join(f"{n}=={v}{newer_python(n)}\n" for n, v in sorted(pins.items()))
 

@@ -18,6 +18,7 @@ import typer
 from .. import __version__
 from ..core import ConfigError, LadosError
 from ..processes import follow_parent
+from ..traces import Span, span, start_traces
 from .console import err, say, say_error
 from .data import data_app
 from .jobs import backup, exporter, job_app, restore, schedule_app, up, worker
@@ -58,6 +59,15 @@ def at_home(
     "Return the words with `~` filled in where no shell does it: in `--out=~/answers.csv`."
     return [re.sub(r"^(--[\w-]+=(?:\w+=)?)~(?=/|$)", lambda m: m[1] + str(Path.home()), w) for w in words]
 
+# %% ../../nbs/cli/06_main.ipynb #f591f875
+_TRACED = ("train", "predict", "evaluate", "export", "job submit") # that work, or hand work in, and end
+
+
+def _command_span(words: list[str]) -> Span:
+    "Return the span of a command; those that serve or only show have none."
+    name = next((n for n in _TRACED if words[:2] == n.split() or words[:1] == [n]), "")
+    return span(f"lados {name}") if name and start_traces("cli") else Span()
+
 # %% ../../nbs/cli/06_main.ipynb #ab0fdc4f
 def _told(error: Exception) -> LadosError | None:
     "Return what a user is told of an error; None: it is a defect, and its traceback is what helps."
@@ -86,7 +96,8 @@ def main() -> None:
     if parent := os.environ.pop("LADOS_PARENT", None): # `lados up`, say
         follow_parent(int(parent))
     try:
-        app(at_home(sys.argv[1:]))
+        with _command_span(sys.argv[1:]):
+            app(at_home(sys.argv[1:]))
     except KeyboardInterrupt:
         err.print("stopped")
         sys.exit(130)

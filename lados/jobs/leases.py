@@ -316,7 +316,7 @@ class Heartbeat:
     "Renews a lease once a second, and hears whether to go on."
 
     def __init__(self, store: Store, claim: Lease):
-        self.store, self.claim, self.word, self.news = store, claim, "on", LeaseNews()
+        self.store, self.claim, self.news, self.word, self.answer = store, claim, LeaseNews(), "on", "on"
         self.tell, self.stop = self.news.tell, threading.Event() # stop: to be looked at by the work
         self._over, self._heard = threading.Event(), time.monotonic()
         self._threads = [threading.Thread(target=work, daemon=True, name=f"{name}-{claim.job[:8]}-{claim.number}")
@@ -349,7 +349,7 @@ class Heartbeat:
         while not over: # the last beat comes after the end
             over, sent = self._over.wait(HEARTBEAT_S), time.monotonic()
             if word := self.news.send(self.store, self.claim):
-                self._heard, self.word = sent, "lost" if self.word == "lost" else word # lost stays lost
+                self.answer, self._heard, self.word = word, sent, "lost" if self.word == "lost" else word # stays lost
             if self.word != "on":
                 self.stop.set()
 

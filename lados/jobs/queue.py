@@ -34,6 +34,7 @@ with collector_paused():
     from lados.core import LadosError
     from lados.logs import flush_logs, start_logs
     from lados.remote import unshare
+    from lados.traces import inject, span, start_traces, stop_traces
     from lados.jobs import leases, store as job_store
     from lados.jobs.batches import Batch
     from lados.jobs.broker import BrokerError, broker_error, broker_url, client, ensure_broker
@@ -109,8 +110,10 @@ def submit_job(
     record, job_id = job_kind(kind, known=True), job_id or uuid4().hex
     folder, attached = job_folder(job_id), True
     try:
-        checked = record.prepare(params, folder)
-        job, attached = _write_down(kind, checked, name or record.title(checked), origin, job_id)
+        with span(f"submit {kind}", kind="producer") as told:
+            checked = record.prepare(params, folder)
+            job, attached = _write_down(kind, checked, name or record.title(checked), origin, job_id)
+            told.set({"lados.job.id": job.id, "lados.job.attached": attached, "lados.units": job.total})
         return job, attached
     except BaseException:
         attached = folder.exists() and _no_job(job_id)
@@ -121,13 +124,13 @@ def submit_job(
                 unshare(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
-
+# %% ../../nbs/jobs/07_queue.ipynb #3cdd4997
 def _write_down(kind: str, params: dict[str, Any], name: str, origin: str, job_id: str) -> tuple[Job, bool]:
     "Write a job into the store, and send hints of what can begin; if that fails, there is no job."
     ensure_broker()
     store, record = open_store(), job_kind(kind)
     tasks = [(record.queue, size) for size in record.cut(params)]
-    job, attached = job_store.add_job(store, kind, params, record.key(params), tasks, name, origin, job_id)
+    job, attached = job_store.add_job(store, kind, params, record.key(params), tasks, name, origin, job_id, inject())
     if not attached:
         try:
             send_hints_or_raise([Task(job.id, i, queue, 0, 0) for i, (queue, _) in enumerate(tasks[:-1] or tasks)])
@@ -236,6 +239,7 @@ def run_worker(
 ) -> int: # exit code
     "Take hints from a queue and work until SIGTERM; return the exit code."
     start_logs("worker", sys.stderr)
+    start_traces("worker")
     warnings.filterwarnings("ignore", category=SecurityWarning) # in a container everybody is root
     url = ensure_broker()
     worker_shutting_down.connect(lambda **_: SHUTTING_DOWN.set(), weak=False)
@@ -250,6 +254,7 @@ def run_worker(
         over.set()
         with suppress(LadosError):
             forget_worker(open_store(), worker_name())
+        stop_traces()
         flush_logs()
     return 0
 

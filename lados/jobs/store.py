@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['JOB_STATES', 'ENDED', 'STORE_FORMAT', 'FORMAT_TABLE', 'JOBS', 'TASKS', 'SCHEDULE_TABLE', 'COUNTS', 'WORKERS',
-           'STORE_TIMEOUT_S', 'DURATION_BUCKETS_S', 'DIED', 'REPORT_S', 'SILENT_S', 'StoreError', 'store_url', 'Store',
-           'open_store', 'NoSuchJob', 'JobError', 'Job', 'storable_name', 'storable_text', 'job_in', 'add_job',
-           'get_job', 'list_jobs', 'withdraw_job', 'is_absent', 'delete_old_jobs', 'count_end', 'count_death',
-           'count_jobs', 'count_deaths', 'count_tasks', 'WorkerReport', 'report_worker', 'forget_worker',
+           'TRACES', 'STORE_TIMEOUT_S', 'DURATION_BUCKETS_S', 'DIED', 'REPORT_S', 'SILENT_S', 'StoreError', 'store_url',
+           'Store', 'open_store', 'NoSuchJob', 'JobError', 'Job', 'storable_name', 'storable_text', 'job_in', 'add_job',
+           'get_job', 'list_jobs', 'withdraw_job', 'is_absent', 'job_trace', 'delete_old_jobs', 'count_end',
+           'count_death', 'count_jobs', 'count_deaths', 'count_tasks', 'WorkerReport', 'report_worker', 'forget_worker',
            'list_workers']
 
 # %% ../../nbs/jobs/01_store.ipynb #f8df5802
 import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -76,6 +76,10 @@ WORKERS = sa.Table( # processes that work, as they last reported
     "lados_workers", _tables, sa.Column("name", sa.String(120), primary_key=True),
     sa.Column("queue", sa.String(40), nullable=False), sa.Column("host", sa.String(120), nullable=False),
     sa.Column("seen", sa.Double, nullable=False), sa.Column("stats", sa.Text, nullable=False)) # seen: the store's clock
+TRACES = sa.Table( # of jobs that were handed in with traces on
+    "lados_traces", _tables,
+    sa.Column("job", sa.String(32), sa.ForeignKey("lados_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("carrier", sa.Text, nullable=False)) # traceparent and tracestate
 
 # %% ../../nbs/jobs/01_store.ipynb #0a818cee
 class StoreError(ServeError):
@@ -304,6 +308,7 @@ def add_job(
     name: str = "", # for people
     origin: str = "cli", # who asks
     job_id: str | None = None, # none: a new one
+    trace: Mapping[str, str] | None = None, # from `lados.traces.inject`; empty or none: no trace
 ) -> tuple[Job, bool]: # the job; whether it was there already, queued or running
     "Write a job down, or return the one that is queued or running for the same work."
     job_id = job_id or uuid4().hex
@@ -317,6 +322,8 @@ def add_job(
             with store.writing() as c:
                 c.execute(sa.insert(JOBS), row)
                 c.execute(sa.insert(TASKS), rows)
+                if trace:
+                    c.execute(sa.insert(TRACES).values(job=job_id, carrier=to_json(dict(trace), None)))
                 return job_in(c, job_id), False # read here: a store that falls silent later has the job all the same
         except IntegrityError:
             if there := _active(store, kind, key):
@@ -378,6 +385,16 @@ def is_absent(
             return c.execute(sa.select(JOBS.c.id).where(JOBS.c.id == job_id)).first() is None
     except StoreError:
         return False
+
+# %% ../../nbs/jobs/01_store.ipynb #e8f9a970
+def job_trace(
+    store: Store,
+    job_id: str, # whole
+) -> dict[str, str]: # for `lados.traces.span`; empty: it was handed in without
+    "Return the trace that a job belongs to."
+    with store.reading() as c:
+        carrier = c.execute(sa.select(TRACES.c.carrier).where(TRACES.c.job == job_id)).scalar()
+    return json.loads(carrier) if carrier else {}
 
 # %% ../../nbs/jobs/01_store.ipynb #2b6eebef
 def delete_old_jobs(

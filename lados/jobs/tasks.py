@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['LOG', 'predictor_for', 'run_prediction', 'chunk_file', 'join', 'job_kinds', 'job_kind', 'job_results', 'check_format',
-           'run_task']
+           'task_span', 'tell_lost_task', 'run_task']
 
 # %% ../../nbs/jobs/06_tasks.ipynb #303e497a
+import contextlib
 import logging
 import shutil
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +24,7 @@ from lados.core import (
 from ..files import read_record
 from ..logs import log_fields
 from ..remote import RemoteError, have, share, unshare
+from ..traces import Span, errors_told, past_span, span, tracing
 from ..data.formats import write_table
 from ..data.walk import reasons_text
 from ..model.bundle import bundle_address, find_bundle, locate_model
@@ -33,13 +36,14 @@ from lados.jobs.leases import (
     Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, insist,
 )
 from .promotion import served_bundle
-from .store import ENDED, Job, JobError, Store, StoreError
+from .store import ENDED, Job, JobError, Store, StoreError, get_job, job_trace
 
 # %% ../../nbs/jobs/06_tasks.ipynb #dc5848e3
 @lru_cache(1)
 def _predictor(bundle: str, engine: str, seal: str) -> Predictor:
     "Return the model of the latest task; another one takes its place."
-    return Predictor.setup(bundle, engine)
+    with span("load model"):
+        return Predictor.setup(bundle, engine)
 
 
 def predictor_for(
@@ -86,7 +90,8 @@ def run_prediction(claim: Lease, heart: Heartbeat) -> None:
             heart.check()
             heart.tell(did=len(rows))
     table = pd.DataFrame(rows, columns=columns(predictor.label_set.names)).fillna({"reason": ""})
-    share(write_table(table, chunk_file(folder, claim.number)))
+    with span("write rows", {"lados.images": len(table)}):
+        share(write_table(table, chunk_file(folder, claim.number)))
     return None
 
 # %% ../../nbs/jobs/06_tasks.ipynb #20743911
@@ -115,7 +120,8 @@ def join(
         table = pd.concat([t.astype({"abstain": "boolean"}) for t in tables], ignore_index=True)
         if len(table) != images:
             raise DataError(f"{folder}: {len(table)} rows for {images} images", "hand the batch in again")
-        share(write_table(table, results))
+        with span("write table", {"lados.images": images}):
+            share(write_table(table, results))
     for name in ("images", "pictures", "chunks"):
         unshare(folder / name)
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -243,6 +249,42 @@ def check_format(
         raise ConfigError(f"a {kind} job has no results as {format}", did_you_mean(format, formats))
     return format if format in formats else next(iter(formats), "")
 
+# %% ../../nbs/jobs/06_tasks.ipynb #34bafebc
+def _about(task: Lease | Task) -> dict[str, Any]:
+    return {"lados.job.id": task.job, "lados.task.number": task.number + 1, "lados.job.attempt": task.attempt,
+            "lados.worker": task.worker}
+
+
+def _trace_of(store: Store, job_id: str) -> dict[str, str]:
+    "Return the trace of a job; a store that does not answer is no reason not to work."
+    with contextlib.suppress(StoreError):
+        return job_trace(store, job_id)
+    return {}
+
+
+def task_span(
+    store: Store,
+    lease: Lease,
+) -> Span:
+    "Return the span of a task; with the first one it is told how long the job has waited."
+    if not tracing():
+        return span("task")
+    trace, about = _trace_of(store, lease.job), {**_about(lease), "lados.tasks": lease.parts}
+    if trace and lease.number == 0 and lease.attempt == 1:
+        past_span("queued", time.time() - get_job(store, lease.job).created, {"lados.job.id": lease.job}, parent=trace)
+    return span(f"task {lease.kind}", about, "consumer", trace, f"{lease.job}/{lease.number}/{lease.attempt}")
+
+
+def tell_lost_task(
+    store: Store,
+    task: Task, # that was taken back from its worker
+    seconds: float, # since it was begun
+) -> None:
+    "Tell of a task in place of a worker that is gone."
+    if tracing() and (trace := _trace_of(store, task.job)):
+        past_span(f"task {get_job(store, task.job).kind}", seconds, _about(task), parent=trace,
+                  key=f"{task.job}/{task.number}/{task.attempt}", error=WorkerDied.code)
+
 # %% ../../nbs/jobs/06_tasks.ipynb #7fa57c9a
 LOG = logging.getLogger(__name__)
 
@@ -258,9 +300,12 @@ def run_task(
     if lease is None:
         return []
     ids = {"lados.job.id": job_id, "lados.job.kind": lease.kind, "lados.job.attempt": lease.attempt}
-    with log_fields(ids), Heartbeat(store, lease) as heart:
-        LOG.info("task %s of %s begins", number + 1, lease.parts)
-        ending = _ended(lease, heart)
+    with log_fields(ids), task_span(store, lease) as told:
+        with Heartbeat(store, lease) as heart:
+            LOG.info("task %s of %s begins", number + 1, lease.parts)
+            ending = _ended(lease, heart)
+        if heart.answer == "lost": # whoever took it has told
+            told.drop()
     return ending() or []
 
 # %% ../../nbs/jobs/06_tasks.ipynb #edcd5470
@@ -268,7 +313,8 @@ def _ended(lease: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
     "Do the work, and return the call that tells the store how it ended."
     store = heart.store
     try:
-        job_kind(lease.kind).work(lease, heart)
+        with errors_told():
+            job_kind(lease.kind).work(lease, heart)
         LOG.info("task %s of %s is done", lease.number + 1, lease.parts)
         return lambda: insist(finish, store, lease)
     except WorkStopped:

@@ -28,6 +28,7 @@ from ..core import ConfigError, LadosError, ServeError, settings
 from ..files import take_lock, write_json
 from ..logs import start_logs, stop_logs
 from ..remote import unshare
+from ..traces import start_traces, stop_traces, tracing
 from ..runs.execution import on_signals
 from ..serve.server import listen
 from .batches import DELETED, sweep_batches
@@ -36,8 +37,8 @@ from .kinds import PREDICT, QUEUES, TRAIN
 from .leases import Task, give_back, list_tasks
 from .queue import queue_lengths, send_hints_or_raise
 from .schedule import Scheduler
-from .store import Store, delete_old_jobs, open_store, store_url
-from .tasks import job_kind
+from .store import ENDED, Store, delete_old_jobs, get_job, open_store, store_url
+from .tasks import job_kind, tell_lost_task
 
 # %% ../../nbs/jobs/09_workers.ipynb #cf2f6dd0
 PACE = 3.0 # seconds between two looks; what is more was spent asleep, and counts as no time
@@ -113,6 +114,17 @@ def each_second(
             last_error = str(e)
 
 
+def _attempt(task: Task) -> tuple[str, int, int]:
+    return task.job, task.number, task.attempt
+
+
+def _take_back(store: Store, task: Task, begun: float) -> None: # begun: seconds since 1970
+    "Give a task to another worker, and tell its trace so in place of the worker that is gone."
+    logging.getLogger(__name__).warning("part %s of job %s: its worker %s is gone", task.number, task.job, task.worker)
+    returned = give_back(store, task, died=True)
+    if tracing() and (returned or get_job(store, task.job).state in ENDED): # else it was there after all
+        tell_lost_task(store, task, time.time() - begun)
+
 # %% ../../nbs/jobs/09_workers.ipynb #d4f6c0dc
 class Reaper:
     "Takes tasks from workers that died and sends lost hints anew, once a second."
@@ -123,6 +135,7 @@ class Reaper:
         more: tuple[Callable[[Store], Any], ...] = (), # called once a second, each apart: schedules
     ):
         self.store, self.watch, self.resend = store, LeaseWatch(), Resend()
+        self._begun: dict[tuple[str, int, int], float] = {} # running tasks -> when they were first seen, since 1970
         self._over = threading.Event()
         looks = {"reaper": self.round} | {f"reaper-{i}": partial(look, store) for i, look in enumerate(more)}
         self._threads = [threading.Thread(target=each_second, args=(self._over, look), daemon=True, name=name)
@@ -140,9 +153,10 @@ class Reaper:
 
     def round(self) -> None:
         "Look once. Raises LadosError if store or broker do not answer."
-        for p in self.watch.silent(list_tasks(self.store, "running"), settings().job_lease_s):
-            logging.getLogger(__name__).warning("part %s of job %s: its worker %s is gone", p.number, p.job, p.worker)
-            give_back(self.store, p, died=True)
+        running = list_tasks(self.store, "running")
+        for p in self.watch.silent(running, settings().job_lease_s):
+            _take_back(self.store, p, self._begun.get(_attempt(p), time.time()))
+        self._begun = {_attempt(p): self._begun.get(_attempt(p), time.time()) for p in running}
         ensure_broker()
         queued = [p for p in list_tasks(self.store, "queued") if p.queue in QUEUES]
         send_hints_or_raise(self.resend.due(queued, queue_lengths()))
@@ -357,6 +371,7 @@ def maintenance() -> Iterator[None]:
 def _kept_lines(say: Callable[[str], Any]) -> Iterator[Callable[[str], Any]]: # says a line and keeps it
     "Keep the lines of this process in its file while in the block; the terminal shows what it always has."
     start_logs("maintenance")
+    start_traces("maintenance")
     root, terminal = logging.getLogger(), logging.lastResort
     root.addHandler(terminal) # warnings, which Python shows by itself only where nobody keeps lines
 
@@ -368,6 +383,7 @@ def _kept_lines(say: Callable[[str], Any]) -> Iterator[Callable[[str], Any]]: # 
         yield told
     finally:
         root.removeHandler(terminal)
+        stop_traces()
         stop_logs()
 
 # %% ../../nbs/jobs/09_workers.ipynb #a62b33e2

@@ -30,6 +30,7 @@ with collector_paused():
     from lados.core import DataError, TrainingError, markdown_table
     from lados.files import write_json
     from lados.pages import escape, image_tag
+    from lados.traces import start_traces
     from lados.data.formats import write_table
     from lados.data.manifest import load_manifest
     from lados.runs.events import Events
@@ -80,6 +81,7 @@ def begin_training(
     params: dict[str, Any], # refused before anything starts where something does not fit
 ) -> TrainingReport:
     "Start the report of a run folder."
+    start_traces("training")
     return TrainingReport(Path(run), make_params(params))
 
 # %% ../../nbs/model/17_reports.ipynb #09140502

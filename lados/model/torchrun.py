@@ -18,6 +18,7 @@ with collector_paused():
 
     from lados.core import LadosError
     from lados.files import read_json, write_json
+    from lados.traces import start_traces
     from lados.data.manifest import load_manifest
     from lados.model.batches import prepare_dataset
     from lados.model.distributed import report_error
@@ -50,6 +51,7 @@ def run_share(
 def main(folder: Path) -> int: # exit status
     "Work, and leave an error where the parent finds it."
     follow_parent(int(os.environ["LADOS_AGENT"]))
+    start_traces("training")
     try:
         run_share(folder)
     except LadosError as e:

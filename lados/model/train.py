@@ -31,6 +31,8 @@ from torch import nn
 from ..core import RunError, TrainingError
 from ..files import OLD_KEYS, atomic_write, current_keys, read_json, to_json, write_json
 from ..labels import LADOS
+from ..metrics import PRIMARY
+from ..traces import flush_traces, past_span
 from ..runs.events import FORMAT, Events
 from .backbones import Preprocessing, make_backbone, preprocessing, set_trainable
 from .batches import Dataset, check_trainable, plain_batches, training_batches
@@ -203,6 +205,12 @@ class TrainingState:
                 write_history(self.run / "history.csv", state["keeper"]["history"])
         return state["keeper"]
 
+# %% ../../nbs/model/13_train.ipynb #2f13ba2e
+def _tell_epoch(row: dict[str, Any], epochs: int) -> None:
+    "Tell of an epoch as a span; it has just ended."
+    past_span("epoch", row["seconds"], {"lados.epoch": row["epoch"] + 1, "lados.epochs": epochs,
+                                        **{f"lados.{n}": row.get(n) for n in ("train_loss", "images_per_s", PRIMARY)}})
+
 # %% ../../nbs/model/13_train.ipynb #6efb5d8f
 class Checkpoints(TrainingState):
     "Saves and restores a training in a run folder; with no folder it keeps the best weights in memory."
@@ -215,6 +223,7 @@ class Checkpoints(TrainingState):
         "Write down an epoch. Raises TrainingError where that is not possible; what was written before stays."
         if not self.writes:
             return
+        _tell_epoch(keeper["history"][-1], self.params.epochs)
         if self.run is None:
             if best:
                 self.memory = {k: v.detach().clone() for k, v in self.kept.state_dict().items()}
@@ -319,6 +328,7 @@ def _fit(params: TrainParams, net: nn.Module, dls: DataLoaders, place: Placement
         TrainingProgress(events), keep, *([FitProgress(done)] if first else [])], saver.opt, scaler)
     if keep.goes_on():
         learn.fit(params.epochs, start_epoch=done)
+    flush_traces() # a kernel is killed as soon as its notebook ends
     events("trained", **{k: keep.state[k] for k in ("best", "best_epoch", "epochs_done", "stopped")})
     return Trained(saver.load_best() if first else saver.kept, prep, place, pd.DataFrame(keep.state["history"]),
                    keep.state["best_epoch"], keep.state["stopped"], _cost(keep.state["history"], place.device),

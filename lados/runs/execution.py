@@ -24,6 +24,7 @@ from ..core import RunError, TrainingError
 from ..files import remove_unfinished, utc_now
 from ..logs import flush_logs, inherited_fields, log_fields, log_kernel_output, start_logs
 from ..processes import follow_parent, on_signals
+from ..traces import Span, inherited_trace, past_span, span, start_traces, stop_traces
 from .events import follow_events
 from .folders import Run, jobs_folder, set_latest
 from .report import made_here, write_report
@@ -98,6 +99,15 @@ def _outcome(stop: _Stop, error: BaseException | None) -> tuple[str, str | None]
     value = getattr(error, "evalue", None) or str(error)
     return "failed", f"{getattr(error, 'ename', type(error).__name__)}: {value}"
 
+# %% ../../nbs/runs/03_execution.ipynb #53862e11
+def _run_about(
+    run: Run,
+    notebook: str | Path,
+    pid: int, # of the supervisor, which may be killed before it can tell of its span
+) -> dict[str, Any]: # for `span` and `past_span`
+    return {"name": f"notebook {Path(notebook).stem}", "attributes": {"lados.run.name": run.path.name},
+            "key": f"{run.path.name}/{pid}"}
+
 # %% ../../nbs/runs/03_execution.ipynb #5df8d388
 def supervise(
     folder: str | Path, # a run folder
@@ -108,13 +118,17 @@ def supervise(
     follow_parent(caller)
     run, stop, error = Run(Path(folder)), _Stop(), None
     start_logs("notebook")
+    start_traces("notebook")
     log_kernel_output()
-    with log_fields({"lados.run.name": run.path.name}), run.locked(wait=GRACE + 10):
+    with (log_fields({"lados.run.name": run.path.name}), span(**_run_about(run, notebook, os.getpid())) as told,
+          run.locked(wait=GRACE + 10)):
+        os.environ |= inherited_trace() # for the kernel
         remove_unfinished(run.path) # of an attempt that was killed
         run.update(state="running", started=utc_now(), pid=os.getpid(), caller=caller, error=None,
                    made_by=made_here())
         done = threading.Event()
-        threading.Thread(target=_watch_kernel, args=(done, lambda why: _abandon(run, why)), daemon=True).start()
+        threading.Thread(target=_watch_kernel, args=(done, lambda why: _abandon(run, why, told)),
+                         daemon=True).start()
         LOG.info("the notebook %s begins", Path(notebook).stem)
         try:
             _execute(Path(notebook), run, {"run": str(run.path), "params": run.params})
@@ -124,6 +138,9 @@ def supervise(
         state, reason = _outcome(stop, error)
         _finish(run, state, reason)
         LOG.log(logging.INFO if reason is None else logging.ERROR, "the run has %s%s", *_ending(state, reason))
+        if reason is not None:
+            told.fail(f"run-{state}")
+    stop_traces()
     return {"succeeded": 0, "failed": 1}.get(state, 128 + (stop.signal or 0))
 
 # %% ../../nbs/runs/03_execution.ipynb #623c7979
@@ -142,9 +159,12 @@ def _finish(run: Run, state: str, reason: str | None) -> None:
         set_latest(run)
 
 
-def _abandon(run: Run, why: str) -> None:
+def _abandon(run: Run, why: str, told: Span) -> None:
     run.update(state="failed", ended=utc_now(), error=why)
     LOG.error("the run has failed: %s", why, extra={"lados.run.name": run.path.name})
+    told.fail("run-failed")
+    told.end()
+    stop_traces()
     flush_logs()
     os._exit(1)
 
@@ -162,8 +182,11 @@ def run_notebook(
         command = [sys.executable, "-m", "lados.runs.execution", str(run.path), str(path), str(os.getpid())]
         child = subprocess.Popen(command,
                                  stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                                 env={**_quiet(), **inherited_fields()})
+                                 env={**_quiet(), **inherited_fields(), **inherited_trace()})
+        began = time.time()
         status = _wait(child, run, on_event or (lambda event: None), stop or threading.Event())
+    if status < 0:
+        past_span(seconds=time.time() - began, **_run_about(run, path, child.pid), error="run-killed")
     info = _settled_state(run, status)
     if status == 0 and info["state"] == "succeeded":
         return run

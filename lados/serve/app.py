@@ -35,6 +35,7 @@ from .. import __version__, logs
 from ..core import ConfigError, ImageTooLarge, LadosError, Settings, settings
 from ..keys import SCOPES, KeyRing, keys_path
 from ..processes import note_termination, release_freed_memory, terminate_with_parent
+from ..traces import past_steps, start_traces, stop_traces
 from ..trail import trail_path
 from ..data.images import FORMATS
 from .explain import heat_png
@@ -162,6 +163,8 @@ async def _answer(
     "One image's answer, counted."
     answer, seconds, together = await service.classify(loaded, bytes(upload.data), upload.name, owner)
     count("abstained" if answer.abstain else "answered", answer.engine, answer.model, answer, seconds, together)
+    past_steps({stage: seconds[stage] for stage in ("decode", "queue", "engine")},
+               {"lados.engine": answer.engine, "lados.model": answer.model, "lados.images": together})
     return _entry(upload, answer, seconds)
 
 # %% ../../nbs/serve/11_app.ipynb #c42a3a48
@@ -431,6 +434,7 @@ def _layers(app: FastAPI, settings: Settings) -> None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     logs.start_logs("api", sys.stdout)
+    start_traces("api")
     forget_dead()
     release_freed_memory()
     terminate_with_parent()
@@ -439,6 +443,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.service.start()
     yield
     await app.state.service.close()
+    await asyncio.to_thread(stop_traces)
     await asyncio.to_thread(logs.flush_logs)
 
 
@@ -455,13 +460,17 @@ def _parts(app: FastAPI, settings: Settings, routers: Sequence[APIRouter]) -> No
             app.state.collectors.register(collector)
 
 # %% ../../nbs/serve/11_app.ipynb #fb7d70ac
+# FastAPI would send spans and logs of its own, with paths, queries and the text of errors in them
+_NOT_FASTAPIS = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+
+
 def create_app(
     settings: Settings, # read once, here
     routers: Sequence[APIRouter] = (), # of further parts of lados, such as jobs; best `Routes`
 ) -> FastAPI:
     "An application that serves images, and whatever else the routers bring."
     app = FastAPIOffline(
-        title="lados", version=__version__, lifespan=_lifespan, static_url="/static",
+        title="lados", version=__version__, lifespan=_lifespan, static_url="/static", telemetry=_NOT_FASTAPIS,
         generate_unique_id_function=lambda route: route.name,
         description="What an aerial photograph shows, of the classes that the model knows; how sure, whether a human "
                     "should look, and where in the image.",

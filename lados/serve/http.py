@@ -26,10 +26,11 @@ from ..core import ConfigError, DataError, DiskFull, ImageError, ImageTooLarge, 
 from ..files import to_json
 from ..logs import FIELDS
 from ..keys import RateLimited, ScopeMissing, Unauthorized
+from ..traces import Span, span, tracing
 from ..trail import note_action
 from .batcher import Overloaded
 from .service import NoSuchModel, NotReady
-from .telemetry import LOG, count_request, log_request
+from .telemetry import LOG, METHODS, count_request, log_request
 from .uploads import BadForm, SlowBody
 
 # %% ../../nbs/serve/10_http.ipynb #60dbf533
@@ -203,7 +204,7 @@ class RequestLayer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request_id, path = _begin(scope, self.root_path)
+        (request_id, path), told = _begin(scope, self.root_path), _begin_span(scope) if tracing() else None
         start, status, labels = time.perf_counter(), 499, scope["state"]["labels"] # the client went before an answer
         headers, body = _headers(path, request_id), _Body(scope, path, receive)
         asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope # endpoints need not know HEAD
@@ -233,7 +234,7 @@ class RequestLayer:
             if not probed or status != before:
                 took = time.perf_counter() - start
                 log_request(scope["method"], scope["path"][:300], status, took, request_id, **labels)
-
+            _end_span(told, scope, _route(scope, path), status)
 
 # %% ../../nbs/serve/10_http.ipynb #f8e820d1
 _SAFE = [(b"x-content-type-options", b"nosniff"), (b"x-frame-options", b"DENY"), (b"referrer-policy", b"no-referrer"),
@@ -275,6 +276,34 @@ def _refuse_encoded(scope: Scope) -> None:
     if coding not in (b"identity", b""):
         raise BadForm(f"the body is compressed (Content-Encoding: {coding[:40].decode('latin-1')})", "send it as it is")
 
+
+# %% ../../nbs/serve/10_http.ipynb #6fdc1747
+_LABELS = {"outcome": "lados.outcome", "engine": "lados.engine", "model": "lados.model", "images": "lados.images",
+           "job": "lados.job.id"} # label of a request -> attribute of its span
+
+
+def _span_method(scope: Scope) -> str: # of which there are few, whatever a client makes up
+    return scope["method"] if scope["method"] in METHODS else "_OTHER"
+
+
+def _begin_span(scope: Scope) -> Span | None: # none: nobody is told of this request
+    sent = {k.decode(): v.decode("latin-1") for k, v in scope["headers"] if k in (b"traceparent", b"tracestate")}
+    if "traceparent" not in sent and scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        return None
+    about = {"http.request.method": _span_method(scope), "url.scheme": scope.get("scheme", "http")}
+    return span(_span_method(scope), about, "server", parent=sent).__enter__()
+
+
+def _end_span(told: Span | None, scope: Scope, route: str, status: int) -> None:
+    if told is None:
+        return
+    labels = scope["state"]["labels"]
+    told.rename(f"{_span_method(scope)} {route}".strip())
+    told.set({"http.route": route, "http.response.status_code": status, "http.request.id": scope["state"]["request_id"],
+              **{name: labels[n] for n, name in _LABELS.items() if n in labels}})
+    if status >= 500:
+        told.fail(str(status))
+    told.__exit__(None, None, None)
 
 # %% ../../nbs/serve/10_http.ipynb #13cee70f
 class _Body:

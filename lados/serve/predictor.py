@@ -20,6 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from ..core import ImageError, ImageTooLarge, load_plugins, settings
+from ..traces import span
 from ..data.images import load_square
 from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
 from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, kept_promise, prediction_set
@@ -249,7 +250,8 @@ def classify_files(
         try:
             done = 0
             while ahead:
-                now, ahead = [f.result() for f in ahead[:batch]], ahead[batch:]
+                with span("decode", {"lados.images": len(ahead[:batch])}):
+                    now, ahead = [f.result() for f in ahead[:batch]], ahead[batch:]
                 ahead += [pool.submit(decode, predictor, p) for p in islice(todo, len(now))]
                 yield from _answered(predictor, now)
                 done += len(now)
@@ -262,5 +264,7 @@ def classify_files(
 def _answered(predictor: Predictor, decoded: list[np.ndarray | str]) -> list[Answer | str]:
     "Answers in the places of images; errors stay where they are."
     good = [d for d in decoded if not isinstance(d, str)]
-    answers = iter(zip(*predictor.predict(np.stack(good)), strict=True)) if good else iter(())
+    about = {"lados.images": len(good), "lados.engine": predictor.engine.name, "lados.model": predictor.name}
+    with span("engine", about):
+        answers = iter(zip(*predictor.predict(np.stack(good)), strict=True)) if good else iter(())
     return [d if isinstance(d, str) else predictor.encode(*next(answers), getattr(d, "rendering", "")) for d in decoded]

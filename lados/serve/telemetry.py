@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'REQUESTS', 'LATENCY', 'BATCH', 'ABSTENTIONS', 'QUEUE', 'SHARE', 'CONFIDENCE', 'DRIFT', 'PROMOTIONS',
-           'READY', 'SERVED', 'CLASS_F1', 'CERTIFIED', 'HTTP', 'LOG', 'count_request', 'publish_model', 'Recent',
-           'count', 'registry', 'exposition', 'shared_folder', 'forget_dead', 'quantile', 'statistics', 'log_request']
+           'READY', 'SERVED', 'CLASS_F1', 'CERTIFIED', 'HTTP', 'METHODS', 'LOG', 'count_request', 'publish_model',
+           'Recent', 'count', 'registry', 'exposition', 'shared_folder', 'forget_dead', 'quantile', 'statistics',
+           'log_request']
 
 # %% ../../nbs/serve/07_telemetry.ipynb #15aeb2c0
 import logging
@@ -59,7 +60,7 @@ CERTIFIED = Gauge("model_certificate_valid", "1 if the engine is the one that wa
                   ["model", "engine"], multiprocess_mode="livemin", registry=METRICS)
 HTTP = Counter("http_requests_total", "Requests, by what became of them", ["method", "route", "status"],
                registry=METRICS)
-_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def count_request(
@@ -68,7 +69,7 @@ def count_request(
     status: int, # of the answer
 ) -> None:
     "Count a request; what a client makes up becomes no label."
-    HTTP.labels(method if method in _METHODS else "other", route, str(status)).inc()
+    HTTP.labels(method if method in METHODS else "other", route, str(status)).inc()
 
 
 def _certified_here(folder: Path, engine: str) -> bool | None: # none: there is no certificate
@@ -247,6 +248,6 @@ def log_request(
               "http": {"request": {"method": method, "id": request_id}, "response": {"status_code": status}},
               "labels": {k: str(v) for k, v in labels.items() if v is not None}, "url": {"path": path},
               **({"lados": {"job": {"id": job}}} if job else {}),
-              **({"trace": {"id": given["trace.id"]}} if "trace.id" in given else {})}
+              **{n: {"id": given[f"{n}.id"]} for n in ("trace", "span") if f"{n}.id" in given}}
     LOG.handle(LOG.makeRecord(LOG.name, level, "", 0, "%s %s %s", (method, path, status), None, "log_request",
                               {"request": fields, **fields}))

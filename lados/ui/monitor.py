@@ -18,6 +18,7 @@ import traitlets
 from ..core import LadosError, settings
 from ..client import ApiError, Client, NotFound
 from ..logs import start_logs
+from ..traces import start_traces
 from ..trail import noted
 from ..model.params import presets
 from ..jobs import leases, queue
@@ -242,9 +243,9 @@ class MonitorPage(anywidget.AnyWidget):
 
     def __init__(self, **options: Any):
         start_logs("page")
-        url = settings().lados_api_url or "http://127.0.0.1:8000"
-        self.watcher, self.over, self.seen = ServiceWatch(url, settings().api_key), False, float("-inf")
-        self.heard = threading.Event() # something of the browser
+        start_traces("page")
+        self.watcher = ServiceWatch(settings().lados_api_url or "http://127.0.0.1:8000", settings().api_key)
+        self.over, self.seen, self.heard = False, float("-inf"), threading.Event() # heard: something of the browser
         super().__init__(presets=presets(), **options)
         self.on_msg(self._take)
         threading.Thread(target=self._watch, daemon=True, name="monitor").start()

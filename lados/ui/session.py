@@ -30,6 +30,7 @@ from ..files import sha256_file
 from ..labels import LADOS, LabelSet, label_set_from
 from ..client import Client
 from ..logs import start_logs
+from ..traces import start_traces
 from ..data.archives import unpack_images
 from ..data.walk import reasons_text
 from ..jobs.promotion import service_errors
@@ -570,6 +571,7 @@ class ClassifierPage(anywidget.AnyWidget):
 def classifier_page() -> Any: # a widget
     "Return the page, or a panel that says why there is none."
     start_logs("page")
+    start_traces("page")
     try:
         return ClassifierPage()
     except LadosError as e:

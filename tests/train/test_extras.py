@@ -23,6 +23,7 @@ MODULES = {
     "export": ("serve.export", "serve.server", "data.importers"),
     "jobs": ("jobs.queue", "jobs.workers", "jobs.routes", "jobs.healthcheck", "serve.server"),
     "app": ("ui.voila", "ui.classifier", "ui.session", "serve.server"),
+    "otel": ("traces", "client", "cli.main"),
 } # extra -> what comes up with it and nothing else
 NAMES = {
     "": set(),
@@ -33,6 +34,7 @@ NAMES = {
     "export": {"import_dataset", "audit", "split", "Dataset", "export"},
     "jobs": {"import_dataset", "audit", "split"},
     "app": {"import_dataset", "audit", "split"},
+    "otel": set(),
 } # and always `Client`, `label_set`, and `load`, which says by itself that no engine is there
 ALONE = """if True:
     import importlib, json, sys

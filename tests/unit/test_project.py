@@ -20,9 +20,9 @@ import pytest
 from lados.core import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
-LEVELS = ("core", "files", "processes", "labels", "client", "metrics", "rasters", "pages", "keys", "trail", "logs", "remote", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "public", "cli")
+LEVELS = ("core", "files", "processes", "labels", "client", "metrics", "rasters", "pages", "keys", "trail", "logs", "remote", "traces", "data", "synthetic", "runs", "model", "serve", "jobs", "ui", "bench", "public", "cli")
 SHUT = {"serve": {"fastai", "matplotlib", "papermill"}} # what a level must not load
-NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "metrics": ["data"], "rasters": ["geo"], "pages": [], "keys": [], "trail": [], "logs": [], "remote": ["s3"], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
+NEEDS = {"core": [], "files": [], "processes": [], "labels": [], "client": [], "metrics": ["data"], "rasters": ["geo"], "pages": [], "keys": [], "trail": [], "logs": [], "remote": ["s3"], "traces": ["otel"], "data": ["data"], "synthetic": ["data"], "runs": ["train"], "cli": ["data", "predict", "train"],
          "model": ["data", "predict", "train", "serve", "export"], "serve": ["data", "predict", "serve", "export"],
          "ui": ["data", "predict", "serve", "jobs", "app"], "jobs": ["data", "predict", "train", "serve", "jobs"], "bench": ["data", "predict", "train", "serve", "jobs"], "public": ["data"]} # level -> extras that its imports may come from; the base requirements always
 SELF_TELLING = {"seed", "path", "name", "root", "title", "width", "height", "size", "text", "progress"} # argument names
@@ -165,16 +165,16 @@ def test_every_requirement_is_used():
     "Nothing is installed for nothing; what is used without being imported is named here, with its reason."
     unseen = {"ipykernel": "papermill runs notebooks in it", "torchvision": "torch's partner that fastai loads",
               "pyarrow": "pandas writes parquet with it", "uvloop": "uvicorn's event loop", "httptools": "uvicorn's parser",
-              "onnx": "torch writes ONNX with it", "onnxscript": "torch writes ONNX with it",
+              "opentelemetry-exporter-otlp-proto-http": "found by its entry point", "onnx": "torch writes ONNX with it", "onnxscript": "torch writes ONNX with it",
               "psycopg": "SQLAlchemy speaks to PostgreSQL through it", "voila": "serves the pages, in a process of its own", "ipywidgets": "what anywidget builds on"}
     used = {plain(d) for m in MODULES.values() for package in m.others() for d in distributions().get(package, [])}
-    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs") - used - set(unseen) == set()
+    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "otel") - used - set(unseen) == set()
 
 
 def test_constraints_pin_every_requirement():
     pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert all(re.fullmatch(r'[\w.-]+==[\w.!+]+( ; python_full_version >= "3.11.\d+")?', p) for p in pins), "one name==version a line"
-    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "s3", "lab", "docs", "dev") <= {plain(p.split("==")[0]) for p in pins}
+    assert requirements("data", "predict", "train", "serve", "export", "app", "jobs", "s3", "otel", "lab", "docs", "dev") <= {plain(p.split("==")[0]) for p in pins}
 
 
 def test_a_wheel_carries_job_notebooks_presets_and_pages(tmp_path):
