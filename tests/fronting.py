@@ -143,11 +143,9 @@ def said(page, *texts, seconds=180):
 def press(page, name, role="button"):
     "Press what a screen reader finds: in Flutter a node that lies below others, so that it is told of the click itself."
     found = page.get_by_role(role, name=name).first
-    if not page.locator("flutter-view").count():
-        return found.click()
     found.wait_for(state="attached")
     settled(page)
-    found.dispatch_event("click")
+    found.dispatch_event("click") if page.locator("flutter-view").count() else found.click()
 
 
 def press_for(page, name, *texts):

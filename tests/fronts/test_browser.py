@@ -43,6 +43,7 @@ def test_an_afternoon(name, api, visit):
     said(page, "Kept for the next training")
     if name == "streamlit":
         page.keyboard.press("Escape")
+        page.get_by_role("dialog").wait_for(state="detached")
     with page.expect_download() as waiting:
         press(page, "GeoJSON")
     assert len(json.loads(Path(waiting.value.path()).read_text())["features"]) == 6
