@@ -498,7 +498,8 @@ def _usable(
         where = f"line {line}: "
         if not name or not given:
             image, said = (_image_path(table, name, matcher), f"{table.name} ") if name else (table, "")
-            notes.add("empty-cell", image, f"{said}{where}no {_no_label(row, form) if name else form.file}; row left out")
+            lacks = _no_label(row, form) if name else form.file
+            notes.add("empty-cell", image, f"{said}{where}no {lacks}; row left out")
             continue
         image, classes = _image_path(table, row[form.file], matcher), _row_classes(table, line, given, label_set)
         if not image.is_file():

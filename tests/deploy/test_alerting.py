@@ -199,6 +199,7 @@ def test_pods_are_scraped_as_their_annotations_say(tmp_path):
     url = f"http://127.0.0.1:{Server.free_port()}"
     with running("prometheus", f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/tsdb", f"--web.listen-address={url[7:]}",
                  log=tmp_path / "prometheus.log"):
+        wait_for(lambda: httpx.get(f"{url}/-/ready", trust_env=False).is_success, 60)
         targets = wait_for(lambda: httpx.get(f"{url}/api/v1/targets", trust_env=False).json()["data"]["activeTargets"], 60)
     assert {(t["labels"]["job"], t["labels"]["pod"], t["scrapeUrl"]) for t in targets} == {
         ("lados-api", "api-1", "http://127.0.0.1:8000/metrics/prometheus"), ("lados-exporter", "exporter-1", "http://127.0.0.1:9108/metrics")}
