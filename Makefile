@@ -51,7 +51,7 @@ STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SEC
 IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados fronts tests tools setup.py;
 # Notebooks run three at a time, one thread each, for some of them wait more than they compute. The papermill notebooks need a run folder: the tests of the command execute them.
 NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 3 --timing
-PYTEST = python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test: setup ## notebooks in step, clean and running, style, tests: all but the longest, see test-long
 	@$(STEP) $(IN_STEP) \
@@ -70,7 +70,7 @@ COVERED = coverage report --format=total --include="$$folder/*.py"
 
 coverage: setup ## which lines the tests reach, processes that they start included; of some tests: make coverage TESTS=tests/unit
 	@export PATH="$(BIN):$$PATH"; coverage erase; \
-	coverage run -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder -m "not fronts" $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
+	coverage run -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not fronts" $(TESTS) || echo "tests failed: what was reached is counted all the same"; \
 	coverage combine -q; coverage report --skip-covered --sort=miss | tail -n +1; \
 	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
 
