@@ -33,8 +33,9 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv $$($(PYTHON) -c '$(HAS_TORCH)' 2>/dev/null && echo --system-site-packages) $(VENV)
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
+	@# editable_mode: a plain path, so that Python started in the folder around the checkout finds the package, not the checkout as an empty one
 	@$(PULSE) echo "installing lados and what it needs, some 7 GB, into $(VENV)"; \
-	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,s3,geo,otel,streamlit,flet,lab,docs,dev]' -c $(VENV)/constraints.txt
+	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,s3,geo,otel,streamlit,flet,lab,docs,dev]' --config-settings editable_mode=compat -c $(VENV)/constraints.txt
 	@touch $@
 
 demo: setup ## the whole job on a drawn sample: train, report, evaluate, classify three images
