@@ -231,6 +231,7 @@ def test_clocks_jump_and_the_service_is_restarted(home):
             assert len(names(server, found[1])) == 100
 
 
+@pytest.mark.long
 def test_no_room_for_what_is_sent(home):
     "The disk fills while images arrive; half a gigabyte is kept free for others."
     with small_disk(home / "disk", "530m") as disk, service(home, runs() / "first", LADOS_BATCHES=disk / "batches") as server:

@@ -301,6 +301,7 @@ def test_what_never_answers_takes_nobody_with_it(look):
     assert found["Kibana"].state == "up"
 
 
+@pytest.mark.long
 def test_an_answer_without_end_does_not_keep_the_process(look):
     with peer(ALL_WELL, endless=True) as port:
         done = lados(look.home, "check", "--json", GRAFANA_URL=f"http://127.0.0.1:{port}")

@@ -118,6 +118,7 @@ def test_a_transformer_is_served_and_explained(service):
         assert service.promote("first", "torch").status_code == 200
 
 
+@pytest.mark.long
 def test_mirrored_views_are_averaged_by_every_engine(tmp_path):
     run = make_run(tmp_path / "views", epochs=0, views=4)
     export_run(run, ["openvino"])

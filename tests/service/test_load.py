@@ -265,6 +265,7 @@ def test_a_short_queue_is_no_obstacle_for_one_request_of_many_images(home, truth
         assert server.post("/explain", content=images[0]).status_code == 200
 
 
+@pytest.mark.long
 def test_services_that_share_a_home_follow_one_another(home, tmp_path):
     with serving(home, home / "runs" / "first") as one, serving(
             tmp_path / "other", home / "runs" / "first", LADOS_HOME=home, LADOS_RUNS=home / "runs") as other:

@@ -155,6 +155,7 @@ def test_a_run_that_is_being_executed_is_left_alone(lados, place):
     assert code == 2 and "[run-busy]" in text and (run.path / "params.json").read_text() == before
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_to_its_images(lados, place):
     "Nothing that was tested on may be learned from later, and the other way round."
     run = find_run("first")

@@ -217,6 +217,7 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
     pd.testing.assert_frame_equal(read_history(run.path / "history.csv")[curve], whole[curve], check_exact=True)
 
 
+@pytest.mark.long
 def test_a_caller_that_dies_at_once_leaves_nothing_running(toy_data, call, home):
     run = new_run("train", "brief", params(toy_data, epochs=500))
     for moment in np.random.default_rng().uniform(0, 2.5, 2):

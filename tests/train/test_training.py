@@ -390,6 +390,7 @@ def test_rare_classes_are_drawn_as_often_as_others(tmp_path, data):
 COMMON = {"backbone": "test_resnet", "freeze_bn": True, "epochs": 3, "clip": 0.5, "lr": 1e-3}
 
 
+@pytest.mark.long
 @two_processes
 def test_two_processes_train_as_one_with_twice_the_batch(data, tmp_path):
     one = train(tiny(batch_size=8, **COMMON), data)

@@ -374,6 +374,7 @@ def test_on_a_phone(server, visit):
 # --- models that are not there, and models that are elsewhere
 
 
+@pytest.mark.long
 def test_without_a_model_the_page_says_what_to_do(model, serving, visit, tmp_path):
     "And finds it when it has come, without a new start."
     page = visit(serving("empty", "app", "classifier", "--no-browser"))
@@ -389,6 +390,7 @@ def test_without_a_model_the_page_says_what_to_do(model, serving, visit, tmp_pat
     assert page.locator(".card.done").count() == 1
 
 
+@pytest.mark.long
 def test_an_api_is_asked(model, serving, visit):
     "The same page, with the model elsewhere; an API that goes away fails cards, and one click asks again when it is back."
     api = serving("api", "serve", MODEL_PATH=model)

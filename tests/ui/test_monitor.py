@@ -58,6 +58,7 @@ def page(up):
         browser.close()
 
 
+@pytest.mark.long
 def test_jobs_are_begun_watched_and_stopped(up, page):
     home, client, _, _ = up
     for i, p in enumerate(colours(30)):
@@ -80,6 +81,7 @@ def test_jobs_are_begun_watched_and_stopped(up, page):
     page.wait_for_selector("tr:has-text('demo') .state.cancelled", timeout=60_000)
 
 
+@pytest.mark.long
 def test_another_model_is_compared_and_promoted(up, page):
     _, client, _, _ = up
     page.click("tr:has-text('second') >> text=Serve")
