@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from functools import partial
 
 import httpx
 import pytest
@@ -155,7 +156,8 @@ def test_workers_share_a_rate_and_clients_are_told(two):
 def test_the_client_says_which_scope_is_missing_and_the_trail_who_tried(two):
     server, path = two
     key = add_key(path, "analyst", ["predict"])
-    wait_for(lambda: all(predict(server, key).status_code == 200 for _ in range(6)), 20, server)
+    ask = partial(httpx.post, f"{server.url}/models/promote", json={"model": "second"}, headers={"X-API-Key": key}, trust_env=False)
+    wait_for(lambda: all(ask().status_code == 403 for _ in range(16)), 20, server) # of both workers: each request has a connection of its own
     with Client(server.url, key) as client, pytest.raises(Forbidden) as e:
         client.promote("second")
     assert e.value.status == 403 and e.value.code == "scope-missing" and "admin" in e.value.detail and "--scope admin" in e.value.remedy
