@@ -138,6 +138,8 @@ class App:
         elif served.model:
             self.status.controls = [ft.Row([ft.Icon(ft.Icons.CIRCLE, size=10, color="#2a9d5c"), ft.Text(served.model, weight=ft.FontWeight.W_600), ft.Text(served.engine),
                                             ft.Text(t("asked at {place}", place=self.desk.place.shown), color=ft.Colors.ON_SURFACE_VARIANT)], wrap=True, spacing=10)]
+            if caution := self.wording.caution():
+                self.status.controls.append(self.line(caution))
         else:
             self.status.controls = [self.line(t("The service is up, but serves no model.") if served.limits else t("Looking for the service …"))]
 

@@ -220,7 +220,7 @@ def answer_of(
     if row.get("error") or not row.get("predicted"):
         return {}
     listed = {n: (row[n].split("|") if row[n] else []) if isinstance(row.get(n), str) else row.get(n) for n in ("prediction_set", "not_covered")}
-    plain = {n: row.get(n) for n in ("confidence", "no_set", "reason", "distance", "rendering")}
+    plain = {n: row.get(n) for n in ("confidence", "no_set", "reason", "distance", "rendering", "synthetic")}
     shares = {k.removeprefix("p_"): v for k, v in row.items() if k.startswith("p_")}
     abstain = row.get("abstain") in (True, "True", "true", 1)
     return {"label": row["predicted"], "probabilities": shares, **listed, **plain, "abstain": abstain,

@@ -22,7 +22,7 @@ def row(
     "Return an image's row: the columns of `lados predict`, then what only a front end knows."
     a = item.answer
     shares, confirmed = a.get("probabilities") or {}, bool(item.label) and item.label == a.get("label")
-    plain = {n: a.get(n) for n in ("prediction_set", "not_covered", "no_set", "abstain", "reason", "distance", "rendering", "model", "engine")}
+    plain = {n: a.get(n) for n in ("prediction_set", "not_covered", "no_set", "abstain", "reason", "distance", "rendering", "model", "engine", "synthetic")}
     return {"image": item.name, "predicted": a.get("label"), "confidence": a.get("confidence"), **{f"p_{c}": shares.get(c) for c in classes}, **plain,
             "error": item.error, "corrected_to": None if confirmed else item.label, "confirmed": "True" if confirmed else None,
             "sha256": item.key if item.bytes else "", "taken": item.taken, "latitude": item.lat, "longitude": item.lon}

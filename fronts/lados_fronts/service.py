@@ -58,6 +58,7 @@ class Served:
     engine: str = ""
     classes: tuple[ImageClass, ...] = ()
     limits: dict[str, Any] = field(default_factory=dict) # image_bytes, images; empty: the service does not say
+    synthetic: float = 0.0 # share of drawn images among those that the model has learned, 0..1
 
     def __getitem__(self, name: str) -> ImageClass:
         "Return a class by name, also one that the label set does not have any more."
@@ -75,7 +76,7 @@ def served_now(about: dict[str, Any], models: dict[str, Any]) -> Served:
     known = (card.get("label_set") or {}).get("classes") or [{"name": n} for n in card.get("classes", [])]
     classes = tuple(ImageClass(c["name"], c.get("title") or c["name"].replace("_", " "), c.get("colour") or SPARE[i % len(SPARE)],
                                c.get("hint", "")) for i, c in enumerate(known))
-    return Served(models.get("served") or "", models.get("engine") or "", classes, about.get("limits") or {})
+    return Served(models.get("served") or "", models.get("engine") or "", classes, about.get("limits") or {}, float(card.get("synthetic") or 0))
 
 
 @dataclass(frozen=True)

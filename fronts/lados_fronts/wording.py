@@ -18,6 +18,15 @@ class Wording:
         "Return a class's name in the reader's language."
         return self.t(self.served[name or ""].title)
 
+    def caution(self) -> str: # empty where at least half are photographs
+        "Say that the model has learned drawings."
+        t, share = self.t, self.served.synthetic
+        if share <= 0.5:
+            return ""
+        if share == 1:
+            return t("The model has learned only drawn images: what it says of photographs, and how sure it is, has not been tested.")
+        return t("The model has learned mostly drawn images ({share}): what it says of photographs, and how sure it is, has not been tested.", share=t.percent(share))
+
     def set_line(self, answer: dict[str, Any]) -> str:
         "Return the prediction set."
         if options := answer.get("prediction_set"):

@@ -228,6 +228,8 @@ def _status() -> None:
     else:
         st.html(f'<div class="l-status" role="status"><span class="l-lamp"></span><b>{say(served.model)}</b><span class="l-pill">{say(served.engine)}</span>'
                 f'{say(t("asked at {place}", place=here.desk.place.shown))}</div>')
+        if caution := here.words.caution():
+            st.html(f'<p class="l-calm" role="status">{say(caution)}</p>')
     if (bool(served.model), here.desk.away is None) != st.session_state.setdefault("shown_state", (bool(served.model), here.desk.away is None)):
         st.session_state.shown_state = (bool(served.model), here.desk.away is None)
         st.rerun()

@@ -244,6 +244,7 @@ def show_answers(
 ) -> None:
     "Print a table of answers."
     from lados.core import rich_table
+    from lados.model.bundle import synthetic_words
 
     rows = [[r.image, *(["", "", "", r.error] if r.error else [r.predicted, f"{r.confidence:.2f}", r.reason or "", ""])]
             for r in table.head(most).itertuples()]
@@ -254,6 +255,8 @@ def show_answers(
     notes += _claims(table)
     head = ["image", "class", "confidence", "why a human should look", "error"]
     out.print(rich_table(head, rows, caption="; ".join(notes)))
+    if caution := synthetic_words(max((float(s) for s in table.get("synthetic", ()) if s == s), default=0.0)):
+        say("note", caution) # of every row, so said once; NaN: the row has no answer
 
 
 def _claims(table: "pd.DataFrame") -> list[str]:
@@ -474,6 +477,7 @@ def demo() -> None:
     show_answers(classify(Predictor.setup(run.path), files))
     out.print(f"\nDone in {time.perf_counter() - started:.0f} s. Where to look next: open "
               f"{run.path / 'report.html'} in a browser (the executed notebook is beside it), see `lados runs`, "
-              "classify your own images with `lados predict FOLDER` or on a page with `lados app classifier`, make "
-              "it fast with `lados export` and serve it with `lados serve`, and read README.md for the real dataset "
-              "and for training on your own.", highlight=False)
+              "classify images with `lados predict FOLDER` or on a page with `lados app classifier`, make it fast with "
+              "`lados export` and serve it with `lados serve`. This model knows drawings only: before you believe what "
+              "one says of photographs, train it on photographs; README.md says how, and where the real dataset is.",
+              highlight=False)

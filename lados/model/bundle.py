@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'FETCHED', 'PIN', 'make_card', 'find_bundle', 'locate_model', 'bundle_name', 'seal', 'checksums', 'verify',
-           'read_card', 'card_label_set', 'bundle_label_set', 'fetch_bundle', 'bundle_address']
+           'read_card', 'card_label_set', 'bundle_label_set', 'synthetic_words', 'fetch_bundle', 'bundle_address']
 
 # %% ../../nbs/model/07_bundle.ipynb #3fce9bee
 import importlib.metadata
@@ -166,6 +166,17 @@ def bundle_label_set(
 ) -> LabelSet:
     "The label set of a model that need not be loaded."
     return card_label_set(read_card(find_bundle(path)))
+
+# %% ../../nbs/model/07_bundle.ipynb #f7078445
+def synthetic_words(
+    share: float, # of drawn images among those that the model has learned, 0..1
+) -> str: # empty where at least half are photographs
+    "Say that a model has learned drawings, so that nobody takes it at its word about photographs."
+    if share <= 0.5:
+        return ""
+    what = "only drawn images" if share == 1 else f"mostly drawn images ({share:.0%})"
+    return f"the model has learned {what}: what it says of photographs, and how sure it is, has not been tested"
+
 
 # %% ../../nbs/model/07_bundle.ipynb #be2c9176
 FETCHED = 5 # bundles that stay on this machine

@@ -45,6 +45,7 @@ with collector_paused():
     from lados.model.params import TrainParams, load_params
     from lados.model.train import (
         Trained, load_state, save_state, start_network, under_prefix, with_prefix, write_history)
+    from lados.synthetic.sample import synthetic_share
     from lados.metrics import Metric, confusion_matrix, headline_metrics
 
 # %% ../../nbs/model/18_interactive.ipynb #5956c255
@@ -182,6 +183,7 @@ def export_learner(
     metrics = _metrics(result, data)
     write_json(run.path / "metrics.json", metrics)
     result.model.card |= {"run": run.path.name, "params": values, "metrics": metrics, "refit": False,
+                          "synthetic": synthetic_share(data.manifest.paths),
                           "manifest_hash": data.manifest.hash, "policy": data.manifest.meta.get("policy")}
     add_reference(result.model, data)
     save_bundle(run.path / "bundle", result.model)

@@ -45,6 +45,7 @@ with collector_paused():
     from lados.model.test_sets import test_sets_markdown
     from lados.model.train import Trained, lr_find, refit, refit_params, train
     from lados.model.uncertainty import doubt_words, fit_doubts, without_sets
+    from lados.synthetic.sample import synthetic_share
     from lados.metrics import METRICS, PRIMARY, headline_metrics
 
 # %% ../../nbs/model/17_reports.ipynb #fda45583
@@ -497,6 +498,7 @@ def write_bundle(job: TrainingReport) -> Markdown:
     write_json(job.run / "metrics.json", job.metrics)
     model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
                    "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
+                   "synthetic": synthetic_share(job.data.manifest.paths),
                    "policy": job.opened.manifest.meta.get("policy")}
     add_reference(model, job.data)
     save_bundle(job.run / "bundle", model)

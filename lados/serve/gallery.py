@@ -19,6 +19,7 @@ import cv2
 
 from ..core import ImageError, settings
 from ..data.images import load_square
+from ..model.bundle import synthetic_words
 from ..labels import LabelSet
 from ..pages import anchor, escape, html_table, image_tag, masthead, page, part, section
 
@@ -101,6 +102,8 @@ def gallery(
     parts |= {"Not read": section("", html_table(["image", "why"], broken), True)} if broken else {}
     body = [part(t, [b]) if t == "Not read" else f'<h2 id="{anchor(t)}">{t}</h2>{b}' for t, b in parts.items()]
     facts = {"images": len(rows), **facts, "classified": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"}
-    top = masthead(title, "lados", facts, f"<p>{escape(count_words(rows, label_set))}.</p>", jump=list(parts))
+    caution = synthetic_words(max((float(r.get("synthetic") or 0) for r in rows if not r["error"]), default=0.0))
+    told = filter(None, [count_words(rows, label_set), f"{caution[:1].upper()}{caution[1:]}"])
+    top = masthead(title, "lados", facts, "".join(f"<p>{escape(s)}.</p>" for s in told), jump=list(parts))
     foot = "Written by <code>lados predict --html</code>. Names lead to the images, where these are still there."
     return page(title, top, body, foot)

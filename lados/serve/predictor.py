@@ -73,6 +73,8 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
     AnswerField("model", str, "name of the run that made the model", "model",
                 schema={"examples": ["20260501T120000Z-train-lados"]}),
     AnswerField("engine", str, "what computed it", "engine", schema={"examples": ["openvino-int8"]}),
+    AnswerField("synthetic", _SHARE, "share of drawn images among those that the model has learned; 1: it has seen no "
+                "photograph", "synthetic", schema={"examples": [0.0]}),
 )}
 
 # %% ../../nbs/serve/01_predictor.ipynb #1f64b937
@@ -110,6 +112,7 @@ class Answer:
     rendering: str | None # how the image was made of deeper numbers or of several bands; none: it was taken as it is
     model: str # name of the run
     engine: str # what computed it
+    synthetic: float # share of drawn images among those that the model has learned, 0..1
     more: dict[str, Any] = field(default_factory=dict) # fields of other packages
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +146,7 @@ class OpenedBundle:
         known = reference.get("embeddings", ())
         self.space = FeatureSpace.of(known) if len(known) > 1 else None
         self.outlier = card.get("outlier") if self.space else None
+        self.synthetic = float(card.get("synthetic") or 0) # of drawn images; bundles of older versions do not say
         self.most, conformal = settings().abstain_above, card.get("conformal") or {}
         self.not_covered = list(conformal.get("not_covered", {}))
         self.no_set = conformal.get("no_set") or "the bundle has no thresholds"
@@ -188,7 +192,7 @@ class AnswerEncoder(OpenedBundle):
         return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, self.not_covered,
                       None if options else self.no_set, reason is not None, reason,
                       None if np.isnan(distance) else float(distance), strange, rendering or None, self.name,
-                      self.engine.name,
+                      self.engine.name, self.synthetic,
                       {f.name: f.read(self, probs, distance) for f in self.more})
 
 # %% ../../nbs/serve/01_predictor.ipynb #f2b7bfc6

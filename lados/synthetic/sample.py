@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'GROUP_SIZES', 'VIDEO_SHARE', 'VIDEO_FRAMES', 'UUID_SHARE', 'SPLITS_OF_LADOS', 'RECIPES', 'QUALITY',
-           'CATEGORIES', 'RECIPE', 'Photograph', 'apportion', 'deal_splits', 'plan_photographs', 'draw_photograph',
-           'jittered_crop', 'polygons', 'synthetic']
+           'CATEGORIES', 'MARK', 'RECIPE', 'Photograph', 'apportion', 'deal_splits', 'plan_photographs',
+           'draw_photograph', 'jittered_crop', 'polygons', 'synthetic', 'synthetic_share']
 
 # %% ../../nbs/synthetic/02_sample.ipynb #34431616
 import os
@@ -354,6 +354,9 @@ def _coco(shots: Iterable[tuple[str, dict[str, list[list[float]]]]], size: int) 
     return {"info": info, "licenses": [licence], "categories": categories, "images": images, "annotations": annotations}
 
 # %% ../../nbs/synthetic/02_sample.ipynb #e7874411
+MARK = "synthetic.json" # in the folder of a sample: its recipe, and that it is one
+
+
 def _check(sources: int, seed: int, size: int) -> None:
     for name, value, least in (("sources", sources, len(SHARES)), ("seed", seed, 0), ("size", size, 64)):
         if value < least:
@@ -365,7 +368,7 @@ def _there(out: Path, recipe: dict[str, int]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        present = read_json(out / "synthetic.json")
+        present = read_json(out / MARK)
     except LadosError:
         present = {}
     if {k: present.get(k) for k in recipe} == recipe:
@@ -390,7 +393,7 @@ def _write(folder: Path, recipe: dict[str, int], workers: int, progress: Callabl
             progress(done, len(todo))
     for split, rows in shots.items():
         write_json(folder / split / "_annotations.coco.json", _coco(sorted(rows, key=lambda r: r[0]), size))
-    write_json(folder / "synthetic.json", {**recipe, "images": {s: len(rows) for s, rows in shots.items()}})
+    write_json(folder / MARK, {**recipe, "images": {s: len(rows) for s, rows in shots.items()}})
 
 # %% ../../nbs/synthetic/02_sample.ipynb #7f027a2a
 RECIPE = 1 # counts changes of the drawing: samples of two recipes differ at the same seed
@@ -421,3 +424,13 @@ def synthetic(
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
     return out
+
+# %% ../../nbs/synthetic/02_sample.ipynb #a048f5b8
+def synthetic_share(
+    paths: Iterable[Path], # of images
+) -> float: # 0..1; 0 where there are none
+    "Return the share of the images that lie in a synthetic sample, whatever dataset names them."
+    paths = list(paths)
+    drawn = {folder: any((f / MARK).is_file() for f in (folder, folder.parent)) for folder in {p.parent for p in paths}}
+    return sum(drawn[p.parent] for p in paths) / len(paths) if paths else 0.0
+

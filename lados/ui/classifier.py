@@ -21,7 +21,7 @@ from ..client import Client
 from ..serve.predictor import answer_cells, answer_fields
 from ..jobs.promotion import service_errors
 from ..data.corrections import table_text
-from ..model.bundle import find_bundle
+from ..model.bundle import find_bundle, synthetic_words
 from ..remote import is_url
 
 # %% ../../nbs/ui/02_classifier.ipynb #33ca94f1
@@ -74,7 +74,8 @@ class LocalAnswers:
         self.lock = threading.Lock()
         engine = self.predictor.engine.name
         self.about = {"model": self.predictor.name, "engine": engine, "place": "loaded by this page",
-                      "label_set": self.predictor.label_set.to_dict()}
+                      "label_set": self.predictor.label_set.to_dict(),
+                      "caution": synthetic_words(self.predictor.synthetic)}
 
     def current(self) -> bool:
         "Return True if `latest` still points to the model that was loaded."
@@ -166,14 +167,15 @@ class RemoteClassifier:
 
 # %% ../../nbs/ui/02_classifier.ipynb #184c1379
 def _served_name(models: dict[str, Any]) -> dict[str, Any]:
-    "Return name, engine and label set of the served model, from the answer of /models."
+    "Return what a page says of the served model, from the answer of /models."
     if "served" not in models:
         raise ServeError("what answers there is not lados", "correct LADOS_API_URL")
     if not models["served"]:
         raise ServeError("the API is up, but serves no model",
                          "train one there, or promote one with POST /models/promote")
     card = next((m.get("card") or {} for m in models.get("models", []) if m.get("served")), {})
-    return {"model": models["served"], "engine": models.get("engine") or "", "label_set": card.get("label_set")}
+    return {"model": models["served"], "engine": models.get("engine") or "", "label_set": card.get("label_set"),
+            "caution": synthetic_words(float(card.get("synthetic") or 0))}
 
 
 def open_classifier() -> Classifier:

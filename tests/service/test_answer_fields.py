@@ -68,14 +68,14 @@ def test_the_names_of_fields_and_columns_stay():
     from lados.ui.classifier import Card
 
     assert list(ANSWER_FIELDS) == ["label", "confidence", "probabilities", "prediction_set", "not_covered", "no_set", "abstain", "reason",
-                                   "distance", "unlike_training", "rendering", "model", "engine"]
+                                   "distance", "unlike_training", "rendering", "model", "engine", "synthetic"]
     answer = {"label": "oil", "confidence": 0.9, "probabilities": dict.fromkeys(CLASSES, 0.1), "prediction_set": ["oil", "sheen"],
               "not_covered": ["oil"], "no_set": None,
-              "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "rendering": None, "model": "m", "engine": "torch"}
+              "abstain": False, "reason": None, "distance": 1.0, "unlike_training": False, "rendering": None, "model": "m", "engine": "torch", "synthetic": 0.0}
     cells = answer_cells(answer)
     probabilities = [f"p_{c}" for c in CLASSES]
     assert list(cells) == ["predicted", "confidence", *probabilities, "prediction_set", "not_covered", "no_set", "abstain", "reason",
-                           "distance", "rendering", "model", "engine"]
+                           "distance", "rendering", "model", "engine", "synthetic"]
     assert cells["prediction_set"] == "oil|sheen" and cells["reason"] is None
     own = ["corrected_to", "confirmed", "total_ms", "sha256"]
     assert list(Card("1", "sea.png", answer=answer).row()) == [*columns(list(CLASSES)), *own], "the page's table begins with that of `lados predict`"

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from commands import refused
+from commands import refused, run_here
 from toy import TINY, tiny, toy_manifest, trained_run
 
 from lados.core import RunError
@@ -157,7 +157,7 @@ def check_folder(run):
 
 
 @pytest.mark.long
-def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
+def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call, tmp_path):
     drawn = tiny(data=sample, epochs=2, name="drawn", ema=0.5, find_lr=True, batch_size="auto").model_dump(mode="json")
     both = [new_run("train", "drawn", drawn), new_run("train", "toy", params(toy_data, epochs=2, name="toy"))]
     callers = [call(r) for r in both]
@@ -170,6 +170,13 @@ def test_two_runs_at_once_leave_complete_folders(toy_data, sample, call):
     assert {r.path for r in list_runs()} == {r.path for r in both}
     found = run_differences(both)
     assert found["params"]["ema"] == [0.5, None] and "epochs" not in found["params"] and found["metrics"]
+    assert [load_bundle(run.path).card["synthetic"] for run in both] == [1.0, 0.0], "what has learned drawings says so"
+    image = str(next(Path(sample).rglob("*.jpg")))
+    for run, known in zip(both, (1.0, 0.0), strict=True):
+        said = run_here(tmp_path, {}, "predict", image, f"--run={run.path}", "--out=answers.csv", "--html=answers.html").stdout
+        pages = said, (tmp_path / "answers.html").read_text()
+        assert all(("learned only drawn images" in page) == bool(known) for page in pages)
+        assert pd.read_csv(tmp_path / "answers.csv")["synthetic"].item() == known
 
 
 @pytest.mark.long

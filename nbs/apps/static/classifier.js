@@ -472,7 +472,7 @@ class Page {
     const ready = () => [h("i", { class: "lamp" }), h("span", { title: "The training run that made the model" }, h("b", {}, about.model)),
       h("span", { class: "pill", title: "What computes the answers" }, about.engine || "engine unknown"), h("span", { class: "place" }, about.place)]
     this.status.replaceChildren(h("div", { class: "model" }, told[about.state] ?? ready()),
-      h("small", {}, "Probabilities are calibrated; sets hold the truth 9 times in 10"))
+      about.caution ? h("p", { class: "caution" }, sentence(about.caution)) : h("small", {}, "Probabilities are calibrated; sets hold the truth 9 times in 10"))
   }
 
   drawHold(about, slim) {
