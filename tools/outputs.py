@@ -101,6 +101,19 @@ def small(data: str, kind: str, alt: str) -> str:
         tries = [image.quantize(256, dither=Image.Dither.NONE) if kind == "PNG" else image]
 
 
+def clean_html(data: dict[str, str]) -> dict[str, str]:
+    """Nothing for HTML that shows nothing, such as a bar that is gone; a table of fastprogress without its twins, which pages would show as code."""
+    html = data.get("text/html")
+    if html is None or any(k in data for k in IMAGES):
+        return data
+    if not re.sub(r"(?s)<style.*?</style>|<!--.*?-->|<(?!img|svg|canvas|iframe|input)[^>]*>", "", html).strip():
+        return {}
+    if 'class="fastprogress"' not in html:
+        return data
+    rows = [re.findall(r"(?s)<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"(?s)<tr.*?</tr>", html)]
+    return {"text/html": html, "text/plain": "\n".join("  ".join(f"{cell.strip():>10}" for cell in row) for row in rows)}
+
+
 def normal(outputs: list[dict], home: str) -> list[dict]:
     """A cell's outputs as they are saved."""
     kept = []
@@ -113,7 +126,7 @@ def normal(outputs: list[dict], home: str) -> list[dict]:
             else:
                 kept.append({"name": "stdout", "output_type": "stream", "text": o["text"]})
             continue
-        data = {k: o["data"][k] for k in SHOWN if k in o["data"]}
+        data = clean_html({k: o["data"][k] for k in SHOWN if k in o["data"]})
         if not data or "application/vnd.jupyter.widget-view+json" in o["data"]:
             continue
         alt = {k: m.get("alt", "") for k, m in o.get("metadata", {}).items() if k in IMAGES} # nbdev-clean would drop it: into the file
@@ -232,6 +245,7 @@ def broken(nb: dict) -> list[str]:
         data = {k: "".join(v) for k, v in (o.get("data") or {"text": o.get("text", "")}).items()}
         large = [k for k, v in data.items() if k in IMAGES and len(v) * 3 / 4 > IMAGE_KB * 1000]
         out += [f"an image of more than {IMAGE_KB} kB; run make outputs"] if large else []
+        out += ["an output that pages show as HTML code; run make outputs"] if "```html" in data.get("text/markdown", "") else []
         told = [m[0] for k, v in data.items() if k not in IMAGES and (m := MACHINE.search(v.replace(str(ROOT), "/work/")))]
         out += [f"an output names a place of this machine ({told[0]}...); print less of the path"] if told else []
     return out

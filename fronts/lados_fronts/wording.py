@@ -30,18 +30,27 @@ class Wording:
     def set_line(self, answer: dict[str, Any]) -> str:
         "Return the prediction set."
         if options := answer.get("prediction_set"):
-            return self.t("Set: {classes}", classes=", ".join(map(self.title, options)))
+            said = self.t("Set: {classes}", classes=", ".join(map(self.title, options)))
+            return f"{said}. {held}" if (held := self.not_covered(answer)) else said
         return self.t("No set: {why}", why=self.t(answer.get("no_set") or "the model knows no thresholds"))
+
+    def not_covered(self, answer: dict[str, Any]) -> str: # empty: every class is covered
+        "Return which classes are in every set, and why."
+        names = ", ".join(map(self.title, answer.get("not_covered") or []))
+        return self.t("Too few independent sources to check on, so in every set: {classes}.", classes=names) if names else ""
 
     def reason(self, answer: dict[str, Any]) -> str:
         "Return why a human should look."
-        t, options = self.t, answer.get("prediction_set") or []
+        t, held = self.t, answer.get("not_covered") or []
+        options = [o for o in answer.get("prediction_set") or [] if o not in held or o == answer.get("label")]
         if t.language == "en":
             return t.sentence(answer.get("reason") or "")
         if answer.get("unlike_training"):
             return t("Unlike the training images: ask a human.")
         if len(options) > 1:
             return t("{classes}: ask a human.", classes=" / ".join(map(self.title, options)))
+        if answer.get("label") in held:
+            return t("{classes}, which too few independent sources could check: ask a human.", classes=self.title(answer["label"]))
         return t("Less sure than most: ask a human.")
 
     def failure(self, item: Item) -> str:

@@ -261,10 +261,12 @@ def show_answers(
 
 def _claims(table: "pd.DataFrame") -> list[str]:
     "What the model does not promise, once for all rows; tables of older versions do not say."
+    from lados.serve.table import not_covered_words
+
     names = [n for n in ("not_covered", "no_set") if n in table]
     first = {n: next((v for v in table[n] if isinstance(v, str) and v), "") for n in names}
-    known = first.get("not_covered", "").replace("|", ", ")
-    return [f"nothing is claimed about {known}"] * bool(known) + \
+    known = not_covered_words(list(filter(None, first.get("not_covered", "").split("|"))))
+    return [known] * bool(known) + \
         [f"no prediction sets: {first.get('no_set')}"] * bool(first.get("no_set"))
 
 # %% ../../nbs/cli/02_models.ipynb #606acfa5

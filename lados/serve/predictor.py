@@ -59,8 +59,9 @@ ANSWER_FIELDS = {f.name: f for f in ( # of this package, in the order of JSON an
                 "images of new sources like those that thresholds were fitted on. null: see `no_set`",
                 "prediction_set", cell="|".join),
     AnswerField("not_covered", list[str],
-                "classes that nothing is claimed about: no image of theirs was held out, or those of one source only. "
-                "They are in every prediction set", "not_covered", cell="|".join, schema={"examples": [[]]}),
+                "classes with too few independent sources to check on: no image of theirs was held out, or those of "
+                "one source only. They are in every prediction set", "not_covered", cell="|".join,
+                schema={"examples": [[]]}),
     AnswerField("no_set", str | None, "why there is no prediction set", "no_set", schema={"examples": [None]}),
     AnswerField("abstain", bool, "a human should look", "abstain", schema={"examples": [False]}),
     AnswerField("reason", str | None, "why a human should look", "reason"),
@@ -103,7 +104,7 @@ class Answer:
     confidence: float # its calibrated probability, 0..1
     probabilities: dict[str, float] # of every class; sum 1
     prediction_set: list[str] | None # made to hold the truth 9 times in 10; none: see `no_set`
-    not_covered: list[str] # classes that nothing is claimed about; in every prediction set
+    not_covered: list[str] # classes with too few independent sources to check on; in every prediction set
     no_set: str | None # why there is no prediction set
     abstain: bool # a human should look
     reason: str | None # why
@@ -127,7 +128,7 @@ def _doubts(words: list[str], strange: bool, unsure: bool, unclaimed: bool, most
     if len(words) > most:
         return f"{', '.join(words[:-1])} or {words[-1]}: ask a human"
     if unclaimed:
-        return f"{words[0]}, about which nothing is claimed: ask a human"
+        return f"{words[0]}, which too few independent sources could check: ask a human"
     return f"{words[0]}, but less surely than most: ask a human" if unsure else None
 
 # %% ../../nbs/serve/01_predictor.ipynb #a9dc1363

@@ -26,6 +26,7 @@ from lados_fronts.desk import answer_of  # noqa: E402
 from lados_fronts.keep import Item, Keep, doubtful_first, new_visitor  # noqa: E402
 from lados_fronts.service import Place, problem_of, served_now  # noqa: E402
 from lados_fronts.texts import reader_language, texts  # noqa: E402
+from lados_fronts.wording import Wording  # noqa: E402
 
 from lados.client import Client, Forbidden, Unavailable  # noqa: E402
 
@@ -182,6 +183,15 @@ def test_classes_and_limits_are_those_that_the_service_tells():
     answer = answer_of(row, served)
     assert answer["prediction_set"] == ["weed", "oil"] and answer["abstain"] is True and answer["model"] == "m" and answer["probabilities"] == {"weed": 0.8}
     assert answer_of({"error": "torn"}, served) == {}
+
+
+def test_a_class_that_could_not_be_checked_is_said_in_each_language():
+    served = served_now({}, {"served": "m", "models": [{"served": True, "card": {"label_set": {"classes": [{"name": n, "title": n} for n in ("oil", "ship")]}}}]})
+    answer = ANSWER | {"prediction_set": ["ship", "oil"], "not_covered": ["oil"], "label": "ship"}
+    for language, words in (("en", "Too few independent sources"), ("ru", "источников слишком мало")):
+        wording = Wording(texts(language), served)
+        assert words in wording.set_line(answer) and words not in wording.set_line(ANSWER)
+    assert words in wording.reason(answer | {"label": "oil", "prediction_set": ["oil"]}) and words not in wording.reason(answer)
 
 
 def test_the_folder_for_flet_build_has_the_client_alone(tmp_path):
