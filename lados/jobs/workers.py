@@ -27,6 +27,8 @@ from typing import Any
 from ..core import ConfigError, LadosError, ServeError, settings
 from ..files import take_lock, write_json
 from ..logs import start_logs, stop_logs
+from ..metrics import METRICS, PRIMARY
+from ..model.bundle import bundle_name, read_card
 from ..remote import unshare
 from ..traces import start_traces, stop_traces, tracing
 from ..runs.execution import on_signals
@@ -34,6 +36,7 @@ from ..serve.server import listen
 from .batches import DELETED, sweep_batches
 from .broker import ensure_broker, redacted
 from .kinds import PREDICT, QUEUES, TRAIN
+from .promotion import served_bundle
 from .leases import Task, give_back, list_tasks
 from .queue import queue_lengths, send_hints_or_raise
 from .schedule import Scheduler
@@ -440,6 +443,19 @@ def _check_ports(port: int, page: int) -> None:
 
 
 # %% ../../nbs/jobs/09_workers.ipynb #6a1421f7
+def _served_now() -> str:
+    "Name the model that answers, with what it scored."
+    try:
+        bundle = served_bundle()
+        if bundle is None:
+            return "none yet; `lados train` makes one, and it is served as soon as it is there"
+        test = (read_card(bundle).get("metrics") or {}).get("test") or {}
+    except LadosError as e:
+        return e.problem
+    scored = f"  ({METRICS[PRIMARY].title} {test[PRIMARY]:.2f} on test images)" if test.get(PRIMARY) is not None else ""
+    return f"{bundle_name(bundle)}{scored}"
+
+# %% ../../nbs/jobs/09_workers.ipynb #2e55362b
 def run_all(
     port: int = 8000, # of the API
     page: int = 8866, # of the monitor; the classifier's page is one higher
@@ -461,8 +477,9 @@ def run_all(
     for m in members:
         m.log = logs / f"{m.name.removeprefix('the ').replace(' ', '-')}.log"
     made = "" if settings().api_key else f"   key         {key}  (for changes; API_KEY sets one that stays)\n"
-    summary = (f"API {url} (documentation at /docs)\n   monitor     http://127.0.0.1:{page}\n   classifier  "
-            f"http://127.0.0.1:{page + 1}\n   logs        {logs}\n{made}   Ctrl-C ends all of it")
+    summary = (f"API {url} (documentation at /docs)\n   model       {_served_now()}\n"
+               f"   monitor     http://127.0.0.1:{page}\n   classifier  http://127.0.0.1:{page + 1}\n"
+               f"   logs        {logs}\n{made}   Ctrl-C ends all of it")
     here = settings().lados_home / "up.json" # where `lados check` finds the API
     with _single_instance(), _kept_lines(say) as told, maintenance():
         write_json(here, {"api": url, "model": model})

@@ -185,7 +185,8 @@ def prepare_dataset(
     "Decode every image once into the cache; unreadable ones are left out and named in `problems`."
     shas = manifest.frame["sha256"].tolist()
     plain = build_cache(manifest.paths, shas, size, progress=progress)
-    large = build_cache(manifest.paths, shas, cached) if cached and cached != size else plain
+    twice = cached and cached != size
+    large = build_cache(manifest.paths, shas, cached, progress=progress) if twice else plain
     names = [c.split("|")[0] for c in manifest.frame["label"]]
     place = {c: i for i, c in enumerate(manifest.label_set.names)}
     labels = np.array([place[c] for c in names], dtype=np.int64)

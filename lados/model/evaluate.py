@@ -133,12 +133,15 @@ def cross_fit(
     params: TrainParams, # `folds` says how many
     data: Dataset,
     probe: bool = False, # fit the logistic regression, too
+    progress: Callable[[int, int], None] | None = None, # called with (folds done, folds)
 ) -> tuple[HeldOut, np.ndarray]: # what networks say of sources they have not seen; the regression's probabilities
     "Train once a fold. No fold chooses an epoch, so none is spent on validation. DataError where sources are too few."
     n, k, sources = len(data.labels), len(data.label_set), data.manifest.frame["source_group"].nunique()
     logits, others, away = np.zeros((n, k), np.float32), np.zeros((n, k)), np.full(n, np.nan)
     folds = group_folds(data.manifest, max(2, min(params.folds or FOLDS, sources)), params.seed)
-    for held in folds:
+    for done, held in enumerate(folds):
+        if progress:
+            progress(done, len(folds))
         part = data.with_splits(np.where(np.isin(np.arange(n), held), "test", "train"))
         trained = train(params, part)
         model = Model(trained.net, make_card(params.backbone, trained.prep, data.label_set, views=params.views))
@@ -152,9 +155,10 @@ def cross_fit(
 def cross_validate(
     params: TrainParams, # `folds` says how many
     data: Dataset,
+    progress: Callable[[int, int], None] | None = None, # called with (folds done, folds)
 ) -> tuple[dict[str, dict], HeldOut]: # scores of the training as asked and of the logistic regression; what they are of
     "Train once a fold and score the pooled answers on all images."
-    held, probe = cross_fit(params, data, probe=True)
+    held, probe = cross_fit(params, data, True, progress)
     told = (("this training", softmax(held.logits)), ("probe", probe))
     return {name: scores(held.labels, p, data.label_set.names, held.groups) for name, p in told}, held
 

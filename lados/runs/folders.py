@@ -150,12 +150,26 @@ def find_run(
         if (path / "run.json").exists():
             return Run(path.resolve())
     near = [r for r in list_runs(root) if r.path.name.startswith(str(name)) or r.path.name.endswith(str(name))]
+    if str(name) == "latest" and not near:
+        raise _no_latest(root)
     if len(near) != 1:
         what = f"{len(near)} runs are called so" if near else "no such run"
         raise RunError(f"{name}: {what} in {root.resolve()}",
                        "`lados runs` lists them; runs are looked for below the current folder, or in LADOS_RUNS",
                        code="run-not-found")
     return near[0]
+
+# %% ../../nbs/runs/01_folders.ipynb #5edf4f91
+def _no_latest(root: Path) -> RunError:
+    "Return what is to be said where no run has succeeded yet."
+    runs = list_runs(root)
+    if not runs:
+        told = "there are no runs yet", "`lados demo` or `lados train` makes one; LADOS_RUNS names another folder"
+    elif at_work := [r.path.name for r in runs if r.alive]:
+        told = f"no run has succeeded yet, and {at_work[0]} is at work", "wait; `lados runs` shows how far it is"
+    else:
+        told = f"no run has succeeded yet; the newest is {runs[0].path.name}", "`lados train --resume RUN` ends one"
+    return RunError(f"latest: {told[0]} in {root.resolve()}", told[1], code="run-not-found")
 
 
 def set_latest(run: Run) -> None:

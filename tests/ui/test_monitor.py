@@ -41,7 +41,8 @@ def up(tmp_path_factory):
         yield home, client, f"http://127.0.0.1:{page}/", process
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(100)
+        said = process.communicate(timeout=100)[1]
+    assert "model       first" in said, "it names what it serves"
 
 
 @pytest.fixture
