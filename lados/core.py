@@ -6,7 +6,7 @@
 __all__ = ['LONGEST_CELL', 'LadosError', 'ConfigError', 'DataError', 'ImageError', 'NotAnImage', 'ImageTooLarge', 'SourceError',
            'WeightsError', 'TrainingError', 'RunError', 'ServeError', 'DiskFull', 'did_you_mean', 'load_plugins',
            'expand_home', 'cpu_quota', 'usable_cores', 'DataSettings', 'ServeSettings', 'JobSettings', 'Settings',
-           'check_env_file', 'settings', 'shorten', 'rich_table', 'markdown_table']
+           'check_env_file', 'settings', 'shorten', 'rich_table', 'markdown_table', 'counted']
 
 # %% ../nbs/00_core.ipynb #15bdc050
 import logging
@@ -388,3 +388,12 @@ def markdown_table(
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     escaped = [[cell.replace("|", "/").replace("*", r"\*") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)
+
+
+def counted(
+    n: int,
+    noun: str, # in the singular, of a regular plural: image, source
+) -> str: # `1 image`, `2 images`
+    "Return a number with its noun."
+    return f"{n} {noun}{'s' * (n != 1)}"
+

@@ -114,11 +114,14 @@ def split(
     seed: int = 0,
     images: bool = True, # keep together what the audit finds alike, too
 ) -> "Manifest": # a new one; `meta["split"]` says how
-    "Share images out so that no photograph is in two splits. Raises ConfigError and DataError."
+    "Share images out so that no photograph is in two splits; what could not be had is a warning. Raises DataError."
     with needs("split"):
         from lados.model.datamodule import audit_and_split
 
-        return audit_and_split(_manifest(data), how, fractions, seed, images).manifest
+        opened = audit_and_split(_manifest(data), how, fractions, seed, images)
+        for note in opened.report.notes: # what the command prints below its table
+            warnings.warn(note, stacklevel=2)
+        return opened.manifest
 
 # %% ../nbs/07_public.ipynb #555109ab
 def _folder(run: Any) -> Path:

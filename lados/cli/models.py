@@ -61,32 +61,31 @@ def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
     from lados.model.inference import load_model
     from lados.model.test_sets import test_sets_table
 
-    model = load_model(folder)
+    model, words = load_model(folder), ""
     if model.card.get("refit"):
-        say("warning", "this model was refitted on all images of its run, its held-out ones too: give it others "
-            "with --data", to=err)
+        words = "learned: this model was refitted on all images of its run, its held-out ones too: the scores flatter"
+        say("warning", f"{words.removeprefix('learned: ')}; give it others with --data", to=err)
     with progress_bar("scoring") as step:
         result, table = reevaluate(model, load_manifest(find_bundle(folder).parent), step)
-    return result, table, lambda: out.print(test_sets_table(result))
+    return result, table, lambda: out.print(test_sets_table(result, words))
 
 # %% ../../nbs/cli/02_models.ipynb #09deebe4
 def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
     "Score images that the run need not know; with what shows the scores."
     from lados.model.datamodule import open_manifest
-    from lados.model.evaluate import baselines_on, evaluate_on, trained_on
+    from lados.model.evaluate import baselines_on, evaluate_on, learned_words
     from lados.model.inference import load_model
     from lados.model.metrics import metrics_in, scores_table
 
     model = load_model(folder)
     manifest = open_manifest(data, model.label_set)
     manifest = manifest.only(split) if split else manifest
-    seen = trained_on(folder, manifest)
-    if seen:
-        say("warning", f"the run was trained on {len(seen)} of these images, such as {seen[0]}: the scores flatter",
-            to=err)
+    if words := learned_words(folder, manifest):
+        say("warning", words, to=err)
     with progress_bar("scoring") as step:
         result, table, problems = evaluate_on(model, manifest, step)
-    scores = scores_table(result)
+    scores = scores_table(result, words) # the mark stands above the figures, too
+    result |= {"warning": words} if words else {}
     result["baselines"] = baselines_on(folder, manifest)
 
     def show() -> None:

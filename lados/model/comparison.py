@@ -180,7 +180,7 @@ def pair_runs(
         classes = bundle_label_set(run.path).names
         pair.answers, groups = _shared_answers(run, reference)
     except LadosError as e:
-        pair.why = e.problem
+        pair.why = f"{e.problem} ({e.remedy})" if e.remedy else e.problem
         return pair
     truth, mine, other = (np.array([classes.index(c) for c in pair.answers[k]]) for k in ("truth", "says", "reference"))
     pair.groups, pair.agreement = len(set(groups)), disagreement(truth, mine, other)

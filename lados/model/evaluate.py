@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FOLDS', 'LEVEL', 'Evaluation', 'answers', 'evaluate_trained', 'probe_baseline', 'cross_fit', 'cross_validate',
-           'evaluate_on', 'reevaluate', 'baselines_on', 'trained_on', 'run_images', 'unknown_to_both',
+           'evaluate_on', 'reevaluate', 'baselines_on', 'trained_on', 'run_images', 'learned_words', 'unknown_to_both',
            'images_unknown_to', 'both_answers', 'paired_difference', 'disagreement', 'compare_models',
            'compare_answers', 'comparison_markdown']
 
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..core import DataError, markdown_table
+from ..core import DataError, counted, markdown_table
 from ..files import read_json
 from ..labels import LADOS
 from ..data.audit import lookup_baseline
@@ -231,6 +231,19 @@ def run_images(
     frame = load_manifest(folder, check=False).frame
     refitted = bool(read_json(find_bundle(run) / "card.json").get("refit")) # then on its test images, too
     return frame.assign(learned=frame["split"].isin(["train", "valid"]) | refitted)
+
+# %% ../../nbs/model/16_evaluate.ipynb #be262d09
+def learned_words(
+    run: Path, # a run folder, or its bundle
+    manifest: Manifest, # what it is scored on
+) -> str: # empty: it has learned none of these images
+    "What readers of scores must know: that the model has learned such images, or that nobody knows."
+    if run_images(run) is None:
+        return "nobody knows whether the model has learned these images, since its run's manifest.csv is not there"
+    seen = trained_on(run, manifest)
+    return f"learned: {len(seen)} of these {counted(len(manifest), 'image')} were in training or selection, such as " \
+           f"{seen[0]}: the scores flatter" if seen else ""
+
 
 # %% ../../nbs/model/16_evaluate.ipynb #7ecb70c4
 def unknown_to_both(

@@ -188,7 +188,7 @@ def export_learner(
     add_reference(result.model, data)
     save_bundle(run.path / "bundle", result.model)
     run.update(state="succeeded", ended=utc_now())
-    print(f"{run.path.name}: a run folder with a bundle, which `lados.load` opens. fastai's export would pickle "
+    print(f"{run.path}: a run folder with a bundle, which `lados.load` opens. fastai's export would pickle "
           "the Learner, and loading a pickle executes what is in it")
     return run
 

@@ -24,7 +24,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from ..core import DataError
+from ..core import DataError, counted
 from ..files import atomic_write
 from ..labels import COLOURS
 from ..data.manifest import Manifest
@@ -231,13 +231,9 @@ def _class_row(ax: Axes, y: int, row: Mapping, colour: str) -> None:
         ax.plot(row[kind], y, marker, color=colour, markersize=4.5, markerfacecolor="white", alpha=0.8)
     ax.plot(row["f1"], y, "o", color=colour, markersize=8, markerfacecolor=colour if row["reliable"] else "white",
             markeredgewidth=1.6, zorder=3)
-    held = f"{_some(row['support'], 'image')}, {_some(row['groups'], 'source')}"
+    held = f"{counted(row['support'], 'image')}, {counted(row['groups'], 'source')}"
     text = f"{row['f1']:.2f}   {held}" if row["support"] else "not in these images"
     ax.text(1.02, y, text, transform=ax.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)
-
-
-def _some(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
 
 # %% ../../nbs/model/05_plots.ipynb #fe10f4c0
 def calibration_curve(
@@ -288,7 +284,7 @@ def precision_recall(
     for k, (recall, precision, area) in curves.items():
         colour = colours.get(classes[k], ACCENT)
         ax.plot(recall, precision, next(styles), color=colour, linewidth=1.6, drawstyle="steps-post",
-                label=f"{title_of(classes[k])}: {area:.2f}, {_some(int((truth == k).sum()), 'image')}")
+                label=f"{title_of(classes[k])}: {area:.2f}, {counted(int((truth == k).sum()), 'image')}")
         said, right = probs.argmax(1) == k, (probs.argmax(1) == k) & (truth == k)
         if said.any():
             point = right.sum() / (truth == k).sum(), right.sum() / said.sum()

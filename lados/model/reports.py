@@ -28,7 +28,7 @@ with collector_paused():
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from lados.core import DataError, TrainingError, markdown_table
+    from lados.core import DataError, TrainingError, counted, markdown_table
     from lados.files import write_json
     from lados.pages import escape, image_tag
     from lados.traces import start_traces
@@ -168,8 +168,11 @@ def show_class_balance(job: TrainingReport) -> Figure:
     return job.figure("class_balance", plots.class_balance(job.data.manifest))
 
 # %% ../../nbs/model/17_reports.ipynb #3bf2218a
-def leaks(job: TrainingReport) -> Figure:
+def leaks(job: TrainingReport) -> Figure | Markdown:
     "What the split that came with the data leaks, and what file names alone score on it."
+    if not (job.opened.audit.manifest.frame["split"] == "train").any():
+        return Markdown("The data came without a split, so there was nothing to leak; this run made one, which cuts no "
+                        "source in two.")
     return job.figure("leaks", job.opened.audit.figure())
 
 
@@ -233,15 +236,22 @@ def evaluate_run(job: TrainingReport) -> Markdown:
     return Markdown(_scores_markdown(job, test))
 
 
+def _is_regression(job: TrainingReport) -> bool:
+    "Whether the network itself ends in a logistic regression on frozen features, and no epoch changed that."
+    return bool(job.params.probe and job.trained.best_epoch is None)
+
+
 def _scores_markdown(job: TrainingReport, test: dict | None) -> str:
     if test is None:
         return "Nothing was held out, so nothing can be said of how well it does on new images."
     leading, probe = headline_metrics()[0], job.metrics["probe"]
-    beside = f"\n\nA logistic regression on the features of the network it started from scores {leading.title} " \
-             f"{figure_text(leading, probe)} on the same images." if probe else ""
+    plain = "A plain logistic regression, without this run's augmented views and weights of classes," if \
+        _is_regression(job) else "A logistic regression on the features of the network it started from"
+    beside = f"\n\n{plain} scores {leading.title} {figure_text(leading, probe)} on the same images." if probe else ""
     return test_sets_markdown(job.result.views) + beside
 
 
+# %% ../../nbs/model/17_reports.ipynb #cdf6826f
 def per_class(job: TrainingReport) -> Markdown | None:
     "The table of scores by class."
     return Markdown(to_markdown(job.result.headline[1])) if job.result.headline else None
@@ -294,7 +304,7 @@ def classes_behind(
     both = {c: (v, test["per_class"][c]) for c, v in valid["per_class"].items()}
     both = {c: (v, t) for c, (v, t) in both.items() if v["support"] and t["support"]}
     falls = sorted(both, key=lambda c: both[c][1]["f1"] - both[c][0]["f1"])
-    return [f"{title_of(c)} ({v['f1']:.2f} on {v['support']} images, {t['f1']:.2f} on {t['support']})"
+    return [f"{title_of(c)} ({v['f1']:.2f} on {counted(v['support'], 'image')}, {t['f1']:.2f} on {t['support']})"
             for c in falls[:most] for v, t in [both[c]] if v["f1"] - t["f1"] > 0.02]
 
 
@@ -305,7 +315,7 @@ def validation_gap(job: TrainingReport) -> Markdown | None:
         return None
     rows = [[m.title, figure_text(m, valid), figure_text(m, test), f"{valid[m.key] - test[m.key]:+.3f}"]
             for m in headline_metrics() if m.key in valid and m.key in test]
-    head = ["", f"validation, {valid['images']} images", f"test, {test['images']} images", "gap"]
+    head = ["", *(f"{n}, {counted(s['images'], 'image')}" for n, s in (("validation", valid), ("test", test))), "gap"]
     reasons = "\n".join(f"- {line}" for line in _gap_reasons(job, valid, test))
     return Markdown(f"{markdown_table(head, rows)}\n\n{reasons}")
 
@@ -314,18 +324,20 @@ def _gap_reasons(job: TrainingReport, valid: dict, test: dict) -> list[str]:
     gap, chance, lines = valid[PRIMARY] - test[PRIMARY], gap_by_chance(valid, test), []
     if chance is not None:
         within = "no more than chance explains" if abs(gap) <= chance else "more than chance explains"
-        lines.append(f"A gap of {gap:+.3f} is {within}: with {valid['groups']} and {test['groups']} sources, scores on "
-                     f"other images of the same kind differ by up to {chance:.3f}.")
+        lines.append(f"A gap of {gap:+.3f} is {within}: with {valid['groups']} and "
+                     f"{counted(test['groups'], 'source')}, scores on other images of the same kind differ by up to "
+                     f"{chance:.3f}.")
     if job.trained.selected:
-        lines.append(f"Validation chose the best of {len(job.trained.history)} epochs, and the temperature was fitted "
-                     "on it: it flatters, and is no evidence.")
+        epochs = len(job.trained.history) # none: a regression alone
+        chose = f"Validation chose the best of {counted(epochs, 'epoch')}, and the" if epochs else "The"
+        lines.append(f"{chose} temperature was fitted on validation images: they flatter, and are no evidence.")
     frame = job.data.manifest.frame
     known = set(frame.loc[frame["split"] == "train", "source_group"])
     for split, name in (("valid", "validation"), ("test", "test")):
         rows = frame["split"] == split
         if shared := int((rows & frame["source_group"].isin(known)).sum()):
-            lines.append(f"{shared} of the {rows.sum()} {name} images are of a source that is in training, too: they "
-                         "can be remembered.")
+            lines.append(f"{shared} of the {rows.sum()} {name} images {'is' if shared == 1 else 'are'} of a source "
+                         "that is in training, too: such can be remembered.")
     behind = classes_behind(valid, test) if gap > 0.02 else []
     return [*lines, f"Most of it comes from {' and '.join(behind)}."] if behind else lines
 
@@ -411,7 +423,8 @@ def not_covered(job: TrainingReport) -> Markdown | None:
     if job.params.data is None:
         lines.append("**Photographs**: all images are drawn. Nothing here says how well it does on real ones.")
     if job.data.problems:
-        lines.append(f"**What was left out**: {len(job.data.problems)} images could not be used; see the data below.")
+        lines.append(f"**What was left out**: {counted(len(job.data.problems), 'image')} could not be used; see the "
+                     "data below.")
     if job.params.dry_run:
         lines.append("**Anything at all**: a dry run takes one batch through every step, and learns nothing.")
     return Markdown("\n".join(f"- {line}" for line in lines)) if lines else None
@@ -424,8 +437,9 @@ def _gap_in_class(row: dict[str, Any], sources: int) -> str: # empty: it is cove
     if sources == 1:
         return "all its images are of one event, which is either learned or tested"
     if row["groups"] == 1:
-        return f"its {row['support']} test images are of one event: they succeed or fail together"
-    return "" if row["reliable"] else f"{row['support']} test images, too few for a score to mean much"
+        return "it has one test image" if row["support"] == 1 else \
+            f"its {row['support']} test images are of one event: they succeed or fail together"
+    return "" if row["reliable"] else f"{counted(row['support'], 'test image')}, too few for a score to mean much"
 
 # %% ../../nbs/model/17_reports.ipynb #34751d16
 def verdict(job: TrainingReport) -> Markdown:
@@ -434,9 +448,11 @@ def verdict(job: TrainingReport) -> Markdown:
     if test is None:
         return Markdown("Nothing was held out, so **nothing can be said** of how well it does on new images.")
     first, *others = headline_metrics()
+    images = counted(test["images"], f"{name} test image")
     lines = [f"**{first.title[0].upper()}{first.title[1:]} {figure_text(first, test)}**"
-             f"{''.join(f' and {m.title} {figure_text(m, test)}' for m in others)} on {test['images']} {name} test "
-             f"images of {test['groups']} sources.", _beside(job, name, test[first.key]), _weakest(test)]
+             f"{''.join(f' and {m.title} {figure_text(m, test)}' for m in others)} on {images} "
+             f"of {counted(test['groups'], 'source')}.", _beside(job, name, test[first.key]), _weakest(test),
+             _folds_words(job)]
     if job.params.dry_run:
         lines.insert(0, "**A dry run**, which learns nothing.")
     elif job.params.data is None:
@@ -448,22 +464,31 @@ def _beside(job: TrainingReport, name: str, score: float) -> str:
     "What needs no network scores."
     b, metric = job.result.views[name]["baselines"] or {}, METRICS[PRIMARY]
     others = {"always the commonest class": b.get("majority"), "file names alone": b.get("lookup"),
-              "a logistic regression on features": job.metrics.get("probe")}
+              "a logistic regression on features": None if _is_regression(job) else job.metrics.get("probe")}
     there = {k: v[PRIMARY] for k, v in others.items() if v and v.get(PRIMARY) is not None}
     if not there:
         return ""
     best = max(there, key=there.get)
     won = "That beats" if metric.better(score, there[best]) else "**That does not beat**"
-    return f"{won} the best that needs no training, {best} ({metric.text(there[best])})."
+    return f"{won} the best that needs no training on the same images, {best} ({metric.text(there[best])})."
 
 
+# %% ../../nbs/model/17_reports.ipynb #1edafae4
 def _weakest(test: dict) -> str:
     "The class with the lowest F1 among those that have images."
     rows = {c: r for c, r in test["per_class"].items() if r["support"]}
     if len(rows) < 2:
         return ""
     c = min(rows, key=lambda c: rows[c]["f1"])
-    return f"Weakest class: {title_of(c)}, F1 {rows[c]['f1']:.2f} on {rows[c]['support']} images."
+    return f"Weakest class: {title_of(c)}, F1 {rows[c]['f1']:.2f} on its {counted(rows[c]['support'], 'test image')}."
+
+
+def _folds_words(job: TrainingReport) -> str: # empty: there was no cross-validation
+    "What cross-validation scores, and on what, so that nobody takes it for the figure above."
+    folds = (job.metrics.get("folds") or {}).get("this training")
+    return "" if not folds else \
+        f"Beside it, cross-validation, where each of {counted(folds['images'], 'image')} is tested once by a " \
+        f"network that never saw its source: {METRICS[PRIMARY].title} {figure_text(METRICS[PRIMARY], folds)}."
 
 # %% ../../nbs/model/17_reports.ipynb #b48733df
 FOLD_NAMES = {"this training": "trained as asked", "probe": "plain logistic regression on frozen features"}

@@ -192,9 +192,17 @@ def _head(exact: bool) -> list[str]:
     return ["test set", "images", "sources", *leading, f"majority class, {unit}", f"file names, {unit}"]
 
 
+# %% ../../nbs/model/04_test_sets.ipynb #002c3989
+def _without_official(views: dict[str, dict]) -> dict[str, dict]:
+    "The test sets of data that came without a split: neither an official one nor its leak-free part."
+    if (views.get("official") or {}).get("images"):
+        return views
+    return {n: v for n, v in views.items() if n not in ("official", "leak-free")} or views
+
+
 def _table(views: dict[str, dict]) -> tuple[list[str], list[list[str]], list[str]]:
     "Head, rows, and below them the other metrics of each test set, or the reason why it does not exist."
-    exact = _exact(views)
+    exact, views = _exact(views), _without_official(views)
     notes = [f"{n}: {v['reason'] or overall_text(v['scores'])}" for n, v in views.items()
              if v["reason"] or overall_text(v["scores"])]
     return _head(exact), [[n, *_cells(v, exact)] for n, v in views.items()], notes

@@ -205,6 +205,7 @@ class Card:
     label: str | None = None # as put right by the user
     size: tuple[int, int] | None = None # pixels
     digest: str = "" # SHA-256
+    also: list[str] = field(default_factory=list) # names of further files with the same bytes
     again: bool = False # whether to ask once more might help: the image is fine, the classifier was not
 
     def fail(self, error: LadosError | str) -> None:
@@ -216,7 +217,8 @@ class Card:
     def shown(self) -> dict[str, Any]:
         "Return the card's state for the browser."
         return {"id": self.id, "name": self.name, "state": self.state, "error": self.error, "remedy": self.remedy,
-                "answer": self.answer, "label": self.label, "size": self.size, "again": self.again, "more": self.more()}
+                "answer": self.answer, "label": self.label, "size": self.size, "again": self.again, "more": self.more(),
+                "also": self.also}
 
     def more(self) -> list[tuple[str, str]]: # name and value, for people
         "Return fields of the answer that other packages have added."
@@ -237,4 +239,5 @@ def results_table(
     "Return all answers as a table."
     answered = sorted(cards, key=lambda card: not card.answer) # an answer knows the columns of its classes
     columns = dict.fromkeys(name for card in answered or [Card("", "")] for name in card.row())
-    return table_text(columns, [c.row() for c in cards]).encode("utf-8-sig")
+    rows = [c.row() | {"image": name} for c in cards for name in (c.name, *c.also)] # identical files, the same answer
+    return table_text(columns, rows).encode("utf-8-sig")

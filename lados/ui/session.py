@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['log', 'THUMB', 'LARGE', 'Notify', 'PAGE_MESSAGES', 'error_text', 'lados_error', 'ClassifierHandle', 'ApiCorrections',
            'LocalCorrections', 'open_corrections', 'failed_card', 'delete_files', 'CardBoard', 'archive_cards',
-           'add_all', 'CardIntake', 'answer_card', 'PageLabels', 'AnswerQueue', 'CloserLook', 'restored_cards',
-           'resume_page', 'Session', 'page_table', 'greet', 'take_piece', 'ClassifierPage', 'classifier_page',
-           'ProblemPage']
+           'add_all', 'CardIntake', 'answer_card', 'join_twin', 'PageLabels', 'AnswerQueue', 'CloserLook',
+           'restored_cards', 'resume_page', 'Session', 'page_table', 'greet', 'take_piece', 'ClassifierPage',
+           'classifier_page', 'ProblemPage']
 
 # %% ../../nbs/ui/03_session.ipynb #b23dcea1
 import logging
@@ -309,6 +309,19 @@ def answer_card(
     card.state = "done"
 
 
+def join_twin(
+    board: CardBoard,
+    card: Card, # with the same bytes as
+    same: Card, # one that the page has already
+) -> None:
+    "Take a card off the page; its name joins the other's, so that the table has a row for every file."
+    board.remove([card])
+    known = card.name in (same.name, *same.also)
+    same.also += [] if known else [card.name]
+    board.say(f"{card.name} is here already" + ("" if known else f", as {same.name}, and gets a row of the table"))
+    board.show(same)
+
+
 # %% ../../nbs/ui/03_session.ipynb #1bb629a9
 class PageLabels:
     "What people say of a page's images: labels of earlier pages, corrections, and what will come of them."
@@ -374,14 +387,13 @@ class AnswerQueue:
         self.board.show(card)
 
     def _is_twin(self, card: Card) -> bool:
-        "Return True if the page has this very image already, and take the card off it."
+        "Return True if the page has this very image already, and let the card join that one."
         card.digest = card.digest or sha256_file(card.path)
         with self.lock:
             others = [c for c in self.board.cards.values() if c is not card]
             same = next((c for c in others if c.digest == card.digest), None)
             if same:
-                self.board.remove([card])
-                self.board.say(f"{card.name} is here already" + f", as {same.name}" * (same.name != card.name))
+                join_twin(self.board, card, same)
         return same is not None
 
 

@@ -89,8 +89,8 @@ def test_evaluating_and_predicting_agree(lados, place):
     for said in tables:
         assert np.allclose(said.filter(like="p_"), scored.filter(like="p_"), atol=1e-5 + ROUNDING)
         assert (said["predicted"] == scored["truth"]).mean() == scores["accuracy"]
-    code, text = lados("evaluate", "--run=first", "--data=toy")
-    assert "trained on 30 of these images" in text
+    code, text = lados("evaluate", "--run=first", "--data=toy", "--out=learned.json")
+    assert "learned: 30 of these" in text and "learned: 30 of these" in read_json(place[0] / "learned.json")["warning"]
 
 
 def test_unreadable_images_become_rows(lados, place):

@@ -4,6 +4,7 @@ import ast
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ def afternoon(sample, tmp_path_factory):
     seen, lines = {"root": root}, []
     seen["manifest"] = lados.import_dataset(sample, label_set=lados.label_set())
     seen["audit"] = lados.audit(seen["manifest"])
-    seen["split"] = lados.split(seen["manifest"], fractions=(0.5, 0.25, 0.25))
+    with warnings.catch_warnings(record=True) as seen["warned"]:
+        warnings.simplefilter("always")
+        seen["split"] = lados.split(seen["manifest"], fractions=(0.5, 0.25, 0.25))
     seen["learn"] = lados.learner(seen["split"], "demo", **TINY)
     seen["run"] = lados.train(seen["split"], "demo", name="tiny", tell=lines.append, epochs=2, audit=False, **TINY)
     seen["scores"], seen["answers"] = lados.evaluate(seen["run"])
@@ -50,6 +53,7 @@ def test_all_names_in_one_go(afternoon):
     assert served["label"] == answer.label and served["confidence"] == pytest.approx(answer.confidence, abs=0.02)
     assert isinstance(afternoon["learn"].data, lados.Dataset)
     assert len(afternoon["audit"].leaks) > 0 and not len(lados.audit(afternoon["split"]).leaks)
+    assert any("too few images for a reliable score" in str(w.message) for w in afternoon["warned"]), "as the command says"
     assert afternoon["run"].state == "succeeded"
     assert afternoon["parity"]["engines"]["torch"]["max_difference"] < 0.01 # after two epochs two classes may be as likely
     assert [line.split(":")[0] for line in afternoon["lines"][:2]] == ["epoch 1 of 2", "epoch 2 of 2"]

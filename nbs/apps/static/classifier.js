@@ -543,7 +543,7 @@ class Page {
 
   // a card's element is made anew only when what it shows has changed
   node(card) {
-    const key = JSON.stringify([card.state, card.error, card.label, card.answer, card.url, card.state === "sending" && Math.round(20 * card.sent)])
+    const key = JSON.stringify([card.state, card.error, card.label, card.answer, card.url, card.also, card.state === "sending" && Math.round(20 * card.sent)])
     if (card.node?.dataset.key === key) return card.node
     const fresh = h("article", { class: `card ${card.state}`, role: "listitem", "data-name": card.name }, this.content(card))
     fresh.dataset.key = key
@@ -555,7 +555,8 @@ class Page {
   }
 
   content(card) {
-    const name = h("p", { class: "name", title: card.name }, card.name)
+    const also = card.also ?? [] // names of files with the same bytes, which have rows of their own in the table
+    const name = h("p", { class: "name", title: [card.name, ...also].join(", ") }, card.name, also.length > 0 && ` and ${count(also.length, "identical file")}`)
     if (card.state === "failed")
       return [card.url ? h("div", { class: "image" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "image none" }, icon("close", 30)),
         h("div", { class: "body" }, h("p", { class: "error" }, sentence(card.error)), card.remedy && h("p", { class: "remedy" }, spoken(sentence(card.remedy))),
