@@ -83,7 +83,7 @@ def compare(
     everything: Annotated[bool, typer.Option("--all", help="Every metric, not only the main ones")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page: curves, paired intervals, images")] = None,
 ) -> None:
-    "Show parameters and metrics that differ; as a page also the paired difference on the same test images."
+    "Show parameters and metrics that differ, and the paired difference on the same test images."
     from lados.runs.folders import run_differences as differences
     from lados.runs.folders import find_run
     from lados.core import rich_table
@@ -97,7 +97,7 @@ def compare(
         shown = [n for n in rows if everything or what == "params" or is_main(n)]
         lines = [[name, *map(_short, rows[name])] for name in shown]
         out.print(rich_table([what, *(r.path.name for r in chosen)], lines))
-    return None
+    return _say_paired(chosen)
 
 
 def _short(value: Any) -> str:
@@ -107,12 +107,19 @@ def _short(value: Any) -> str:
 def _compare_page(runs: "list[Run]", html: Path) -> None:
     "Write the page, and print what it says first."
     from lados.files import atomic_write
-    from lados.model.comparison import pair_runs, paired_words, runs_page
+    from lados.model.comparison import runs_page
 
     atomic_write(html, runs_page(runs, html))
+    _say_paired(runs)
+    out.print(f"written to {html}")
+
+
+def _say_paired(runs: "list[Run]") -> None:
+    "Say how each run does against the first on the images that both were tested on, or why nobody can."
+    from lados.model.comparison import pair_runs, paired_words
+
     for run in runs[1:]:
         out.print(paired_words(pair_runs(run, runs[0])), highlight=False)
-    out.print(f"written to {html}")
 
 # %% ../../nbs/cli/03_runs.ipynb #936cb0b9
 @runs_app.command()
