@@ -126,7 +126,10 @@ def gallery(
     cards = [(group_of(rows[i]), _card(rows[i], label_set, p, a))
              for i, p, a in zip(order, pictures, links, strict=False)]
     groups = {t: "".join(c for g, c in cards if g == t) for t in GROUPS}
-    parts = {t: f'<p class="note">{GROUPS[t]}</p><div class="cards">{c}</div>' for t, c in groups.items() if c}
+    held = _uncovered(rows, label_set)
+    more = {"Several classes in the set": " Classes that could not be checked are in each, see above." * bool(held)}
+    parts = {t: f'<p class="note">{GROUPS[t]}{more.get(t, "")}</p><div class="cards">{c}</div>'
+             for t, c in groups.items() if c}
     if len(order) > MOST:
         parts[list(parts)[-1]] += f'<p class="note">and {len(order) - MOST} more, less doubtful; see the table</p>'
     broken = [[r["image"], r["error"]] for r in rows if r["error"]]
@@ -134,8 +137,7 @@ def gallery(
     body = [part(t, [b]) if t == "Not read" else f'<h2 id="{anchor(t)}">{t}</h2>{b}' for t, b in parts.items()]
     facts = {"images": len(rows), **facts, "classified": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"}
     caution = synthetic_words(max((float(r.get("synthetic") or 0) for r in rows if not r["error"]), default=0.0))
-    caution = f"{caution[:1].upper()}{caution[1:]}"
-    told = filter(None, [count_words(rows, label_set), _uncovered(rows, label_set), caution])
-    top = masthead(title, "lados", facts, "".join(f"<p>{escape(s)}.</p>" for s in told), jump=list(parts))
+    told = [f"{s[0].upper()}{s[1:]}." for s in (count_words(rows, label_set), held, caution) if s]
+    top = masthead(title, "lados", facts, "".join(f"<p>{escape(s)}</p>" for s in told), jump=list(parts))
     foot = "Written by <code>lados predict --html</code>. Names lead to the images, where these are still there."
     return page(title, top, body, foot)

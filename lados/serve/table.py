@@ -49,8 +49,8 @@ def not_covered_words(
 ) -> str: # empty: there are none
     "Return what it means for people that classes are not covered."
     stay = "it stays" if len(titles) == 1 else "they stay"
-    return f"{' and '.join(titles)}: too few independent sources to check on, so {stay} in every prediction set" \
-        if titles else ""
+    names = " and ".join(filter(None, [", ".join(titles[:-1]), *titles[-1:]]))
+    return f"{names}: too few independent sources to check on, so {stay} in every prediction set" if titles else ""
 
 
 # %% ../../nbs/serve/02_table.ipynb #af01d879

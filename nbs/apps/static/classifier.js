@@ -739,7 +739,7 @@ class Viewer {
       h("p", { class: "note" }, answer.prediction_set ? "A filled name is in the set, which is made to hold the truth 9 times in 10. Choose a class to see what speaks for it."
         : `There is no set: ${answer.no_set ?? "the model knows no thresholds"}. Choose a class to see what speaks for it.`),
       answer.not_covered?.length > 0 && h("p", { class: "note", "data-of": "not-covered" },
-        sentence(`${answer.not_covered.map((o) => page.title(o)).join(" and ")}: too few independent sources to check on, so ${answer.not_covered.length > 1 ? "they stay" : "it stays"} in every set`)),
+        sentence(`${answer.not_covered.map((o) => page.title(o)).join(", ").replace(/, ([^,]*)$/, " and $1")}: too few independent sources to check on, so ${answer.not_covered.length > 1 ? "they stay" : "it stays"} in every set`)),
       h("h3", {}, "What it really is"), h("div", { class: "labels" }, page.labels(card)),
       h("p", { class: "note" }, `A click keeps the image and this label; keys 1 to ${Math.min(9, page.classes.length)} do the same. The label that the model gave confirms it. ${page.outlook.replaceAll("`", "")}`),
       this.facts(card))
