@@ -34,7 +34,7 @@ $(READY): setup.py settings.ini pyproject.toml constraints.txt tools/versions.py
 	$(BIN)/python tools/versions.py keep > $(VENV)/constraints.txt
 	@test -z "$(TORCH_INDEX)" || $(BIN)/python -m pip install -q torch torchvision -c $(VENV)/constraints.txt --index-url "$(TORCH_INDEX)"
 	@# editable_mode: a plain path, so that Python started in the folder around the checkout finds the package, not the checkout as an empty one
-	@$(PULSE) echo "installing lados and what it needs, some 7 GB, into $(VENV)"; \
+	@$(PULSE) echo "installing lados and what it needs into $(VENV): some 8 GB, five to ten minutes; while pip downloads, little is added there"; \
 	pulse $(BIN)/python -m pip install -q -e '.[train,export,app,jobs,s3,geo,otel,streamlit,flet,lab,docs,dev]' --config-settings editable_mode=compat -c $(VENV)/constraints.txt
 	@touch $@
 
@@ -93,6 +93,7 @@ docs: setup ## the documentation site, into _docs/
 	$(MKDOCS) build --strict -q && echo "_docs/index.html; to look at it with search: make docs-serve"
 
 docs-serve: setup ## the documentation on http://127.0.0.1:8001, built again when a notebook changes
+	@echo "building the pages, some minutes; then they are at http://127.0.0.1:8001, until Ctrl-C"
 	$(MKDOCS) serve -q -a 127.0.0.1:8001
 
 readme: setup ## write README.md from nbs/index.ipynb

@@ -148,16 +148,6 @@ def press(page, name, role="button"):
     found.dispatch_event("click") if page.locator("flutter-view").count() else found.click()
 
 
-def press_for(page, name, *texts):
-    "Press until some words are said: what is rebuilt just then, as for another size of the window, hears nothing, and a person presses again."
-    for _ in range(4):
-        if page.get_by_role("button", name=name).count(): # it may be over already
-            press(page, name)
-        with contextlib.suppress(AssertionError):
-            return said(page, *texts, seconds=20)
-    said(page, *texts)
-
-
 def part(page, name):
     "Go to a part of a front end."
     if page.locator("flutter-view").count():

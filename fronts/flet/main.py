@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,29 @@ def heading(text: str, level: int = 2, size: int = 18) -> ft.Semantics:
     return ft.Semantics(content=ft.Text(text, size=size, weight=ft.FontWeight.W_600), header=True, heading_level=level, container=True)
 
 
-class App:
+class Kept:
+    "Keeps controls as long as they show the same: a press on one that was exchanged meanwhile would go unheard."
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[Any, Any]] = {} # by place: what it shows, and the control or controls
+
+    def kept(
+        self,
+        place: Any, # where it stands
+        shows: Any, # all that it depends on
+        make: Callable[[], Any],
+    ) -> Any: # what `make` gave for this
+        "Return the control of a place, the same one until what it shows has changed."
+        if place not in self.made or self.made[place][0] != shows:
+            self.made[place] = (shows, make())
+        return self.made[place][1]
+
+
+class App(Kept):
     "One visitor's application."
 
     def __init__(self, page: ft.Page, keep: Keep, language: str):
+        super().__init__()
         self.page, self.keep, self.at, self.filter, self.shown = page, keep, 0, "all", PAGE
         self.dark_wish = keep.setting("theme", "system")
         self.uploads: dict[str, str] = {} # file on this machine -> the visitor's name for it
@@ -49,7 +69,10 @@ class App:
         self.saver = ft.FilePicker()
         page.services.extend([self.picker, self.saver])
         self.body = ft.Column(expand=True, scroll=ft.ScrollMode.AUTO, spacing=14)
-        self.cards: dict[str, tuple[Any, ft.Control]] = {}
+        self.status = ft.Column(spacing=6)
+        self.top = ft.Column(spacing=0)
+        self.main = ft.Container(ft.Column([self.top, self.status, self.body], spacing=12, expand=True), expand=True)
+        self.grid = ft.Row(wrap=True, spacing=16, run_spacing=16, vertical_alignment=ft.CrossAxisAlignment.START)
         self.seen: Any = None
         self.large: Large | None = None # the image that is open
         self.there = self.over = False # whether somebody looks; whether the session has ended
@@ -86,36 +109,35 @@ class App:
         return self.wording.title(name)
 
     def build(self) -> None:
-        "Put the frame on the page."
-        page, t = self.page, self.t
+        "Put the frame on the page: a rail where there is room, a bar on a phone; what stands in it stays the same."
+        page, wide = self.page, (self.page.width or 1200) >= WIDE
         page.title = "lados"
         page.padding, page.spacing = 0, 0
-        page.theme = ft.Theme(color_scheme_seed=SEED)
-        page.dark_theme = ft.Theme(color_scheme_seed=SEED)
+        page.theme, page.dark_theme = (self.kept(n, None, lambda: ft.Theme(color_scheme_seed=SEED)) for n in ("theme", "dark theme"))
         page.theme_mode = {"light": ft.ThemeMode.LIGHT, "dark": ft.ThemeMode.DARK}.get(self.dark_wish, ft.ThemeMode.SYSTEM)
-        places = [(ft.Icons.IMAGE_SEARCH, t("Classify")), (ft.Icons.CHECKLIST, t("Jobs")), (ft.Icons.HISTORY, t("History")), (ft.Icons.SETTINGS, t("Settings"))]
-        wide = (page.width or 1200) >= WIDE
-        page.controls.clear()
-        self.status = ft.Column(spacing=6)
-        main = ft.Container(ft.Column([self.header(), self.status, self.body], spacing=12, expand=True), padding=ft.Padding.symmetric(horizontal=24 if wide else 12, vertical=14),
-                            expand=True)
-        if wide:
-            rail = ft.NavigationRail(destinations=[ft.NavigationRailDestination(icon=i, label=n) for i, n in places], selected_index=self.at,
-                                     label_type=ft.NavigationRailLabelType.ALL, on_change=self.go, min_width=92)
-            page.navigation_bar = None
-            page.add(ft.SafeArea(ft.Row([rail, ft.VerticalDivider(width=1), main], expand=True, spacing=0), expand=True))
-        else:
-            page.navigation_bar = ft.NavigationBar(destinations=[ft.NavigationBarDestination(icon=i, label=n) for i, n in places], selected_index=self.at,
-                                                   on_change=self.go)
-            page.add(ft.SafeArea(main, expand=True))
-        self.cards.clear()
+        self.top.controls = self.kept("top", self.t.language, self.header)
+        self.main.padding = ft.Padding.symmetric(horizontal=24 if wide else 12, vertical=14)
+        rail, bar = self.kept("places", self.t.language, self.navigation)
+        rail.selected_index = bar.selected_index = self.at
+        page.navigation_bar = None if wide else bar
+        beside = [rail, self.kept("divider", None, lambda: ft.VerticalDivider(width=1))] if wide else []
+        frame = self.kept("frame", None, lambda: ft.Row(expand=True, spacing=0))
+        frame.controls = [*beside, self.main]
+        page.controls[:] = [self.kept("page", None, lambda: ft.SafeArea(frame, expand=True))]
         self.draw()
 
-    def header(self) -> ft.Control:
+    def navigation(self) -> tuple[ft.NavigationRail, ft.NavigationBar]:
+        "Return the parts, as a rail and as a bar."
+        t = self.t
+        places = [(ft.Icons.IMAGE_SEARCH, t("Classify")), (ft.Icons.CHECKLIST, t("Jobs")), (ft.Icons.HISTORY, t("History")), (ft.Icons.SETTINGS, t("Settings"))]
+        rail = ft.NavigationRail(destinations=[ft.NavigationRailDestination(icon=i, label=n) for i, n in places], label_type=ft.NavigationRailLabelType.ALL,
+                                 on_change=self.go, min_width=92)
+        return rail, ft.NavigationBar(destinations=[ft.NavigationBarDestination(icon=i, label=n) for i, n in places], on_change=self.go)
+
+    def header(self) -> list[ft.Control]:
         "Return the title."
         t = self.t
-        return ft.Column([heading(t("What is on the water?"), 1, 21),
-                          ft.Text(t("Aerial images of the sea, classified by lados"), size=14, color=ft.Colors.ON_SURFACE_VARIANT)], spacing=0)
+        return [heading(t("What is on the water?"), 1, 21), ft.Text(t("Aerial images of the sea, classified by lados"), size=14, color=ft.Colors.ON_SURFACE_VARIANT)]
 
     def go(self, e: Any) -> None:
         "Show another part."
@@ -222,8 +244,12 @@ class App:
 
     def pick_button(self) -> ft.Control:
         "Return the button that opens the files, or on a phone the camera."
-        t = self.t
         most = self.served.limits.get("image_bytes")
+        return self.kept("pick", (self.t.language, most, self.served.threshold), lambda: self.new_pick_button(most))
+
+    def new_pick_button(self, most: int | None) -> ft.Control:
+        "Return it for the service's limits."
+        t = self.t
         hint = t("up to {size} an image; more than {n} at once become a job", size=t.size(most), n=self.served.threshold) if most else ""
         pick = ft.PickFiles(self.picker, allow_multiple=True, cancel_upload_on_window_blur=False)
         shot = ft.PickFiles(self.picker, file_type=ft.FilePickerFileType.IMAGE, cancel_upload_on_window_blur=False)
@@ -238,12 +264,13 @@ class App:
         items = doubtful_first(i for i in here if i.state != "new")
         coming = self.arriving(len(here) - len(items))
         if not items:
-            return [self.pick_button(), *(coming or self.guide())]
+            return [self.pick_button(), *(coming or self.kept("guide", (self.t.language, self.served.classes), self.guide))]
         shown = [i for i in items if self.matches(i)]
         more = len(shown) - self.shown
-        grid = ft.Row([self.card(i) for i in shown[:self.shown]], wrap=True, spacing=16, run_spacing=16, vertical_alignment=ft.CrossAxisAlignment.START)
-        button = [ft.OutlinedButton(self.t.many("Show {n} more", "Show {n} more", min(PAGE, more)), on_click=self.show_more)] if more > 0 else []
-        return [self.pick_button(), *coming, *self.progress(items), self.filters(items), grid, *button, ft.Container(height=12)]
+        self.grid.controls = [self.card(i) for i in shown[:self.shown]]
+        words = self.t.many("Show {n} more", "Show {n} more", min(PAGE, more))
+        button = [self.kept("more", words, lambda: ft.OutlinedButton(words, on_click=self.show_more))] if more > 0 else []
+        return [self.pick_button(), *coming, *self.progress(items), self.filters(items), self.grid, *button, ft.Container(height=12)]
 
     def arriving(self, come: int) -> list[ft.Control]:
         "Say how many images have come, while more are on their way; cards for them would be drawn again with each."
@@ -290,7 +317,7 @@ class App:
                 text = t("Job {id}: {done} of {all}", id=job["id"][:8], done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)))
                 settled += int(job.get("done") or 0)
             value = min(1.0, settled / len(items))
-            stop = ft.TextButton(t("Cancel"), on_click=lambda e: self.page.run_task(self.cancel_all))
+            stop = self.kept("stop", t.language, lambda: ft.TextButton(t("Cancel"), on_click=lambda e: self.page.run_task(self.cancel_all)))
             return [ft.Row([spoken(text, ft.Text(text), live_region=True), stop], alignment=ft.MainAxisAlignment.SPACE_BETWEEN, wrap=True),
                     ft.ProgressBar(value=value, semantics_label=text, semantics_value=round(100 * value), bar_height=8, border_radius=8)]
         doubtful, failed = sum(i.doubtful for i in items), sum(i.state == "failed" for i in items)
@@ -301,29 +328,39 @@ class App:
 
     def tools(self, items: list[Item]) -> ft.Control:
         "Offer results to take home, and to begin anew."
-        t, classes = self.t, [c.name for c in self.served.classes]
-        kinds = {"CSV": exports.as_csv, "JSON": exports.as_json, "GeoJSON": exports.as_geojson}
-        made = {k: data for k, make in kinds.items() if (data := make(items, classes))}
-        buttons = [ft.OutlinedButton(t("Download {kind}", kind=k), icon=ft.Icons.DOWNLOAD, on_click=lambda e, k=k: self.page.run_task(self.save, k, made[k])) for k in made]
-        if any(i.state == "failed" and i.bytes for i in items):
+        placed = any(i.lat is not None and i.lon is not None for i in items)
+        again = any(i.state == "failed" and i.bytes for i in items)
+        return self.kept("tools", (self.t.language, placed, again), lambda: self.new_tools(placed, again))
+
+    def new_tools(self, placed: bool, again: bool) -> ft.Control:
+        "Return the buttons, for images that carry places or do not, and for some that might be tried again."
+        t, kinds = self.t, ["CSV", "JSON", *["GeoJSON"] * placed]
+        buttons = [ft.OutlinedButton(t("Download {kind}", kind=k), icon=ft.Icons.DOWNLOAD, on_click=lambda e, k=k: self.page.run_task(self.save, k)) for k in kinds]
+        if again:
             buttons.append(ft.OutlinedButton(t("Try again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.desk.again()))
         return ft.Row([*buttons, ft.TextButton(t("Clear"), on_click=lambda e: self.clear())], wrap=True, spacing=8)
 
-    async def save(self, kind: str, data: bytes) -> None:
-        "Hand a file to the browser or the device."
+    async def save(self, kind: str) -> None:
+        "Hand the results to the browser or the device, as a file of a kind."
+        make = {"CSV": exports.as_csv, "JSON": exports.as_json, "GeoJSON": exports.as_geojson}[kind]
+        data = make([i for i in self.keep.items() if i.state != "new"], [c.name for c in self.served.classes])
         await self.saver.save_file(file_name=f"lados-results.{kind.lower()}", src_bytes=data)
 
     def clear(self) -> None:
         "Put the images away; the history has them still."
         self.keep.put_away()
-        self.cards.clear()
+        self.drop_cards()
         self.draw()
 
     def forget(self) -> None:
         "Forget all images and answers."
         self.keep.clear()
-        self.cards.clear()
+        self.drop_cards()
         self.draw()
+
+    def drop_cards(self) -> None:
+        "Let go of what stands for single images."
+        self.made = {place: made for place, made in self.made.items() if not isinstance(place, tuple)}
 
     async def cancel_all(self) -> None:
         "Stop what waits, and the jobs that run."
@@ -340,15 +377,19 @@ class App:
 
     def filters(self, items: list[Item]) -> ft.Control:
         "Offer the filters with their numbers."
-        t, chips, chosen = self.t, [], self.filter
+        t, counted, chosen = self.t, [], self.filter
         titles = {"all": t("All"), "human": t("Ask a human"), **{c.name: self.title(c.name) for c in self.served.classes}, "corrected": t("Corrected"), "failed": t("Not read")}
         for name, title in titles.items():
             self.filter = name
             count = sum(map(self.matches, items))
             if count or name == "all":
-                chips.append(ft.Chip(label=f"{title} {count}", selected=name == chosen, on_select=lambda e, n=name: self.choose(n), show_checkmark=False))
+                counted.append((name, f"{title} {count}"))
         self.filter = chosen
-        return ft.Row(chips, wrap=True, spacing=8, run_spacing=8)
+        return self.kept("filters", (chosen, counted), lambda: ft.Row([self.chip(n, label) for n, label in counted], wrap=True, spacing=8, run_spacing=8))
+
+    def chip(self, name: str, label: str) -> ft.Control:
+        "Return a filter."
+        return ft.Chip(label=label, selected=name == self.filter, on_select=lambda e: self.choose(name), show_checkmark=False)
 
     def choose(self, name: str) -> None:
         "Show only some."
@@ -357,10 +398,8 @@ class App:
 
     def card(self, item: Item) -> ft.Control:
         "Return an image's card; made anew only when what it shows has changed."
-        key = (item, self.t.language, self.served.model, self.dark, (self.page.width or 1200) >= WIDE or self.page.width)
-        if item.key not in self.cards or self.cards[item.key][0] != key:
-            self.cards[item.key] = (key, self.new_card(item))
-        return self.cards[item.key][1]
+        shows = (item, self.t.language, self.served.model, self.dark, (self.page.width or 1200) >= WIDE or self.page.width)
+        return self.kept(("card", item.key), shows, lambda: self.new_card(item))
 
     def new_card(self, item: Item) -> ft.Control:
         "Return a card."
@@ -448,9 +487,13 @@ class App:
         for job in jobs:
             far = t("{done} of {all} {unit}", done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)), unit=t("images"))
             line = f"{t('Batch')} {job['id'][:8]}: {states.get(job['state'], job['state'])}, {far}, {t.when(job['created'])}"
-            stop = [ft.TextButton(t("Cancel"), on_click=lambda e, j=job["id"]: self.page.run_task(self.cancel_job, j))] if job["state"] in LIVE else []
+            stop = [self.kept(("stop", job["id"]), t.language, lambda j=job["id"]: self.new_stop(j))] if job["state"] in LIVE else []
             rows.append(ft.Card(ft.Container(ft.Column([ft.Row([ft.Text(line, expand=True), *stop]), ft.ProgressBar(value=float(job.get("fraction") or 0), semantics_label=line)]), padding=14)))
         return [heading(t("Handed in from here")), *rows]
+
+    def new_stop(self, job_id: str) -> ft.Control:
+        "Return the button that stops a job."
+        return ft.TextButton(self.t("Cancel"), on_click=lambda e: self.page.run_task(self.cancel_job, job_id))
 
     def tiny(self, item: Item) -> ft.Control:
         "Return an image as lists show it."
@@ -465,13 +508,22 @@ class App:
     def history(self) -> list[ft.Control]:
         "Return what was classified, newest first; it is kept on the device."
         t = self.t
-        rows = [ft.ListTile(leading=self.tiny(i), title=ft.Text(i.name), subtitle=ft.Text(f"{t.when(i.added)} · {self.title(i.says)} · {t.percent(i.confidence)}"),
-                            on_click=lambda e, k=i.key: self.page.run_task(self.view, k)) for i in self.keep.history()]
-        forget = [ft.TextButton(t("Forget the history"), icon=ft.Icons.DELETE_OUTLINE, on_click=lambda e: self.forget())] if rows else []
+        rows = [self.kept(("tile", i.key), (i, t.language, self.served.model), lambda i=i: self.tile(i)) for i in self.keep.history()]
+        forget = self.kept("forget", t.language, lambda: [ft.TextButton(t("Forget the history"), icon=ft.Icons.DELETE_OUTLINE, on_click=lambda e: self.forget())]) if rows else []
         return [heading(t("History")), *(rows or [ft.Text(t("Nothing yet."))]), *forget]
 
+    def tile(self, item: Item) -> ft.Control:
+        "Return an image of the history."
+        t = self.t
+        return ft.ListTile(leading=self.tiny(item), title=ft.Text(item.name), subtitle=ft.Text(f"{t.when(item.added)} · {self.title(item.says)} · {t.percent(item.confidence)}"),
+                           on_click=lambda e: self.page.run_task(self.view, item.key))
+
     def settings(self) -> list[ft.Control]:
-        "Return the settings, which are kept."
+        "Return the settings; what somebody is typing stays, whatever else changes."
+        return self.kept("settings", (self.t.language, self.dark_wish, self.keep.setting("url"), self.keep.setting("key")), self.new_settings)
+
+    def new_settings(self) -> list[ft.Control]:
+        "Return the settings as they are kept."
         t, keep, given = self.t, self.keep, Place.from_environment()
         url = ft.TextField(label=t("Address of the service"), value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL)
 
@@ -502,10 +554,11 @@ class App:
         self.build()
 
 
-class Large:
+class Large(Kept):
     "One image in large: heat map, bars, set; beside each other where there is room."
 
     def __init__(self, app: App, item: Item):
+        super().__init__()
         self.app, self.item, self.t = app, item, app.t
         self.image = images.shown(app.keep.path(item.key).read_bytes())
         self.heat, self.opacity, self.words = b"", 0.0, "" # the map, how strong it is, and what it says
@@ -529,10 +582,15 @@ class Large:
         t, app = self.t, self.app
         self.item, self.size = app.keep.get(self.item.key) or self.item, app.size
         wide, side, high = self.room()
-        self.layer = self.shown(self.heat or self.image, side, high, opacity=self.opacity, gapless_playback=True)
-        photo = spoken(self.item.name, ft.Stack([self.shown(self.image, side, high), self.layer], width=side, height=high), image=True)
+        below = self.kept("image", None, lambda: self.shown(self.image))
+        self.layer = self.kept("layer", self.heat, lambda: self.shown(self.heat or self.image, gapless_playback=True))
+        self.layer.opacity = self.opacity
+        below.width = self.layer.width = side
+        below.height = self.layer.height = high
+        photo = spoken(self.item.name, ft.Stack([below, self.layer], width=side, height=high), image=True)
         self.note = ft.Text(self.words, size=13, width=side)
-        self.slider = ft.Slider(min=0, max=100, value=100 * self.opacity, divisions=20, label="{value} %", disabled=not self.heat, on_change=self.fade, width=side)
+        self.slider = self.kept("slider", None, lambda: ft.Slider(min=0, max=100, divisions=20, label="{value} %", on_change=self.fade))
+        self.slider.value, self.slider.disabled, self.slider.width = 100 * self.opacity, not self.heat, side
         strength = ft.MergeSemantics(ft.Column([ft.Text(t("Heat map"), size=13), self.slider], spacing=8, tight=True)) # one node: the slider gets its name
         picture = [photo, strength, self.note]
         more = [ft.Text(app.wording.set_line(self.item.answer), size=13)] if self.item.doubtful else []
@@ -540,7 +598,8 @@ class Large:
         rows = [ft.Row([ft.Column(picture, width=side, tight=True, spacing=8), ft.Column(answer, width=400, spacing=8, tight=True)], spacing=24, tight=True,
                        vertical_alignment=ft.CrossAxisAlignment.START)] if wide else [*picture, *answer]
         self.dialog.content = ft.Column(rows, scroll=ft.ScrollMode.AUTO, width=None if wide else side, spacing=8, tight=True)
-        self.dialog.actions = [app.corrector(self.item), ft.TextButton(t("Close"), on_click=lambda e: app.page.pop_dialog())]
+        self.dialog.actions = [self.kept("fix", (self.item.label, app.served.classes), lambda: app.corrector(self.item)),
+                               self.kept("close", None, lambda: ft.TextButton(t("Close"), on_click=lambda e: app.page.pop_dialog()))]
 
     def room(self) -> tuple[bool, float, float]: # beside each other; width and height of the image
         "Return how an image fits into the window."
@@ -550,14 +609,15 @@ class Large:
         high = side * (self.item.height or 3) / (self.item.width or 4)
         return (wide, side * most / high, most) if high > most else (wide, side, high)
 
-    def shown(self, src: bytes, side: float, high: float, **options: Any) -> ft.Image:
-        "Return an image of the right size."
-        return ft.Image(src=src, width=side, height=high, fit=ft.BoxFit.FILL, exclude_from_semantics=True, **options)
+    def shown(self, src: bytes, **options: Any) -> ft.Image:
+        "Return an image, which is given its size by the window."
+        return ft.Image(src=src, fit=ft.BoxFit.FILL, exclude_from_semantics=True, **options)
 
     def bars(self) -> list[ft.Control]:
         "Return the classes with their probabilities."
         within = self.item.answer.get("prediction_set") or []
-        return [self.bar(n, p, n in within) for n, p in (self.item.answer.get("probabilities") or {}).items()]
+        shares = self.item.answer.get("probabilities") or {}
+        return [self.kept(("bar", n), (p, n in within), lambda n=n, p=p: self.bar(n, p, n in within)) for n, p in shares.items()]
 
     def bar(self, name: str, p: float, within: bool) -> ft.Control:
         "Return a class's probability; a click shows what speaks for it."

@@ -274,7 +274,7 @@ def test_scheduler_triggerer_and_processor_run_both_over_a_restart_of_the_api(pl
             assert states["train"] in ("deferred", "success"), "no slot is taken by the wait"
             assert place.airflow.end("retrain_lados", run) == "success", place.airflow.tasks("retrain_lados", run)
             assert set(place.airflow.tasks("retrain_lados", run).values()) == {"success"}
-        # where nothing is new, nothing is done
-        idle = place.airflow.begin("retrain_lados", {**place.retraining, "labels": 50})
-        assert place.airflow.end("retrain_lados", idle) == "success"
-        assert place.airflow.tasks("retrain_lados", idle)["train"] == "skipped"
+            # where nothing is new, nothing is done
+            idle = place.airflow.begin("retrain_lados", {**place.retraining, "labels": 50})
+            assert place.airflow.end("retrain_lados", idle) == "success"
+            assert place.airflow.tasks("retrain_lados", idle)["train"] == "skipped"

@@ -2,7 +2,7 @@
 
 import pytest
 from accessibility import faults
-from fronting import FRONTS, part, press, press_for, remembered, said, settled, shot, visitor
+from fronting import FRONTS, part, press, remembered, said, settled, shot, visitor
 
 pytestmark = pytest.mark.fronts
 INK = {"light": "#16212e", "dark": "#e6edf3"} # of Streamlit's pages
@@ -28,7 +28,8 @@ def test_front_ends_have_no_serious_fault(name, visit, fronts):
     page = visit(name, script=remembered(visitor(fronts.kept)))
     said(page, "4 images classified")
     found = looked_at(page, f"{name}-classify")
-    press_for(page, "Open", "What speaks for sheen lies mostly")
+    press(page, "Open")
+    said(page, "What speaks for sheen lies mostly")
     found += looked_at(page, f"{name}-large")
     if name == "streamlit":
         page.keyboard.press("Escape")
