@@ -515,7 +515,7 @@ class Page {
     const doubtful = cards.filter((c) => this.matches(c, "human")).length, failed = cards.filter((c) => c.state === "failed").length
     const parts = [count(settled - failed, "image") + " classified", doubtful && `${count(doubtful, "needs", "need")} a human`,
       failed && `${failed} could not be read`].filter(Boolean)
-    const text = cards.length && !busy ? `${parts.join(", ")}. Doubtful ones come first.` : ""
+    const text = cards.length && !busy ? `${parts.join(", ")}.${doubtful ? " Doubtful ones come first." : ""}` : ""
     if (this.summary.textContent !== text) this.summary.textContent = text
   }
 
@@ -556,7 +556,7 @@ class Page {
 
   content(card) {
     const also = card.also ?? [] // names of files with the same bytes, which have rows of their own in the table
-    const name = h("p", { class: "name", title: [card.name, ...also].join(", ") }, card.name, also.length > 0 && ` and ${count(also.length, "identical file")}`)
+    const name = h("p", { class: "name", title: [card.name, ...also].join(", ") }, also.length ? `${card.name} (${also.length + 1} files)` : card.name)
     if (card.state === "failed")
       return [card.url ? h("div", { class: "image" }, h("img", { src: card.url, alt: "" })) : h("div", { class: "image none" }, icon("close", 30)),
         h("div", { class: "body" }, h("p", { class: "error" }, sentence(card.error)), card.remedy && h("p", { class: "remedy" }, spoken(sentence(card.remedy))),
