@@ -1357,6 +1357,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lados.jobs.workers._served_now': ('jobs/workers.html#_served_now', 'lados/jobs/workers.py'),
                                     'lados.jobs.workers._single_instance': ('jobs/workers.html#_single_instance', 'lados/jobs/workers.py'),
                                     'lados.jobs.workers._take_back': ('jobs/workers.html#_take_back', 'lados/jobs/workers.py'),
+                                    'lados.jobs.workers._unshare_batches': ('jobs/workers.html#_unshare_batches', 'lados/jobs/workers.py'),
                                     'lados.jobs.workers.each_second': ('jobs/workers.html#each_second', 'lados/jobs/workers.py'),
                                     'lados.jobs.workers.end_all': ('jobs/workers.html#end_all', 'lados/jobs/workers.py'),
                                     'lados.jobs.workers.gpus': ('jobs/workers.html#gpus', 'lados/jobs/workers.py'),

@@ -23,7 +23,7 @@ from lados.core import (
 )
 from ..files import read_record
 from ..logs import log_fields
-from ..remote import RemoteError, have, share, unshare
+from ..remote import RemoteError, RemoteRefused, have, share, unshare
 from ..traces import Span, errors_told, past_span, span, tracing
 from ..data.formats import write_table
 from ..data.walk import reasons_text
@@ -322,14 +322,14 @@ def _ended(lease: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
         if heart.word == "cancel":
             return lambda: insist(fail, store, lease)
         return lambda: insist(give_back, store, lease) # shutting down; where the task is lost this changes nothing
-    except (WorkerDied, MemoryError, RemoteError) as e:
+    except (WorkerDied, MemoryError) as e:
         why = "memory ran out" if isinstance(e, MemoryError) else e.problem
         LOG.error("task %s is given back: %s", lease.number + 1, why)
         return lambda: insist(give_back, store, lease, died=True, why=why)
-    except StoreError as e: # which says nothing of the work
-        LOG.error("task %s is given back: %s", lease.number + 1, e)
-        return lambda: insist(give_back, store, lease)
     except LadosError as e:
+        if isinstance(e, StoreError | RemoteError) and not isinstance(e, RemoteRefused): # says nothing of the work
+            LOG.error("task %s is given back: %s", lease.number + 1, e)
+            return lambda: insist(give_back, store, lease)
         reason = str(e)
         LOG.error("task %s failed: %s", lease.number + 1, reason, extra={"error.code": e.code})
     except Exception as e: # a defect, or a disk that is full; the job says which

@@ -178,10 +178,18 @@ def mark_deleted(
     root = settings().batches_folder
     if job_kind(kind).keeps_folder:
         root.stat() # a disk that is not there now may have it
-        with suppress(LadosError): # what stays in an object store then is no reason to keep the job
-            unshare(root / job_id)
         with suppress(FileNotFoundError):
             (root / job_id).rename(root / f"{DELETED}{job_id}")
+
+
+def _unshare_batches(jobs: list[str]) -> None:
+    "Delete what an object store has of deleted jobs; what it keeps, since it is away, is told: no record names it."
+    for n, job_id in enumerate(jobs):
+        try:
+            unshare(settings().batches_folder / job_id)
+        except LadosError as e:
+            return logging.getLogger(__name__).warning(
+                "deleted jobs have folders in the object store still (%s): %s", e.problem, ", ".join(jobs[n:]))
 
 
 def _elapsed() -> float:
@@ -213,11 +221,12 @@ class Retention:
 
     def _forget(self, store: Store, before: float) -> list[str]:
         "Delete all old jobs but those whose folders cannot be put aside."
-        gone, stuck = list[str](), set[str]()
+        gone, stuck, folders = list[str](), set[str](), set[str]()
 
         def aside(job_id: str, kind: str) -> bool:
             try:
                 mark_deleted(job_id, kind)
+                folders.update([job_id] * job_kind(kind).keeps_folder)
             except OSError as e:
                 logging.getLogger(__name__).warning("job %s is kept: its folder cannot be moved (%s)", job_id, e)
                 stuck.add(job_id)
@@ -226,6 +235,7 @@ class Retention:
         while True:
             before_this = len(stuck)
             some = delete_old_jobs(store, before, aside, but=stuck)
+            _unshare_batches([j for j in some if j in folders]) # outside of the transaction, for it may take a while
             gone += some
             if not some and len(stuck) == before_this:
                 return gone

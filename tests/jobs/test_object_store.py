@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import sqlalchemy as sa
 from commands import run_here
 from objects import AWS, Network, s3_server
 from serving import KEY, Server, colours, copy_run, runs, wait_for
@@ -17,8 +18,22 @@ from working import ended, environment, redis_server, working
 
 from lados.core import settings
 from lados.files import sha256_file, write_json
+from lados.jobs.leases import cancel_job
+from lados.jobs.store import JOBS, add_job, open_store
+from lados.jobs.workers import Retention
 from lados.model.bundle import find_bundle, seal
-from lados.remote import BLOCK, NotInRemote, RemoteError, filesystem, push_folder, pushed_runs, read_list, read_object
+from lados.remote import (
+    BLOCK,
+    NotInRemote,
+    RemoteError,
+    filesystem,
+    push_folder,
+    pushed_runs,
+    read_list,
+    read_object,
+    remote_place,
+    share,
+)
 
 s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: `pip install 'lados[s3]'`")
 
@@ -107,6 +122,34 @@ def test_a_wrong_key_is_said_at_once_and_not_shown(network, home, monkeypatch):
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", AWS["AWS_SECRET_ACCESS_KEY"])
         s3fs.S3FileSystem.clear_instance_cache()
         find_bundle(f"{settings().lados_remote}/runs/nothing")
+
+
+def old_batch(store, name) -> Path:
+    "A batch that has ended long ago; its table is in the object store."
+    job, _ = add_job(store, "predict", {}, name, [("predict", 1)], name)
+    cancel_job(store, job.id)
+    with store.writing() as c:
+        c.execute(sa.update(JOBS).where(JOBS.c.id == job.id).values(created=0.0, ended=1.0))
+    folder = settings().batches_folder / job.id
+    folder.mkdir(parents=True)
+    (folder / "results.parquet").write_bytes(b"rows")
+    return share(folder / "results.parquet").parent
+
+
+@pytest.mark.long
+def test_a_job_that_is_deleted_leaves_nothing_in_the_object_store(network, home, monkeypatch, caplog):
+    store, keeper = open_store(), Retention(every=0, first=0)
+    folder = old_batch(store, "may")
+    assert read_object(remote_place(folder / "results.parquet")) == b"rows"
+    assert keeper(store) == [folder.name]
+    with pytest.raises(NotInRemote):
+        read_object(remote_place(folder / "results.parquet"))
+    stays, also = old_batch(store, "june"), old_batch(store, "july")
+    monkeypatch.setattr("lados.remote.PATIENCE_S", 0.5)
+    network.down()
+    assert sorted(keeper(store)) == sorted([stays.name, also.name]), "an object store that is away keeps no job here"
+    network.up()
+    assert stays.name in caplog.text and also.name in caplog.text, "what is left there is named"
 
 
 # --- machines that share nothing else
