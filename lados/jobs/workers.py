@@ -203,10 +203,7 @@ class Retention:
     def __init__(self, every: float = 3600.0, first: float = FIRST_S): # seconds between two looks, and to the first
         self.every, self.next, self.offset = every, _elapsed() + first, time.time() - _elapsed()
 
-    def __call__(
-        self,
-        store: Store,
-    ) -> list[str]: # ids of jobs that were forgotten
+    def __call__(self, store: Store) -> list[str]: # ids of jobs that were forgotten
         "Delete the jobs that are due, and return their ids."
         days, now = settings().job_keep_days, _elapsed()
         if not days or now < self.next:
