@@ -70,7 +70,7 @@ def test_jobs_are_begun_watched_and_stopped(up, page):
     page.wait_for_selector("svg.chart path", timeout=60_000) # its curve
     assert "of the latest" in page.inner_text(".lados") and page.locator(".tile b").nth(1).inner_text() != "0"
     page.click("tr:has-text('long-one') >> text=Stop") # without a key
-    page.wait_for_selector(".said.bad:has-text('key is missing or wrong')")
+    page.wait_for_selector(".said.bad:has-text('key is missing or wrong. Type a key of the service into the field')")
     page.fill("header input[type=password]", KEY)
     page.click("tr:has-text('long-one') >> text=Stop")
     page.wait_for_selector("tr:has-text('long-one') .state.cancelled", timeout=60_000)
