@@ -250,7 +250,7 @@ class App(Kept):
     def new_pick_button(self, most: int | None) -> ft.Control:
         "Return it for the service's limits."
         t = self.t
-        hint = t("up to {size} an image; more than {n} at once become a job", size=t.size(most), n=self.served.threshold) if most else ""
+        hint = t("up to {size} an image, larger JPEGs are sent smaller; more than {n} at once become a job", size=t.size(most), n=self.served.threshold) if most else ""
         pick = ft.PickFiles(self.picker, allow_multiple=True, cancel_upload_on_window_blur=False)
         shot = ft.PickFiles(self.picker, file_type=ft.FilePickerFileType.IMAGE, cancel_upload_on_window_blur=False)
         return ft.Row([ft.FilledButton(t("Choose images"), icon=ft.Icons.UPLOAD, action=pick, height=48),
@@ -411,6 +411,7 @@ class App(Kept):
         told = f"{item.name}: {', '.join(w.value for w in words if isinstance(w, ft.Text))}"
         if item.state == "done":
             told = f"{item.name}: {self.title(item.says)}, {t.percent(item.confidence)}{', ' + t('Ask a human') if item.doubtful else ''}"
+            told += f". {less}" if (less := self.wording.sent(item, self.keep.sent(item))) else ""
         foot = [ft.Row([ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=item.name, on_click=lambda e: self.page.run_task(self.view, item.key)), self.corrector(item)],
                        alignment=ft.MainAxisAlignment.SPACE_BETWEEN)] if item.state == "done" else []
         return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12, width=width))
@@ -428,7 +429,9 @@ class App(Kept):
         stack = ft.Row([ft.Container(bgcolor=self.served[n].colour, height=8, expand=max(1, round(1000 * p))) for n, p in (a.get("probabilities") or {}).items() if p > 0.002], spacing=1)
         below = (ft.Text(self.wording.reason(a), size=13, weight=ft.FontWeight.W_600, color=AMBER_DARK_INK if self.dark else AMBER_INK) if item.doubtful
                  else ft.Text(self.wording.set_line(a), size=13, color=ft.Colors.ON_SURFACE_VARIANT))
-        return [*([self.doubt()] if item.doubtful else []), verdict, stack, below]
+        now = self.keep.sent(item)
+        less = [ft.Text(self.wording.sent(item, now), size=13, color=ft.Colors.ON_SURFACE_VARIANT)] if now else []
+        return [*([self.doubt()] if item.doubtful else []), verdict, stack, below, *less]
 
     def doubt(self) -> ft.Control:
         "Return the mark of an image that a human should look at."

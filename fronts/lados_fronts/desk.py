@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import logging
 import sys
 import threading
@@ -89,6 +90,7 @@ class Desk:
     async def _one(self, item: Item) -> None:
         "Send an image; it waits again if the service is away."
         try:
+            await self._fit(item)
             answer = await self.client.predict(self.keep.path(item.key), item.name)
         except (Unavailable, Busy, Forbidden):
             self.keep.change(item.key, state="waiting")
@@ -97,6 +99,11 @@ class Desk:
             self._failed(item.key, error)
         else:
             self.keep.change(item.key, state="done", answer=answer, error="", remedy="")
+
+    async def _fit(self, item: Item) -> None:
+        limit = self.served.limits.get("image_bytes")
+        if limit and item.bytes > limit:
+            await asyncio.to_thread(self.keep.fit, item.key, limit)
 
     def _failed(self, key: str, error: Exception) -> None:
         said = (error.detail, error.remedy) if isinstance(error, ApiError) else (str(error), "")
@@ -110,6 +117,8 @@ class Desk:
         "Hand many images in as one job."
         self.handing = len(items)
         try:
+            for item in items:
+                await self._fit(item)
             view = await self.client.predict_batch([(i.name, self.keep.path(i.key)) for i in items], name=f"{len(items)} images")
         except (Busy, ApiError, OSError) as error:
             self.keep.change_all("sending", "waiting")
@@ -187,7 +196,7 @@ class Desk:
             await self.client.correct(self.keep.path(key), label, item.answer, item.name)
         elif item and item.label:
             with suppress(NotFound):
-                await self.client.undo_correction(key)
+                await self.client.undo_correction(hashlib.sha256(self.keep.path(key).read_bytes()).hexdigest()) # as it was sent
         self.keep.change(key, label=label)
 
     async def cancel(self, job_id: str) -> None:

@@ -96,6 +96,25 @@ def shown(data: bytes, side: int = LARGE) -> bytes: # JPEG; empty: it cannot be 
         return b""
 
 
+def smaller(data: bytes, limit: int) -> bytes: # JPEG with the EXIF of the old one, its place too; empty: it is no JPEG, or cannot be read
+    "Return a photograph with fewer pixels, so that it has at most so many bytes."
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format not in ("JPEG", "MPO"):
+                return b""
+            exif, icc, scale = image.info.get("exif", b""), image.info.get("icc_profile"), (limit / len(data)) ** 0.5
+            image.load()
+            while min(size := [round(s * scale) for s in image.size]) > 0:
+                out = io.BytesIO()
+                image.resize(size, Image.Resampling.BOX).save(out, "JPEG", quality=90, exif=exif, icc_profile=icc)
+                if out.tell() <= limit:
+                    return out.getvalue()
+                scale *= 0.8
+    except Exception: # the service says what is wrong with it
+        pass
+    return b""
+
+
 def with_heat(data: bytes, heat: bytes, opacity: float) -> bytes: # JPEG
     "Return an image with its heat map (a PNG that is transparent where cold) over it."
     with Image.open(io.BytesIO(data)) as image, Image.open(io.BytesIO(heat)) as over:

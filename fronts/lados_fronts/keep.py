@@ -16,7 +16,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from .images import TINY, About, is_zip, look, shown, unpacked
+from .images import TINY, About, is_zip, look, shown, smaller, unpacked
 from .texts import Texts
 
 TABLES = """
@@ -158,6 +158,19 @@ class Keep:
         if about.thumb:
             _write(self.thumb(key), about.thumb)
         return self._insert(key, name, "new", about, len(data))
+
+    def fit(self, key: str, limit: int | None) -> None: # bytes; none: nobody knows
+        "Make a photograph small enough to be sent; where it was taken and when stays in it."
+        if limit and self.path(key).stat().st_size > limit and (less := smaller(self.path(key).read_bytes(), limit)):
+            _write(self.path(key), less)
+
+    def sent(self, item: Item) -> int: # bytes; 0: all of it, or nothing yet
+        "Return how large an image was sent that was too large."
+        try:
+            now = self.path(item.key).stat().st_size
+        except OSError:
+            return 0
+        return now if now < item.bytes else 0
 
     def take(
         self,

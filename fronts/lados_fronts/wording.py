@@ -58,6 +58,11 @@ class Wording:
         title = item.answer.get("title") or ""
         return " ".join(filter(None, [self.t.sentence(title) if self.t.language != "en" else "", self.t.sentence(item.error)]))
 
+    def sent(self, item: Item, now: int) -> str: # bytes that were sent of it; 0: all
+        "Say that a photograph was sent smaller than it is, as the service takes none so large."
+        t = self.t
+        return t("Sent smaller: {now} instead of {size}; place and time are kept.", now=t.size(now), size=t.size(item.bytes)) if now else ""
+
     def where(
         self,
         label: str, # the class that is explained

@@ -179,8 +179,8 @@ CSS = """
 RUSSIAN_UPLOADER = """
 [data-testid="stFileUploaderDropzone"] button p { font-size: 0; }
 [data-testid="stFileUploaderDropzone"] button p::after { content: "%(button)s"; font-size: 1rem; }
-[data-testid="stFileUploaderDropzoneInstructions"] span { font-size: 0; }
-[data-testid="stFileUploaderDropzoneInstructions"] span::after { content: "%(limit)s"; font-size: 0.875rem; }
+[data-testid="stFileUploaderDropzoneInstructions"] > * { display: none; }
+[data-testid="stFileUploaderDropzoneInstructions"]::after { content: "%(limit)s"; font-size: 0.875rem; }
 """
 
 
@@ -262,7 +262,8 @@ def card_html(here: Visit, item: Item) -> str:
             else f'<span class="l-sure">{t.percent(item.confidence)}</span>')
     doubt = f'<span class="l-doubt">⚑ {say(t("Ask a human"))}</span>' if item.doubtful else ""
     below = f'<p class="l-reason">{say(here.words.reason(answer))}</p>' if item.doubtful else f'<p class="l-set">{say(here.words.set_line(answer))}</p>'
-    return (f'{doubt}<p class="l-verdict">{dot(shown.colour)}<b>{say(here.title(item.says))}</b>{mark}</p>{stack(here, answer)}{below}{name}')
+    less = f'<p class="l-set">{say(here.words.sent(item, now))}</p>' if (now := here.keep.sent(item)) else ""
+    return (f'{doubt}<p class="l-verdict">{dot(shown.colour)}<b>{say(here.title(item.says))}</b>{mark}</p>{stack(here, answer)}{below}{less}{name}')
 
 
 def stack(here: Visit, answer: dict[str, Any]) -> str:

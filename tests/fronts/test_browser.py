@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fronting import FRONTS, PHONE, awake, files, give, part, photo, press, remembered, said, shot, visitor
+from fronting import FRONTS, PHONE, WORDS, awake, files, give, part, photo, press, remembered, said, shot, visitor
 from PIL import Image
 from serving import KEY, encoded, wait_for
 
@@ -98,6 +98,22 @@ def test_an_image_of_twenty_megabytes_is_refused_in_words(name, visit, tmp_path)
     said(page, "1 could not be read")
     said(page, "MB")
     said(page, "1 image classified")
+
+
+@both
+def test_a_photograph_above_the_limit_is_sent_smaller_and_keeps_its_place(name, visit, tmp_path):
+    page = visit(name)
+    said(page, "larger JPEGs are sent smaller")
+    assert "per file" not in page.evaluate(WORDS)[0], "a limit that is not ours"
+    large = tmp_path / "large.jpg"
+    large.write_bytes(photo(32, gps=True, size=(3600, 2900)) + bytes(13_000_000))
+    give(page, name, [large])
+    said(page, "1 image classified")
+    said(page, "Sent smaller: ")
+    shot(page, f"{name}-smaller")
+    with page.expect_download() as waiting:
+        press(page, "GeoJSON")
+    assert json.loads(Path(waiting.value.path()).read_text())["features"][0]["geometry"]["coordinates"] == [25.25, 36.5088889]
 
 
 def packed(*numbers) -> dict:

@@ -116,6 +116,22 @@ def test_whatever_changes_is_seen_and_stays(keep):
         Keep("../../etc", keep.folder)
 
 
+def test_a_photograph_that_is_too_large_is_made_smaller_and_keeps_place_and_time(keep):
+    large, torn = photo((1, 2, 3), gps=True) + bytes(50_000), b"\xff\xd8" + bytes(50_000)
+    keep.add("a.jpg", large)
+    keep.add("b.jpg", torn)
+    for item in keep.items():
+        keep.fit(item.key, None)
+        assert keep.sent(item) == 0
+        keep.fit(item.key, 20_000)
+    whole, broken = keep.items()
+    less = keep.path(whole.key).read_bytes()
+    assert 0 < keep.sent(whole) == len(less) <= 20_000 and keep.path(broken.key).read_bytes() == torn, "the service says what is wrong with it"
+    about = images.look(less)
+    assert (about.lat, about.lon, about.taken) == (whole.lat, whole.lon, whole.taken) == (-36.5, 25.25, "2026-05-01T12:30:00")
+    assert not keep.add("again.jpg", large), "it is known by what it was"
+
+
 def test_what_is_put_away_stays_in_the_history_and_comes_back_with_its_answer(keep):
     keep.add("a.jpg", photo(1))
     keep.add("b.jpg", photo(2))

@@ -43,7 +43,7 @@ def uploader() -> None:
     global folder
     number = st.session_state.setdefault("upload", 0)
     most = here.served.limits.get("image_bytes")
-    limit = t("up to {size} an image; more than {n} at once become a job", size=t.size(most), n=here.served.threshold) if most else ""
+    limit = t("up to {size} an image, larger JPEGs are sent smaller; more than {n} at once become a job", size=t.size(most), n=here.served.threshold) if most else ""
     folder = st.session_state.get("whole_folder", False)
     found = st.file_uploader(f"{t('Drop images here')}  \n:gray[:small[{limit}]]", accept_multiple_files="directory" if folder else True,
                              key=f"files-{number}-{folder}")
