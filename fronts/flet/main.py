@@ -24,7 +24,8 @@ PAGE = 24 # cards at once
 WIDE = 760 # pixels, from which a rail stands where a phone has a bar
 UPLOADS = os.environ.get("LADOS_UPLOADS") or str(keeping_folder().absolute() / f"uploads-{os.getpid()}") # on the disk that keeps images
 SEED = "#0b5fa5"
-AMBER, AMBER_INK, AMBER_DARK, AMBER_DARK_INK = "#fff3d1", "#694700", "#3d2f06", "#ffdf8a"
+AMBER, AMBER_INK = ft.Colors.TERTIARY_CONTAINER, ft.Colors.ON_TERTIARY_CONTAINER # of both themes, so that dark or light changes no control
+AMBERS = {"theme": ("#fff3d1", "#694700"), "dark theme": ("#3d2f06", "#ffdf8a")}
 
 
 def spoken(label: str, content: ft.Control, **options: Any) -> ft.Semantics:
@@ -35,6 +36,11 @@ def spoken(label: str, content: ft.Control, **options: Any) -> ft.Semantics:
 def heading(text: str, level: int = 2, size: int = 18) -> ft.Semantics:
     "Return a heading."
     return ft.Semantics(content=ft.Text(text, size=size, weight=ft.FontWeight.W_600), header=True, heading_level=level, container=True)
+
+
+def amber_theme(back: str, ink: str) -> ft.Theme:
+    "Return a theme of the house's colour, and of an amber for what wants attention."
+    return ft.Theme(color_scheme_seed=SEED, color_scheme=ft.ColorScheme(tertiary_container=back, on_tertiary_container=ink))
 
 
 class Kept:
@@ -95,11 +101,6 @@ class App(Kept):
         return self.page.width or 1200, self.page.height or 800
 
     @property
-    def dark(self) -> bool:
-        "Whether it is dark."
-        return self.dark_wish == "dark" or (self.dark_wish == "system" and self.page.platform_brightness == ft.Brightness.DARK)
-
-    @property
     def wording(self) -> Wording:
         "How answers read."
         return Wording(self.t, self.served)
@@ -113,7 +114,7 @@ class App(Kept):
         page, wide = self.page, (self.page.width or 1200) >= WIDE
         page.title = "lados"
         page.padding, page.spacing = 0, 0
-        page.theme, page.dark_theme = (self.kept(n, None, lambda: ft.Theme(color_scheme_seed=SEED)) for n in ("theme", "dark theme"))
+        page.theme, page.dark_theme = (self.kept(n, None, lambda n=n: amber_theme(*AMBERS[n])) for n in AMBERS)
         page.theme_mode = {"light": ft.ThemeMode.LIGHT, "dark": ft.ThemeMode.DARK}.get(self.dark_wish, ft.ThemeMode.SYSTEM)
         self.top.controls = self.kept("top", self.t.language, self.header)
         self.main.padding = ft.Padding.symmetric(horizontal=24 if wide else 12, vertical=14)
@@ -146,8 +147,7 @@ class App(Kept):
 
     def line(self, text: str, warn: bool = True) -> ft.Control:
         "Return a calm line."
-        back, ink = (AMBER_DARK, AMBER_DARK_INK) if self.dark else (AMBER, AMBER_INK)
-        shown = ft.Container(ft.Text(text, color=ink if warn else None), bgcolor=back if warn else None, border_radius=10, padding=ft.Padding.symmetric(horizontal=14, vertical=8))
+        shown = ft.Container(ft.Text(text, color=AMBER_INK if warn else None), bgcolor=AMBER if warn else None, border_radius=10, padding=ft.Padding.symmetric(horizontal=14, vertical=8))
         return spoken(text, shown, live_region=True)
 
     def draw_status(self) -> None:
@@ -397,15 +397,19 @@ class App(Kept):
         self.draw()
 
     def card(self, item: Item) -> ft.Control:
-        "Return an image's card; made anew only when what it shows has changed."
-        shows = (item, self.t.language, self.served.model, self.dark, (self.page.width or 1200) >= WIDE or self.page.width)
-        return self.kept(("card", item.key), shows, lambda: self.new_card(item))
+        "Return an image's card; made anew only when what it shows has changed, and as wide as there is room."
+        card, picture = self.kept(("card", item.key), (item, self.t.language, self.served.model, self.keep.sent(item)), lambda: self.new_card(item))
+        room = self.size[0] - 24 # between the margins of a page without a rail
+        beside = max(1, int(room // 270))
+        card.content.width = 262 if self.size[0] >= WIDE else int((room - 16 * (beside - 1)) / beside) - 8 # that wide, they fill the row; a card has a margin of 4
+        for image in picture:
+            image.width = card.content.width - 24
+        return card
 
-    def new_card(self, item: Item) -> ft.Control:
-        "Return a card."
+    def new_card(self, item: Item) -> tuple[ft.Card, list[ft.Image]]:
+        "Return a card, and the picture on it, if there is one."
         t, thumb = self.t, self.keep.thumb(item.key)
-        width = 262 if (self.page.width or 1200) >= WIDE else self.page.width - 32
-        picture = [ft.Image(src=thumb.read_bytes(), width=width - 24, height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
+        picture = [ft.Image(src=thumb.read_bytes(), height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
         name = ft.Text(item.name, size=13, color=ft.Colors.ON_SURFACE_VARIANT, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
         words = self.words(item)
         told = f"{item.name}: {', '.join(w.value for w in words if isinstance(w, ft.Text))}"
@@ -414,7 +418,7 @@ class App(Kept):
             told += f". {less}" if (less := self.wording.sent(item, self.keep.sent(item))) else ""
         foot = [ft.Row([ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=item.name, on_click=lambda e: self.page.run_task(self.view, item.key)), self.corrector(item)],
                        alignment=ft.MainAxisAlignment.SPACE_BETWEEN)] if item.state == "done" else []
-        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12, width=width))
+        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12)), picture
 
     def words(self, item: Item) -> list[ft.Control]:
         "Return the lines of a card."
@@ -427,7 +431,7 @@ class App(Kept):
         verdict = ft.Row([self.dot(self.served[item.says or ""].colour), ft.Text(self.title(item.says), size=17, weight=ft.FontWeight.W_600, expand=True),
                           ft.Text(mark if item.label else t.percent(item.confidence), weight=ft.FontWeight.W_600)])
         stack = ft.Row([ft.Container(bgcolor=self.served[n].colour, height=8, expand=max(1, round(1000 * p))) for n, p in (a.get("probabilities") or {}).items() if p > 0.002], spacing=1)
-        below = (ft.Text(self.wording.reason(a), size=13, weight=ft.FontWeight.W_600, color=AMBER_DARK_INK if self.dark else AMBER_INK) if item.doubtful
+        below = (ft.Text(self.wording.reason(a), size=13, weight=ft.FontWeight.W_600, color=AMBER_INK) if item.doubtful
                  else ft.Text(self.wording.set_line(a), size=13, color=ft.Colors.ON_SURFACE_VARIANT))
         now = self.keep.sent(item)
         less = [ft.Text(self.wording.sent(item, now), size=13, color=ft.Colors.ON_SURFACE_VARIANT)] if now else []
@@ -435,9 +439,8 @@ class App(Kept):
 
     def doubt(self) -> ft.Control:
         "Return the mark of an image that a human should look at."
-        back, ink = (AMBER_DARK, AMBER_DARK_INK) if self.dark else (AMBER, AMBER_INK)
-        words = ft.Row([ft.Icon(ft.Icons.FLAG_OUTLINED, size=15, color=ink), ft.Text(self.t("Ask a human"), size=13, color=ink, weight=ft.FontWeight.W_600)], spacing=4, tight=True)
-        return ft.Row([ft.Container(words, bgcolor=back, border_radius=99, padding=ft.Padding.symmetric(horizontal=10, vertical=2))])
+        words = ft.Row([ft.Icon(ft.Icons.FLAG_OUTLINED, size=15, color=AMBER_INK), ft.Text(self.t("Ask a human"), size=13, color=AMBER_INK, weight=ft.FontWeight.W_600)], spacing=4, tight=True)
+        return ft.Row([ft.Container(words, bgcolor=AMBER, border_radius=99, padding=ft.Padding.symmetric(horizontal=10, vertical=2))])
 
     def corrector(self, item: Item) -> ft.Control:
         "Offer the classes; a click keeps the image with its right label."

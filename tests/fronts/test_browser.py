@@ -221,6 +221,13 @@ def test_a_press_while_the_page_is_laid_out_anew_is_heard(visit, fronts):
         page.set_viewport_size({"width": width - 20, "height": 880})
         page.get_by_role("button", name="Close").first.dispatch_event("click")
         dialog.first.wait_for(state="detached")
+    for width, scheme in ((390, "dark"), (1280, "light")): # and from a rail to a bar and back
+        page.set_viewport_size({"width": width, "height": 880})
+        page.emulate_media(color_scheme=scheme)
+        page.get_by_role("button", name="Open").first.dispatch_event("click")
+        dialog.first.wait_for(state="attached")
+        page.get_by_role("button", name="Close").first.dispatch_event("click")
+        dialog.first.wait_for(state="detached")
 
 
 def test_promoting_behind_the_key(api, visit):
