@@ -172,17 +172,33 @@ def test_a_card_to_each_worker_that_trains():
     assert any(v.get("emptyDir", {}).get("medium") == "Memory" for v in trainer["volumes"]), "data loaders share memory"
 
 
-def test_folders_that_all_pods_see_take_the_place_of_an_object_store(tmp_path):
-    shutil.copytree(ROOT / "docker", tmp_path / "docker", ignore=shutil.ignore_patterns(".env"))
-    own = tmp_path / "docker" / "kubernetes" / "overlays" / "own"
+def own_overlay(folder, *components) -> list[dict]:
+    "An overlay of one's own, with these components."
+    shutil.copytree(ROOT / "docker", folder / "docker", ignore=shutil.ignore_patterns(".env"))
+    own = folder / "docker" / "kubernetes" / "overlays" / "own"
     own.mkdir()
     (own / "kustomization.yaml").write_text("apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: lados\nresources: [../../base]\n"
-                                            "components: [../../components/stores, ../../components/gpu, ../../components/monitoring, ../../components/shared-folders]\n")
+                                            f"components: [{', '.join(f'../../components/{c}' for c in components)}]\n")
     documents = list(yaml.safe_load_all(render(own)))
     assert not [d for d in documents if wrong_with(d)]
+    return documents
+
+
+def test_folders_that_all_pods_see_take_the_place_of_an_object_store(tmp_path):
+    documents = own_overlay(tmp_path, "stores", "gpu", "monitoring", "shared-folders")
     for name in OURS:
         claims = {v["name"] for v in pod(workloads(documents)[name])["volumes"] if "persistentVolumeClaim" in v}
         assert claims == {"runs", "data", "batches"}, name
+
+
+def test_traces_have_an_address_in_every_pod_and_a_way_to_it(tmp_path):
+    documents = own_overlay(tmp_path, "stores", "traces")
+    (values,) = (d for n, d in of_kind(documents, "ConfigMap").items() if n.startswith("lados-"))
+    assert values["data"]["OTEL_EXPORTER_OTLP_ENDPOINT"].endswith(":4318") and values["data"]["LADOS_LOG_FORMAT"] == "json"
+    traced = {n for n, w in workloads(documents).items() for c in pod(w)["containers"] for f in c.get("envFrom", [])
+              if f.get("configMapRef", {}).get("name") == values["metadata"]["name"]}
+    way = of_kind(documents, "NetworkPolicy")["to-collector"]["spec"]
+    assert traced == set(way["podSelector"]["matchExpressions"][0]["values"]) and way["egress"][0]["ports"][0]["port"] == 4318
 
 
 def test_workers_are_counted_by_tasks_that_wait_or_run(home):
