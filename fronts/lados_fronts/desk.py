@@ -10,6 +10,7 @@ import time
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from lados.client import ApiError, Busy, Forbidden, NotFound, Unavailable
@@ -103,7 +104,8 @@ class Desk:
     async def _fit(self, item: Item) -> None:
         limit = self.served.limits.get("image_bytes")
         if limit and item.bytes > limit:
-            await asyncio.to_thread(self.keep.fit, item.key, limit)
+            fit = partial(self.keep.fit, item.key, limit)
+            fit() if sys.platform == "emscripten" else await asyncio.to_thread(fit) # no threads there
 
     def _failed(self, key: str, error: Exception) -> None:
         said = (error.detail, error.remedy) if isinstance(error, ApiError) else (str(error), "")

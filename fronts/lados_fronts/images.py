@@ -1,6 +1,7 @@
 """Files that a visitor gives: zips are opened, and of an image its size, time, place and a small copy are taken."""
 
 import io
+import threading
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,15 +97,23 @@ def shown(data: bytes, side: int = LARGE) -> bytes: # JPEG; empty: it cannot be 
         return b""
 
 
+MOST_PIXELS = 150_000_000 # are decoded to make an image smaller: 450 MB
+_ONE = threading.Lock() # one after the other, for memory's sake
+
+
 def smaller(data: bytes, limit: int) -> bytes: # JPEG with the EXIF of the old one, its place too; empty: it is no JPEG, or cannot be read
     "Return a photograph with fewer pixels, so that it has at most so many bytes."
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _ONE, Image.open(io.BytesIO(data)) as image:
             if image.format not in ("JPEG", "MPO"):
                 return b""
             exif, icc, scale = image.info.get("exif", b""), image.info.get("icc_profile"), (limit / len(data)) ** 0.5
+            whole = image.size
+            image.draft(image.mode, tuple(round(s * scale) for s in whole)) # a decoder that makes half, a quarter ... of it
+            if image.width * image.height > MOST_PIXELS:
+                return b""
             image.load()
-            while min(size := [round(s * scale) for s in image.size]) > 0:
+            while min(size := [round(s * scale) for s in whole]) > 0:
                 out = io.BytesIO()
                 image.resize(size, Image.Resampling.BOX).save(out, "JPEG", quality=90, exif=exif, icc_profile=icc)
                 if out.tell() <= limit:

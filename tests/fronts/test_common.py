@@ -12,6 +12,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from serving import wait_for
@@ -130,6 +131,16 @@ def test_a_photograph_that_is_too_large_is_made_smaller_and_keeps_place_and_time
     about = images.look(less)
     assert (about.lat, about.lon, about.taken) == (whole.lat, whole.lon, whole.taken) == (-36.5, 25.25, "2026-05-01T12:30:00")
     assert not keep.add("again.jpg", large), "it is known by what it was"
+
+
+def test_no_photograph_takes_all_memory_to_be_made_smaller(monkeypatch):
+    "A decoder that makes a half or a quarter of it is asked first; what is too much even then is left to the service."
+    noise, data = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8), io.BytesIO()
+    Image.fromarray(noise).save(data, "JPEG", quality=90)
+    monkeypatch.setattr(images, "MOST_PIXELS", 800 * 600)
+    less = images.smaller(data.getvalue(), len(data.getvalue()) // 8)
+    assert Image.open(io.BytesIO(less)).width < 600
+    assert images.smaller(data.getvalue(), len(data.getvalue()) - 1) == b""
 
 
 def test_what_is_put_away_stays_in_the_history_and_comes_back_with_its_answer(keep):
