@@ -2055,6 +2055,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'lados/model/reports.py'),
                                      'lados.model.reports._is_regression': ('model/reports.html#_is_regression', 'lados/model/reports.py'),
                                      'lados.model.reports._jpeg': ('model/reports.html#_jpeg', 'lados/model/reports.py'),
+                                     'lados.model.reports._learned': ('model/reports.html#_learned', 'lados/model/reports.py'),
                                      'lados.model.reports._mistake': ('model/reports.html#_mistake', 'lados/model/reports.py'),
                                      'lados.model.reports._refitted': ('model/reports.html#_refitted', 'lados/model/reports.py'),
                                      'lados.model.reports._refuse_other_data': ( 'model/reports.html#_refuse_other_data',

@@ -169,7 +169,7 @@ def read_list(
     files = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in files:
         if not name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise RemoteError(f"{url}/{LIST}: {name[:80]!r} leads out of the folder", "look who has written there")
+            raise RemoteRefused(f"{url}/{LIST}: {name[:80]!r} leads out of the folder", "look who has written there")
     return files
 
 # %% ../nbs/12_remote.ipynb #c51b70bf

@@ -385,7 +385,10 @@ class App(Kept):
             if count or name == "all":
                 counted.append((name, f"{title} {count}"))
         self.filter = chosen
-        return self.kept("filters", (chosen, counted), lambda: ft.Row([self.chip(n, label) for n, label in counted], wrap=True, spacing=8, run_spacing=8))
+        row = self.kept("filters", (chosen, counted), lambda: ft.Row([self.chip(n, label) for n, label in counted], wrap=True, spacing=8, run_spacing=8))
+        for (name, _), chip in zip(counted, row.controls, strict=True):
+            chip.selected = name == chosen # a press on the chosen one must not leave it unmarked
+        return row
 
     def chip(self, name: str, label: str) -> ft.Control:
         "Return a filter."

@@ -172,9 +172,9 @@ def synthetic_words(
     share: float, # of drawn images among those that the model has learned, 0..1
 ) -> str: # empty where at least half are photographs
     "Say that a model has learned drawings, so that nobody takes it at its word about photographs."
-    if share <= 0.5:
+    if not share > 0.5: # NaN: a table that does not say
         return ""
-    what = "only drawn images" if share == 1 else f"mostly drawn images ({share:.0%})"
+    what = "only drawn images" if share == 1 else f"mostly drawn images ({min(share, 0.99):.0%})"
     return f"the model has learned {what}: what it says of photographs, and how sure it is, has not been tested"
 
 

@@ -183,7 +183,7 @@ def export_learner(
     metrics = _metrics(result, data)
     write_json(run.path / "metrics.json", metrics)
     result.model.card |= {"run": run.path.name, "params": values, "metrics": metrics, "refit": False,
-                          "synthetic": synthetic_share(data.manifest.paths),
+                          "synthetic": synthetic_share(data.manifest.only(["train", "valid"]).paths),
                           "manifest_hash": data.manifest.hash, "policy": data.manifest.meta.get("policy")}
     add_reference(result.model, data)
     save_bundle(run.path / "bundle", result.model)

@@ -33,7 +33,7 @@ with collector_paused():
     from lados.pages import escape, image_tag
     from lados.traces import start_traces
     from lados.data.formats import write_table
-    from lados.data.manifest import load_manifest
+    from lados.data.manifest import Manifest, load_manifest
     from lados.runs.events import Events
     from lados.model import plots
     from lados.model.batches import Dataset, prepare_dataset
@@ -545,6 +545,11 @@ def _refitted(job: TrainingReport) -> None:
         model.card |= fit_doubts(held.logits, held.labels, held.groups, classes, held.words)
 
 # %% ../../nbs/model/17_reports.ipynb #0c71b8b6
+def _learned(job: TrainingReport) -> Manifest:
+    "Return the images that the kept network has learned, or was chosen by."
+    return job.data.manifest if job.params.refit else job.data.manifest.only(["train", "valid"])
+
+
 def write_bundle(job: TrainingReport) -> Markdown:
     "Write the bundle; trained on all the images where `refit` asks for it."
     model, source = job.result.model, "the network that was scored above"
@@ -556,7 +561,7 @@ def write_bundle(job: TrainingReport) -> Markdown:
     write_json(job.run / "metrics.json", job.metrics)
     model.card |= {"run": job.run.name, "params": job.params.model_dump(mode="json"), "metrics": job.metrics,
                    "manifest_hash": job.opened.manifest.hash, "refit": job.params.refit,
-                   "synthetic": synthetic_share(job.data.manifest.paths),
+                   "synthetic": synthetic_share(_learned(job).paths),
                    "policy": job.opened.manifest.meta.get("policy")}
     add_reference(model, job.data)
     save_bundle(job.run / "bundle", model)

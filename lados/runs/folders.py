@@ -165,6 +165,8 @@ def _no_latest(root: Path) -> RunError:
     runs = list_runs(root)
     if not runs:
         told = "there are no runs yet", "`lados demo` or `lados train` makes one; LADOS_RUNS names another folder"
+    elif done := [r.path.name for r in runs if r.state == "succeeded"]:
+        told = "no run is marked as the latest", f"name one, such as {done[0]}; `lados runs` lists them"
     elif at_work := [r.path.name for r in runs if r.alive]:
         told = f"no run has succeeded yet, and {at_work[0]} is at work", "wait; `lados runs` shows how far it is"
     else:
