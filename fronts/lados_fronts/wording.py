@@ -61,7 +61,10 @@ class Wording:
     def sent(self, item: Item, now: int) -> str: # bytes that were sent of it; 0: all
         "Say that a photograph was sent smaller than it is, as the service takes none so large."
         t = self.t
-        return t("Sent smaller: {now} instead of {size}; place and time are kept.", now=t.size(now), size=t.size(item.bytes)) if now else ""
+        if not now:
+            return ""
+        kept = f" {t('Place and time are kept.')}" if item.taken or item.lat is not None else ""
+        return t("Sent smaller: {now} instead of {size}.", now=t.size(now), size=t.size(item.bytes)) + kept
 
     def where(
         self,
