@@ -254,8 +254,8 @@ def show_answers(
     notes += _claims(table)
     head = ["image", "class", "confidence", "why a human should look", "error"]
     out.print(rich_table(head, rows, caption="; ".join(notes)))
-    if caution := synthetic_words(max((float(s) for s in table.get("synthetic", ()) if s == s), default=0.0)):
-        say("note", caution) # of every row, so said once; NaN: the row has no answer
+    if caution := synthetic_words(*table.get("synthetic", ())):
+        say("note", caution) # of every row, so said once
 
 
 def _claims(table: "pd.DataFrame") -> list[str]:

@@ -169,10 +169,11 @@ def bundle_label_set(
 
 # %% ../../nbs/model/07_bundle.ipynb #f7078445
 def synthetic_words(
-    share: float, # of drawn images among those that the model has learned, 0..1
+    *shares: float | None, # of drawn images among those that a model has learned, 0..1; None, NaN: a row does not say
 ) -> str: # empty where at least half are photographs
     "Say that a model has learned drawings, so that nobody takes it at its word about photographs."
-    if not share > 0.5: # NaN: a table that does not say
+    share = max((s for s in shares if s and s > 0.5), default=0.0)
+    if not share:
         return ""
     what = "only drawn images" if share == 1 else f"mostly drawn images ({min(share, 0.99):.0%})"
     return f"the model has learned {what}: what it says of photographs, and how sure it is, has not been tested"

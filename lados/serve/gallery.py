@@ -136,7 +136,7 @@ def gallery(
     parts |= {"Not read": section("", html_table(["image", "why"], broken), True)} if broken else {}
     body = [part(t, [b]) if t == "Not read" else f'<h2 id="{anchor(t)}">{t}</h2>{b}' for t, b in parts.items()]
     facts = {"images": len(rows), **facts, "classified": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"}
-    caution = synthetic_words(max((float(r.get("synthetic") or 0) for r in rows if not r["error"]), default=0.0))
+    caution = synthetic_words(*(r.get("synthetic") for r in rows))
     told = [f"{s[0].upper()}{s[1:]}." for s in (count_words(rows, label_set), held, caution) if s]
     top = masthead(title, "lados", facts, "".join(f"<p>{escape(s)}</p>" for s in told), jump=list(parts))
     foot = "Written by <code>lados predict --html</code>. Names lead to the images, where these are still there."
