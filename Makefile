@@ -52,7 +52,8 @@ STEP = step() { local s=$$SECONDS; echo "== $$1"; shift; "$$@"; echo "   $$((SEC
 IN_STEP = step "notebooks, modules and README in step" python tools/sync.py; step "style" ruff check lados fronts tests tools setup.py;
 # Notebooks run three at a time, one thread each, for some of them wait more than they compute. The papermill notebooks need a run folder: the tests of the command execute them.
 NBDEV = env OMP_NUM_THREADS=1 LADOS_THREADS=1 TQDM_DISABLE=1 nbdev-test --n-workers 3 --timing
-PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+PYTEST = python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(FAILED)
+FAILED = $(if $(AGAIN),--last-failed)
 
 test: setup ## notebooks in step, clean and running, style, tests: all but the longest, see test-long
 	@$(STEP) $(IN_STEP) \
@@ -79,7 +80,7 @@ test-fronts: setup ## minutes: both front ends in Chromium against a running API
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -n 2 --dist loadfile -m fronts tests/fronts --durations=10
 
 test-deploy: setup ## images, Compose and alerts, really run, where Docker or Podman works; app and lab too: DEPLOY_ALL=1
-	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy $(if $(AGAIN),--last-failed)
+	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy $(FAILED)
 
 images: ## build the images with Docker or Podman; only some: make images TARGETS="serve app"
 	$(PYTHON) tools/containers.py build $(or $(TARGETS),serve jobs app worker lab fronts)

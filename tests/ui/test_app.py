@@ -26,6 +26,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 
+from serving import Server  # noqa: E402
+
 from lados.data.importers import import_dataset  # noqa: E402
 from lados.labels import CLASSES  # noqa: E402
 
@@ -75,17 +77,11 @@ def model(tmp_path_factory):
     return bundle
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 class Served:
     "A `lados` command that listens, in a home of its own."
 
     def __init__(self, home, *command, port=None, **environment):
-        self.home, self.port = home, port or free_port()
+        self.home, self.port = home, port or Server.free_port()
         home.mkdir(exist_ok=True)
         own = {"LADOS_HOME": home / "home", "LADOS_RUNS": home / "runs", "LADOS_DATA": home / "data", "PYTHONPATH": ROOT,
                "LADOS_ENGINE": ENGINE, "OMP_NUM_THREADS": "1", **environment}

@@ -2,16 +2,14 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
-from serving import KEY, Server, runs, wait_for
+from serving import KEY, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, environment
+from working import TRAINING, Up, environment
 
 pytest.importorskip("voila", reason="the page needs voila")
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
@@ -44,31 +42,23 @@ def home(tmp_path):
 
 @pytest.fixture
 def up(home):
-    "`lados up` over it: address of the API, port of the monitor."
-    port, page = Server.free_port(), 20_000 + Server.free_port() % 20_000
-    served = str(home / "runs" / "first" / "bundle")
-    process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page), "--run", served],
-                               cwd=home, stderr=(home / "up.log").open("w"), env=environment(home, LADOS_ENGINE="auto"))
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False, headers={"X-API-Key": KEY}) as client:
-        try:
-            wait_for(lambda: client.get("/ready").status_code == 200, 120)
-            for number in (page, page + 1):
-                wait_for(lambda number=number: httpx.get(f"http://127.0.0.1:{number}/", timeout=60, trust_env=False).is_success, 120)
-            yield client, page
-        finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(100)
+    up = Up(home, "--run", str(home / "runs" / "first" / "bundle"), LADOS_ENGINE="auto")
+    up.client.headers["X-API-Key"] = KEY
+    try:
+        yield up.ready()
+    finally:
+        up.stop()
 
 
 @pytest.mark.long
 def test_the_loop_closes(home, up):
-    client, port = up
+    client = up.client
     flight = sorted((home / "flight").glob("*.png"))
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page, errors = browser.new_page(viewport={"width": 1300, "height": 900}), []
         page.on("pageerror", lambda e: errors.append(str(e)))
-        page.goto(f"http://127.0.0.1:{port + 1}/")
+        page.goto(up.classifier)
         page.wait_for_selector(".status b:has-text('first')", timeout=90_000)
         page.set_input_files("[data-test=files]", flight[:2])
         page.wait_for_function("document.querySelectorAll('.card.done').length == 2", timeout=60_000)
@@ -105,7 +95,7 @@ def test_the_loop_closes(home, up):
         # a person looks at the comparison, and promotes
         monitor = browser.new_page(viewport={"width": 1300, "height": 1000})
         monitor.on("pageerror", lambda e: errors.append(str(e)))
-        monitor.goto(f"http://127.0.0.1:{port}/")
+        monitor.goto(up.monitor)
         row = monitor.locator(f'tr[data-proposal="{proposal["model"]}"]')
         row.wait_for(timeout=60_000)
         shot(monitor, "loop-2-monitor", full_page=True)

@@ -2,15 +2,13 @@
 
 import shutil
 import signal
-import subprocess
 import sys
 
-import httpx
 import psutil
 import pytest
-from serving import KEY, Server, colours, runs, wait_for
+from serving import KEY, colours, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, environment
+from working import TRAINING, Up
 
 pytest.importorskip("voila", reason="the page needs voila")
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
@@ -31,17 +29,12 @@ def up(tmp_path_factory):
     shutil.copytree(runs(), home / "runs")
     (home / "runs" / "second" / "run.json").write_text('{"format": 1, "job": "train", "name": "second", "state": "succeeded"}')
     (home / "runs" / "second" / "params.json").write_text("{}")
-    port, page = Server.free_port(), 20_000 + Server.free_port() % 20_000
-    process = subprocess.Popen([*LADOS, "up", "--port", str(port), "--page", str(page)], cwd=home, stderr=subprocess.PIPE, text=True,
-                               env=environment(home, MODEL_PATH=home / "runs" / "first"))
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+    up = Up(home, MODEL_PATH=home / "runs" / "first")
     try:
-        wait_for(lambda: client.get("/ready").status_code == 200, 120)
-        wait_for(lambda: httpx.get(f"http://127.0.0.1:{page}/", timeout=60, trust_env=False).status_code == 200, 120)
-        yield home, client, f"http://127.0.0.1:{page}/", process
+        up.ready()
+        yield home, up.client, up.monitor, up.process
     finally:
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=100)[1]
+        said = up.stop()
     assert "model       first" in said, "it names what it serves"
 
 
