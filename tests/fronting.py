@@ -148,10 +148,24 @@ def press(page, name, role="button"):
     found.dispatch_event("click") if page.locator("flutter-view").count() else found.click()
 
 
+def typed(page, label, text):
+    "Type into a field as people do: in Flutter it takes what comes only once it has been given the focus."
+    field = page.get_by_label(label, exact=True)
+    settled(page)
+    field.focus()
+    settled(page)
+    page.keyboard.press("Control+A")
+    page.keyboard.type(text, delay=20)
+    page.wait_for_function("([field, text]) => field.value === text", arg=[field.element_handle(), text])
+
+
 def part(page, name):
     "Go to a part of a front end."
     if page.locator("flutter-view").count():
-        press(page, re.compile(name), "tab") if page.locator("[role=tab]").count() else press(page, re.compile(f"^{name}"))
+        settled(page)
+        place = page.get_by_role("tab", name=name).or_(page.get_by_role("button", name=re.compile(f"^{name}"))).first # on a bar, on a rail
+        place.wait_for(state="attached")
+        place.dispatch_event("click")
         return
     if (menu := page.get_by_test_id("stExpandSidebarButton")).count(): # on a phone
         menu.click()

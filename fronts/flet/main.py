@@ -119,11 +119,11 @@ class App(Kept):
         self.top.controls = self.kept("top", self.t.language, self.header)
         self.main.padding = ft.Padding.symmetric(horizontal=24 if wide else 12, vertical=14)
         rail, bar = self.kept("places", self.t.language, self.navigation)
+        divider = self.kept("divider", None, lambda: ft.VerticalDivider(width=1))
         rail.selected_index = bar.selected_index = self.at
-        page.navigation_bar = None if wide else bar
-        beside = [rail, self.kept("divider", None, lambda: ft.VerticalDivider(width=1))] if wide else []
+        rail.visible, divider.visible, bar.visible, page.navigation_bar = wide, wide, not wide, bar
         frame = self.kept("frame", None, lambda: ft.Row(expand=True, spacing=0))
-        frame.controls = [*beside, self.main]
+        frame.controls = [rail, divider, self.main]
         page.controls[:] = [self.kept("page", None, lambda: ft.SafeArea(frame, expand=True))]
         self.draw()
 
@@ -400,8 +400,10 @@ class App(Kept):
         self.draw()
 
     def card(self, item: Item) -> ft.Control:
-        "Return an image's card; made anew only when what it shows has changed, and as wide as there is room."
-        card, picture = self.kept(("card", item.key), (item, self.t.language, self.served.model, self.keep.sent(item)), lambda: self.new_card(item))
+        "Return an image's card, as wide as there is room; only what shows something else is made anew, so that an open menu stays open."
+        card = self.kept(("card", item.key), None, lambda: ft.Card(ft.Container(ft.Column(spacing=6), padding=12)))
+        face, picture = self.kept(("face", item.key), (item, self.t.language, self.served.model, self.keep.sent(item)), lambda: self.face(item))
+        card.content.content.controls = [face, *([self.foot(item)] if item.state == "done" else [])]
         room = self.size[0] - 24 # between the margins of a page without a rail
         beside = max(1, int(room // 270))
         card.content.width = 262 if self.size[0] >= WIDE else int((room - 16 * (beside - 1)) / beside) - 8 # that wide, they fill the row; a card has a margin of 4
@@ -409,8 +411,8 @@ class App(Kept):
             image.width = card.content.width - 24
         return card
 
-    def new_card(self, item: Item) -> tuple[ft.Card, list[ft.Image]]:
-        "Return a card, and the picture on it, if there is one."
+    def face(self, item: Item) -> tuple[ft.Control, list[ft.Image]]:
+        "Return what a card shows, and the image in it, if there is one."
         t, thumb = self.t, self.keep.thumb(item.key)
         picture = [ft.Image(src=thumb.read_bytes(), height=170, fit=ft.BoxFit.COVER, border_radius=8, exclude_from_semantics=True)] if thumb.exists() else []
         name = ft.Text(item.name, size=13, color=ft.Colors.ON_SURFACE_VARIANT, max_lines=1, overflow=ft.TextOverflow.ELLIPSIS)
@@ -419,9 +421,14 @@ class App(Kept):
         if item.state == "done":
             told = f"{item.name}: {self.title(item.says)}, {t.percent(item.confidence)}{', ' + t('Ask a human') if item.doubtful else ''}"
             told += f". {less}" if (less := self.wording.sent(item, self.keep.sent(item))) else ""
-        foot = [ft.Row([ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=item.name, on_click=lambda e: self.page.run_task(self.view, item.key)), self.corrector(item)],
-                       alignment=ft.MainAxisAlignment.SPACE_BETWEEN)] if item.state == "done" else []
-        return ft.Card(ft.Container(ft.Column([spoken(told, ft.Column([*picture, *words, name], spacing=6)), *foot], spacing=6), padding=12)), picture
+        return spoken(told, ft.Column([*picture, *words, name], spacing=6)), picture
+
+    def foot(self, item: Item) -> ft.Control:
+        "Return what can be done with an image."
+        t, name, foot = self.t, item.name, self.kept(("foot", item.key), None, lambda: ft.Row(alignment=ft.MainAxisAlignment.SPACE_BETWEEN))
+        look = self.kept(("look", item.key), t.language, lambda: ft.TextButton(t("Open"), icon=ft.Icons.ZOOM_IN, tooltip=name, on_click=lambda e: self.page.run_task(self.view, item.key)))
+        foot.controls = [look, self.kept(("fix", item.key), (item.label, t.language, self.served.classes), lambda: self.corrector(item))]
+        return foot
 
     def words(self, item: Item) -> list[ft.Control]:
         "Return the lines of a card."
@@ -529,18 +536,20 @@ class App(Kept):
 
     def settings(self) -> list[ft.Control]:
         "Return the settings; what somebody is typing stays, whatever else changes."
-        return self.kept("settings", (self.t.language, self.dark_wish, self.keep.setting("url"), self.keep.setting("key")), self.new_settings)
+        return self.kept("settings", (self.t.language, self.dark_wish), self.new_settings)
 
     def new_settings(self) -> list[ft.Control]:
         "Return the settings as they are kept."
         t, keep, given = self.t, self.keep, Place.from_environment()
-        url = ft.TextField(label=t("Address of the service"), value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL)
+        url = self.kept("url", None, lambda: ft.TextField(value=keep.setting("url") or given.url, width=420, keyboard_type=ft.KeyboardType.URL))
+        key = self.kept("key", None, lambda: ft.TextField(value=keep.setting("key"), password=True, width=420))
+        url.label, key.label = t("Address of the service"), t("Key")
+        key.hint_text = t("in use: the one with which this page was started") if given.key else None
 
         def reveal(e: Any) -> None:
             key.password = not key.password
             key.update()
 
-        key = ft.TextField(label=t("Key"), value=keep.setting("key"), hint_text=t("in use: the one with which this page was started") if given.key else None, password=True, width=420)
         eye = ft.TextButton(t("Show or hide the key"), icon=ft.Icons.VISIBILITY, on_click=reveal)
 
         async def save(e: Any) -> None:
@@ -683,7 +692,7 @@ async def main(page: ft.Page) -> None:
     keep.set(language=language)
     keep.release() # what had arrived when the browser was closed
     app = App(page, keep, language)
-    page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == bool(page.navigation_bar) else None
+    page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == page.navigation_bar.visible else None
     page.on_platform_brightness_change = lambda e: app.build()
     page.on_disconnect, page.on_connect, page.on_close = app.left, app.back, app.ended
     await asyncio.to_thread(app.desk.looked.wait, 2.0) # so that the first page has what the service says

@@ -9,7 +9,23 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from fronting import FRONTS, PHONE, WORDS, awake, files, give, part, photo, press, remembered, said, shot, visitor
+from fronting import (
+    FRONTS,
+    PHONE,
+    WORDS,
+    awake,
+    files,
+    give,
+    part,
+    photo,
+    press,
+    remembered,
+    said,
+    settled,
+    shot,
+    typed,
+    visitor,
+)
 from PIL import Image
 from serving import KEY, encoded, wait_for
 
@@ -243,12 +259,25 @@ def test_promoting_behind_the_key(api, visit):
         assert api.server.promote("first").status_code == 200
 
 
+def test_what_is_being_typed_outlives_another_theme_and_language(visit):
+    page = visit("flet")
+    said(page, "first")
+    part(page, "Settings")
+    typed(page, "Key", "half a ke")
+    press(page, "Dark")
+    press(page, "Русский")
+    said(page, "Ключ")
+    field = page.get_by_label("Ключ", exact=True)
+    settled(page)
+    assert field.input_value() == "half a ke"
+
+
 @both
 def test_a_wrong_key_is_said_and_changes_nothing(name, api, visit):
     page = visit(name)
     said(page, "first")
     part(page, "Settings")
-    page.get_by_label("Key", exact=True).fill("wrong")
+    typed(page, "Key", "wrong")
     press(page, "Save")
     said(page, "Saved")
     if name == "streamlit":
