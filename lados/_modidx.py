@@ -2801,6 +2801,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'lados.serve.table._read_rows': ('serve/table.html#_read_rows', 'lados/serve/table.py'),
                                    'lados.serve.table.classify': ('serve/table.html#classify', 'lados/serve/table.py'),
                                    'lados.serve.table.columns': ('serve/table.html#columns', 'lados/serve/table.py'),
+                                   'lados.serve.table.first_said': ('serve/table.html#first_said', 'lados/serve/table.py'),
                                    'lados.serve.table.not_covered_words': ('serve/table.html#not_covered_words', 'lados/serve/table.py'),
                                    'lados.serve.table.row': ('serve/table.html#row', 'lados/serve/table.py')},
             'lados.serve.telemetry': { 'lados.serve.telemetry.Recent': ('serve/telemetry.html#recent', 'lados/serve/telemetry.py'),

@@ -180,7 +180,7 @@ def evaluate(
     with needs("evaluate"):
         from lados.data.manifest import load_manifest
         from lados.model.bundle import find_bundle
-        from lados.model.evaluate import evaluate_on, reevaluate, trained_on
+        from lados.model.evaluate import evaluate_on, learned_words, reevaluate
         from lados.model.inference import load_model
 
         folder = _folder(run)
@@ -191,8 +191,8 @@ def evaluate(
             return reevaluate(model, load_manifest(find_bundle(folder).parent))
         manifest = _manifest(data)
         manifest = manifest.only(split) if split else manifest
-        if seen := trained_on(folder, manifest):
-            warnings.warn(f"the run was trained on {len(seen)} of these images: the scores flatter", stacklevel=2)
+        if words := learned_words(folder, manifest):
+            warnings.warn(words, stacklevel=2)
         scores, answers, problems = evaluate_on(model, manifest)
         for problem in problems:
             warnings.warn(problem, stacklevel=2)

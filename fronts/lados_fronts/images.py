@@ -25,7 +25,8 @@ DIFFUSE = 0.33 # above this `spread` no place stands out, and nothing is tinted 
 UNPACKED = 4_000_000_000 # bytes of a zip at most
 MEMBERS = 5000
 SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".gif", ".heic", ".heif", ".jp2", ".jfif"}
-Image.MAX_IMAGE_PIXELS = 150_000_000
+MOST_PIXELS = 150_000_000 # are decoded: 450 MB
+Image.MAX_IMAGE_PIXELS = None # it is looked at here, after a JPEG's decoder was asked for a part of them
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,19 @@ def look(data: bytes) -> About:
         with Image.open(io.BytesIO(data)) as image:
             size, exif = image.size, image.getexif()
             lat, lon = _position(exif)
-            thumb = _small(image, THUMB)
+            thumb = _small(image, THUMB) if _asked_for(image, (THUMB, THUMB)) else b""
     except Exception: # a torn or strange file is the service's to judge
         return About()
     return About(*size, lat, lon, _time(exif), thumb)
 
 
+def _asked_for(image: Image.Image, size: tuple[int, int]) -> bool:
+    "Have a JPEG's decoder make half, a quarter ... of an image, no smaller than a size. Return True if what will be decoded fits into memory."
+    image.draft("RGB", size)
+    return image.width * image.height <= MOST_PIXELS
+
+
 def _small(image: Image.Image, side: int) -> bytes:
-    image.draft("RGB", (side, side))
     shown = ImageOps.exif_transpose(image)
     shown.thumbnail((side, side))
     if shown.mode not in ("RGB", "L"):
@@ -92,12 +98,11 @@ def shown(data: bytes, side: int = LARGE) -> bytes: # JPEG; empty: it cannot be 
     "Return an image for a page, its longer side at most so many pixels."
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return _small(image, side)
+            return _small(image, side) if _asked_for(image, (side, side)) else b""
     except Exception:
         return b""
 
 
-MOST_PIXELS = 150_000_000 # are decoded to make an image smaller: 450 MB
 _ONE = threading.Lock() # one after the other, for memory's sake
 
 
@@ -109,8 +114,7 @@ def smaller(data: bytes, limit: int) -> bytes: # JPEG with the EXIF of the old o
                 return b""
             exif, icc, scale = image.info.get("exif", b""), image.info.get("icc_profile"), (limit / len(data)) ** 0.5
             whole = image.size
-            image.draft(image.mode, tuple(round(s * scale) for s in whole)) # a decoder that makes half, a quarter ... of it
-            if image.width * image.height > MOST_PIXELS:
+            if not _asked_for(image, tuple(round(s * scale) for s in whole)):
                 return b""
             image.load()
             while min(size := [round(s * scale) for s in whole]) > 0:

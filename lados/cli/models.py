@@ -63,11 +63,11 @@ def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
 
     model, words = load_model(folder), ""
     if model.card.get("refit"):
-        words = "learned: this model was refitted on all images of its run, its held-out ones too: the scores flatter"
-        say("warning", f"{words.removeprefix('learned: ')}; give it others with --data", to=err)
+        words = "this model was refitted on all images of its run, its held-out ones too: the scores flatter"
+        say("warning", f"{words}; give it others with --data", to=err)
     with progress_bar("scoring") as step:
         result, table = reevaluate(model, load_manifest(find_bundle(folder).parent), step)
-    return result, table, lambda: out.print(test_sets_table(result, words))
+    return result, table, lambda: out.print(test_sets_table(result, f"learned: {words}" if words else ""))
 
 # %% ../../nbs/cli/02_models.ipynb #09deebe4
 def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
@@ -260,13 +260,11 @@ def show_answers(
 
 def _claims(table: "pd.DataFrame") -> list[str]:
     "What the model does not promise, once for all rows; tables of older versions do not say."
-    from lados.serve.table import not_covered_words
+    from lados.serve.table import first_said, not_covered_words
 
-    names = [n for n in ("not_covered", "no_set") if n in table]
-    first = {n: next((v for v in table[n] if isinstance(v, str) and v), "") for n in names}
-    known = not_covered_words(list(filter(None, first.get("not_covered", "").split("|"))))
-    return [known] * bool(known) + \
-        [f"no prediction sets: {first.get('no_set')}"] * bool(first.get("no_set"))
+    not_covered, no_set = (first_said(table.get(n, ())) for n in ("not_covered", "no_set"))
+    known = not_covered_words(list(filter(None, not_covered.split("|"))))
+    return [*([known] if known else []), *([f"no prediction sets: {no_set}"] if no_set else [])]
 
 # %% ../../nbs/cli/02_models.ipynb #606acfa5
 def _files(paths: list[str]) -> list[Path]:

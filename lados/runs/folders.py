@@ -161,7 +161,7 @@ def find_run(
 
 # %% ../../nbs/runs/01_folders.ipynb #5edf4f91
 def _no_latest(root: Path) -> RunError:
-    "Return what is to be said where no run has succeeded yet."
+    "Return what is to be said where `latest` leads to no run: none, none that succeeded, or no mark."
     runs = list_runs(root)
     if not runs:
         told = "there are no runs yet", "`lados demo` or `lados train` makes one; LADOS_RUNS names another folder"

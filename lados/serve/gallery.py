@@ -21,7 +21,7 @@ from ..core import ImageError, settings
 from ..data.images import load_square
 from ..model.bundle import synthetic_words
 from ..labels import LabelSet
-from .table import not_covered_words
+from .table import first_said, not_covered_words
 from ..pages import anchor, escape, html_table, image_tag, masthead, page, part, section
 
 # %% ../../nbs/serve/14_gallery.ipynb #9280f2b5
@@ -106,8 +106,8 @@ def _card(row: Mapping[str, Any], label_set: LabelSet, picture: bytes, link: str
 # %% ../../nbs/serve/14_gallery.ipynb #550f6734
 def _uncovered(rows: Sequence[Mapping[str, Any]], label_set: LabelSet) -> str:
     "What the model's classes without a check mean, once for all rows."
-    names = next((v for r in rows if isinstance(v := r.get("not_covered"), str) and v), "")
-    return not_covered_words([label_set[n].title for n in names.split("|") if n in label_set.names])
+    names = first_said(r.get("not_covered") for r in rows).split("|")
+    return not_covered_words([label_set[n].title for n in names if n in label_set.names])
 
 
 def gallery(

@@ -133,6 +133,15 @@ def test_a_photograph_that_is_too_large_is_made_smaller_and_keeps_place_and_time
     assert not keep.add("again.jpg", large), "it is known by what it was"
 
 
+def test_a_photograph_of_hundreds_of_megapixels_is_decoded_at_a_part_of_its_size():
+    data = io.BytesIO()
+    Image.new("L", (20_000, 18_000), 90).save(data, "JPEG")
+    about = images.look(data.getvalue())
+    assert (about.width, about.height) == (20_000, 18_000) and about.thumb
+    with Image.open(io.BytesIO(images.smaller(data.getvalue(), len(data.getvalue()) // 9))) as less:
+        assert 1000 < less.width < 8000
+
+
 def test_no_photograph_takes_all_memory_to_be_made_smaller(monkeypatch):
     "A decoder that makes a half or a quarter of it is asked first; what is too much even then is left to the service."
     noise, data = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), np.uint8), io.BytesIO()
