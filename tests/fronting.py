@@ -167,8 +167,8 @@ def part(page, name):
         place.wait_for(state="attached")
         place.dispatch_event("click")
         return
-    if (menu := page.get_by_test_id("stExpandSidebarButton")).count(): # on a phone
-        menu.click()
+    if page.viewport_size["width"] < 768: # a phone has a menu
+        page.get_by_test_id("stExpandSidebarButton").click()
     page.get_by_role("link", name=name).first.click()
     page.wait_for_url(re.compile(f"/{name.lower()}" if name != "Classify" else r":\d+/$"))
 

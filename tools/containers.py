@@ -6,7 +6,7 @@
     python tools/containers.py sbom IMAGE             what is in an image, as CycloneDX, by Syft
     python tools/containers.py sizes                  how large the images are
 
-A stand-in has the name of the official image and what is asked of it here, and is made by debootstrap from Debian's own packages. It is for
+A stand-in has the name of the official image and what is asked of it here, and is made by debootstrap from Debian's own packages, and Airflow's from PyPI's. It is for
 trying things where no registry can be reached, and for nothing else. pip's configuration of this machine and its authorities are
 mounted while an image is built, and are in no layer.
 """
@@ -26,7 +26,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 TARGETS = ("serve", "jobs", "app", "worker", "lab", "fronts")
+AIRFLOW_FILE = ROOT / "docker" / "airflow" / "Dockerfile" # an image of its own: target `airflow`
 PYTHON = "docker.io/library/python:3.11-slim-bookworm"
+AIRFLOW = "docker.io/apache/airflow:3.3.2-python3.11"
 COMPOSE_FILES = ("compose.yaml", "monitoring/compose.yaml") # of docker/; profiles say what is started
 STATE = Path(os.environ.get("LADOS_CONTAINERS", "~/.cache/lados-containers")).expanduser() # Compose, Podman's settings
 # official name -> Debian packages, and how the image is begun
@@ -145,7 +147,7 @@ def base(name: str) -> str:
     if os.environ.get("LADOS_STAND_INS") != "always" and pulled(name):
         return name
     print(f"{name}: no registry answers; a stand-in is made of Debian's packages", flush=True)
-    python_stand_in() if name == PYTHON else stand_in(name)
+    {PYTHON: python_stand_in, AIRFLOW: airflow_stand_in}.get(name, lambda: stand_in(name))()
     return name
 
 
@@ -182,30 +184,46 @@ def stand_in(name: str) -> None:
         run("build", "-q", "--network=host", "-t", name, tmp, stdout=subprocess.DEVNULL)
 
 
+def airflow_stand_in() -> None:
+    "Make an image with Airflow from PyPI, under the official image's name: its user, folders and command are those of the official one."
+    with tempfile.TemporaryDirectory() as tmp, pip_secret(settings := pip_settings()) as secret:
+        shutil.copy(AIRFLOW_FILE.with_name("constraints.txt"), tmp)
+        Path(tmp, "entrypoint").write_text('#!/bin/bash\ncase "$1" in bash | python) exec "$@" ;; *) exec airflow "$@" ;; esac\n')
+        Path(tmp, "entrypoint").chmod(0o755)
+        Path(tmp, "Dockerfile").write_text(
+            f"FROM {base(PYTHON)}\nRUN useradd -u 50000 -g 0 -m airflow && mkdir /opt/airflow && chown airflow:0 /opt/airflow\n"
+            "ENV AIRFLOW_HOME=/opt/airflow PATH=/home/airflow/.local/bin:$PATH\nWORKDIR /opt/airflow\nUSER airflow\nCOPY constraints.txt /tmp/\n"
+            "RUN --mount=type=secret,id=pip,target=/etc/pip.conf,mode=0444 python3 -m venv /home/airflow/.local "
+            "&& pip install -q --no-cache-dir -c /tmp/constraints.txt apache-airflow httpx\n"
+            'COPY entrypoint /entrypoint\nENTRYPOINT ["/entrypoint"]\n')
+        run("build", "-q", "--network=host", *(mounts(settings) if engine() == "podman" else []), *secret, "-t", AIRFLOW, tmp, stdout=subprocess.DEVNULL)
+
+
 def build(target: str, *options: str) -> float: # seconds
     "Build one image, and return how long that took."
     begun, settings = time.monotonic(), pip_settings()
-    start = base_argument()
+    file, stage = (AIRFLOW_FILE, []) if target == "airflow" else (DOCKERFILE, ["--target", target])
     commit = subprocess.run(["git", "log", "-1", "--format=%H %ct"], cwd=ROOT, capture_output=True, text=True).stdout.split() or ["unknown", "0"]
     same = ["--format=docker", f"--timestamp={commit[1]}", "--layers", *mounts(settings)] if engine() == "podman" else []
     labels = [f"--label=org.opencontainers.image.{k}={v}" for k, v in (("version", version()), ("revision", commit[0]))]
     with pip_secret(settings) as secret:
-        run("build", "--network=host", *same, *secret, *start, *labels, "--target", target, "-t", image(target), "-f", DOCKERFILE, *options, ROOT)
+        run("build", "--network=host", *same, *secret, *base_argument(file), *labels, *stage, "-t", image(target), "-f", file, *options, ROOT)
     return time.monotonic() - begun
 
 
-def base_argument() -> list[str]:
-    "Return the option that names the stand-in, where the pinned base cannot be had."
-    pinned = re.search(r"^ARG PYTHON_IMAGE=(\S+)", DOCKERFILE.read_text(), re.M)[1]
-    if has(pinned) or (not has(PYTHON) and pulled(pinned)):
+def base_argument(file: Path) -> list[str]:
+    "Return the option that names the stand-in of what a Dockerfile begins with, where that cannot be had."
+    argument, pinned = re.search(r"^ARG (\w+_IMAGE)=(\S+)", file.read_text(), re.M).groups()
+    known = AIRFLOW if argument == "AIRFLOW_IMAGE" else PYTHON
+    if has(pinned) or (not has(known) and pulled(pinned)):
         return []
-    return [f"--build-arg=PYTHON_IMAGE={base(PYTHON)}"]
+    return [f"--build-arg={argument}={base(known)}"]
 
 
 def sizes() -> dict[str, int]:
     "Return the bytes of each image of lados that is here."
     return {t: int(run("image", "inspect", "--format", "{{.Size}}", image(t), capture_output=True).stdout)
-            for t in (*TARGETS, "model") if has(image(t))}
+            for t in (*TARGETS, "model", "airflow") if has(image(t))}
 
 
 def packages(name: str) -> set[str]:
