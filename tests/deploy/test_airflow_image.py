@@ -1,7 +1,6 @@
 "Airflow's image, run with the limits, folders and command of docker/airflow/compose.yaml, over an API and a worker of this machine."
 
 import json
-import os
 from pathlib import Path
 
 import httpx
@@ -33,7 +32,6 @@ def test_a_flight_becomes_a_table_in_a_container_with_no_rights(home, images, st
                 "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": True, "AIRFLOW__API__WORKERS": 1, "NO_PROXY": "127.0.0.1"}
         options = ["--network=host", *(f"--cap-drop={c}" for c in SERVICE["cap_drop"]), *(f"--security-opt={o.replace(':true', '')}" for o in SERVICE["security_opt"]),
                    f"--memory={SERVICE['mem_limit']}", "-v", f"{home}/data:{home}/data:ro", *(w for n, v in told.items() for w in ("-e", f"{n}={v}"))]
-        os.chmod(home.parent, 0o755) # noqa: S103 -- Airflow is another user, who reads the flights
         server.ready()
         box = start(images("airflow"), *SERVICE["command"], options=options)
         api = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v2", trust_env=False, timeout=60)

@@ -1,5 +1,6 @@
 "Every other page of the project in Chromium, light and dark: axe-core finds no serious fault on it."
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from accessibility import faults
 from browsing import folder_served
 from commands import run_here
 from fronting import ROOT, SHOTS
-from serving import Server, colours, runs, wait_for
+from serving import KEY, Server, colours, runs, serving, wait_for
 from toy import TINY, toy_manifest
 
 pytestmark = pytest.mark.fronts
@@ -92,22 +93,51 @@ def enlarge(page):
     page.wait_for_timeout(1500)
 
 
-@pytest.mark.parametrize(("name", "ready", "steps"), [("classifier", "[data-test=drop]", (drop, enlarge)), ("monitor", ".lados.monitor main", ())])
-def test_the_pages_of_voila_have_no_serious_fault(name, ready, steps, chromium, tmp_path):
+@contextlib.contextmanager
+def app(tmp_path, name, **told):
+    "A page of Voila, served by its command; its address."
     pytest.importorskip("voila", reason="the page needs voila")
-    with_api = name == "monitor"
-    server = Server(tmp_path / "api", runs() / "first", app="lados.jobs.routes:app").ready() if with_api else None
     port = Server.free_port()
-    env = {**os.environ, "LADOS_HOME": str(tmp_path / "h"), "MODEL_PATH": str(runs() / "first"), "PYTHONPATH": str(ROOT),
-           "LADOS_THREADS": "1", **({"LADOS_API_URL": server.url} if server else {})}
+    env = {**os.environ, "LADOS_HOME": tmp_path / "h", "MODEL_PATH": runs() / "first", "PYTHONPATH": ROOT, "LADOS_THREADS": 1, **told}
     command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--no-browser", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=tmp_path, env={k: str(v) for k, v in env.items()}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}/"
     try:
-        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}/", trust_env=False, timeout=60).status_code < 500, PATIENCE / 1000)
-        found = looked_at(chromium, f"http://127.0.0.1:{port}/", name, ready, 2500, steps)
-        assert not found, "\n".join(found)
+        wait_for(lambda: httpx.get(url, trust_env=False, timeout=60).status_code < 500, PATIENCE / 1000)
+        yield url
     finally:
         process.terminate()
         process.wait(30)
-        if server:
-            server.stop()
+
+
+def test_the_classifier_has_no_serious_fault(chromium, tmp_path):
+    with app(tmp_path, "classifier") as url:
+        found = looked_at(chromium, url, "classifier", "[data-test=drop]", 2500, (drop, enlarge))
+    assert not found, "\n".join(found)
+
+
+def ask_to_serve(page):
+    "Ask for another model, which the page wants confirmed."
+    page.fill("header input[type=password]", KEY)
+    page.click("tr:has-text('second') >> text=Serve")
+    page.wait_for_selector("dialog.ask", timeout=PATIENCE)
+
+
+def test_the_monitor_has_no_serious_fault(chromium, tmp_path):
+    "With what it shows of a service that has answered, has two models, and was handed a training; and without a key."
+    home = tmp_path / "api"
+    shutil.copytree(runs(), home / "runs")
+    (home / "runs" / "second" / "run.json").write_text('{"format": 1, "job": "train", "name": "second", "state": "succeeded"}')
+    (home / "runs" / "second" / "params.json").write_text("{}")
+    toy_manifest(home / "data" / "toy")
+    with serving(home, home / "runs" / "first", app="lados.jobs.routes:app", LADOS_DATA=home / "data") as server:
+        server.ready()
+        for image in colours(12):
+            assert server.predict(image).status_code == 200
+        training = httpx.post(f"{server.url}/train", json={"preset": "demo", "data": str(home / "data" / "toy"), "name": "spring"}, headers={"X-API-Key": KEY}, trust_env=False)
+        assert training.status_code == 202, training.text
+        with app(tmp_path, "monitor", LADOS_API_URL=server.url, API_KEY=KEY) as url:
+            found = looked_at(chromium, url, "monitor", "tr:has-text('spring')", 2500, (ask_to_serve,))
+        with app(tmp_path, "monitor", LADOS_API_URL=server.url, API_KEY="") as url:
+            found += looked_at(chromium, url, "monitor without a key", "main:has-text('nothing to show')", 2500)
+    assert not found, "\n".join(found)
