@@ -102,8 +102,8 @@ class Up:
 
     def __init__(self, home, *options, **more):
         self.home = Path(home)
-        self.port, self.page = Server.free_port(), Server.free_port(2) # the classifier's page is the next one
-        self.url, self.monitor, self.classifier = (f"http://127.0.0.1:{p}" for p in (self.port, self.page, self.page + 1))
+        self.port, self.page = Server.free_port(), Server.free_port(2) # the monitor's page is the next one
+        self.url, self.classifier, self.monitor = (f"http://127.0.0.1:{p}" for p in (self.port, self.page, self.page + 1))
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
         self.told = self.home / "up.log"
         with self.told.open("wb") as log:

@@ -283,7 +283,7 @@ def worker(
 
 def up(
     port: Annotated[int, typer.Option(help="Of the API", min=1, max=65535)] = 8000,
-    page: Annotated[int, typer.Option(help="Port of the monitor's page; the classifier's is the next one", min=1,
+    page: Annotated[int, typer.Option(help="Port of the classifier's page; the monitor's is the next one", min=1,
                                       max=65534)] = 8866,
     run: Annotated[str | None, typer.Option(help="A run or a bundle (default: MODEL_PATH, or the latest run)")] = None,
 ) -> None:

@@ -42,7 +42,7 @@ def list_runs(
         if not found:
             out.print(f"no runs in {settings().lados_runs} yet: `lados train` makes one")
             return
-        head = ["run", "state", "epochs", METRICS[PRIMARY].title, "view", "error"]
+        head = ["run", "state", "epochs", METRICS[PRIMARY].title, "of", "over folds", "error"]
         out.print(rich_table(head, [_run_row(r) for r in found]))
 
 
@@ -54,16 +54,15 @@ def _run_row(run: "Run") -> list[str]:
     try:
         far, info, metrics, state = progress(run), run.info, run.metrics, run.state
         test = metrics.get("test") or {}
-        if folds := metrics.get("folds"): # they have judged every image
-            test = {**folds["this training"], "view": "folds"}
+        folds = (metrics.get("folds") or {}).get("this training") or {} # they have judged every image
         epochs = f"{far['epochs_done']}/{far['epochs']}" if far.get("epochs") else "-"
         error = "" if state == "succeeded" else (info.get("error") or "").partition("\n")[0]
         state += ", dry run" if run.params.get("dry_run") else ""
         state += ", latest" if (run.path.parent / "latest").resolve() == run.path.resolve() else ""
-        score = METRICS[PRIMARY].text(test[PRIMARY]) if test else "-"
-        return [run.path.name, state, epochs, score, test.get("view", "-"), error[:60]]
+        scores = [METRICS[PRIMARY].text(t[PRIMARY]) if t else "-" for t in (test, folds)]
+        return [run.path.name, state, epochs, scores[0], test.get("view", "-"), scores[1], error[:60]]
     except LadosError as e:
-        return [run.path.name, "damaged", "-", "-", "-", e.problem]
+        return [run.path.name, "damaged", "-", "-", "-", "-", e.problem]
 
 # %% ../../nbs/cli/03_runs.ipynb #b9f59e09
 def is_main(

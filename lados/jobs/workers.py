@@ -465,7 +465,7 @@ def _served_now() -> str:
 # %% ../../nbs/jobs/09_workers.ipynb #2e55362b
 def run_all(
     port: int = 8000, # of the API
-    page: int = 8866, # of the monitor; the classifier's page is one higher
+    page: int = 8866, # of the classifier's page; the monitor is one higher
     model: str | None = None, # a bundle or a run folder; none: as the settings say
     say: Callable[[str], Any] = print, # gets a line when something happens
 ) -> None:
@@ -478,14 +478,14 @@ def run_all(
     key = settings().api_key or secrets.token_urlsafe(12) # without one the monitor would be empty
     members = [_lados("the API", "serve", "--port", str(port), API_KEY=key), *worker_members(),
                *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url,
-                        API_KEY=key) for name, p in (("monitor", page), ("classifier", page + 1)))]
+                        API_KEY=key) for name, p in (("classifier", page), ("monitor", page + 1)))]
     logs = settings().lados_home.resolve() / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for m in members:
         m.log = logs / f"{m.name.removeprefix('the ').replace(' ', '-')}.log"
     made = "" if settings().api_key else f"   key         {key}  (for changes; API_KEY sets one that stays)\n"
     summary = (f"API {url} (documentation at /docs)\n   model       {_served_now()}\n"
-               f"   monitor     http://127.0.0.1:{page}\n   classifier  http://127.0.0.1:{page + 1}\n"
+               f"   classifier  http://127.0.0.1:{page}\n   monitor     http://127.0.0.1:{page + 1}\n"
                f"   logs        {logs}\n{made}   Ctrl-C ends all of it")
     here = settings().lados_home / "up.json" # where `lados check` finds the API
     with _single_instance(), _kept_lines(say) as told, maintenance():

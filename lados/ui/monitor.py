@@ -127,8 +127,8 @@ def watch_job(
     return JobWidget(get_job(open_store(), job).id)
 
 # %% ../../nbs/ui/04_monitor.ipynb #26aaf97d
-TO_CHANGE = ("Type a key of the service into the field \"API key\" at the top of this page; the key in API_KEY, "
-             "with which the page was started, is for reading alone.")
+TO_CHANGE = ("Type a key of the service into the field \"API key\" at the top of this page; the key "
+             "with which the page was started only reads.")
 TO_READ = ("Set API_KEY in the page's environment to a key of the service and start the page again; "
            "the field \"API key\" at the top is for changes alone.")
 
@@ -145,7 +145,7 @@ def _model(entry: dict[str, Any]) -> dict[str, Any]:
     test = (card.get("metrics") or {}).get("test") or {}
     return {"name": entry["name"], "served": entry["served"], "error": entry["error"], "engines": entry["engines"],
             "backbone": card.get("backbone"), "macro_f1": test.get("macro_f1"), "accuracy": test.get("accuracy"),
-            "view": test.get("view"), "images": test.get("images")}
+            "view": test.get("view"), "images": test.get("images"), "synthetic": card.get("synthetic") or 0}
 
 
 CHANGES: dict[str, tuple[Callable[[Client, dict[str, Any]], Any], str]] = { # how to ask, and what is true then

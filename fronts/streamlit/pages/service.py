@@ -74,6 +74,7 @@ def models() -> None:
         with st.container(border=True):
             left, right = st.columns([4, 1], vertical_alignment="center")
             scores = [card.get("backbone") or "", f"macro-F1 {t.number(test['macro_f1'], 3)}" if test.get("macro_f1") is not None else "",
+                      (t("has learned only drawn images") if card["synthetic"] == 1 else t("has learned drawn images, too")) if card.get("synthetic") else "",
                       ", ".join(f"{e} {t(state)}" for e, state in (model.get("engines") or {}).items())]
             served = f' <span class="l-pill">{parts.say(t("served"))}</span>' if model["served"] else ""
             left.html(f'<p class="l-verdict"><b>{parts.say(model["name"])}</b>{served}</p><p class="l-set">{parts.say(" · ".join(filter(None, scores)))}</p>'

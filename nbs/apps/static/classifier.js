@@ -489,7 +489,7 @@ class Page {
     return h("button", { class: `drop ${slim ? "slim" : ""}`, "data-test": "drop", onclick: () => this.input.click() }, icon("upload", slim ? 22 : 40),
       h("span", { class: "words" }, h("b", {}, slim ? "Drop more images" : "Drop images here"),
         h("span", {}, slim ? "or choose files" : "or choose files: one or many, or a zip")),
-      h("small", {}, `larger JPEGs are made smaller here, others up to ${megabytes(image)} an image, ${megabytes(archive)} a zip, ${cards} images at once`))
+      h("small", {}, `up to ${megabytes(image)} an image (larger JPEGs are made smaller here), ${megabytes(archive)} a zip, ${cards} images at once`))
   }
 
   problem(about) {

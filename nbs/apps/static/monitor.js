@@ -85,6 +85,7 @@ function curves(state) {
 // --- the page
 
 function render({ model, el }) {
+  document.title = "lados – monitor"
   const send = (message) => model.send({ ...message, key: key.value })
   const key = h("input", { type: "password", autocomplete: "off", placeholder: "for changes", "aria-label": "API key" })
   const said = h("p", { class: "said", role: "status", hidden: true })
@@ -248,8 +249,9 @@ function render({ model, el }) {
   function modelRow(m) {
     const passed = certificate(m), trial = (model.get("state").dry_runs || []).includes(m.name)
     const score = m.macro_f1 == null ? "–" : `${number(m.macro_f1)} (${m.images ?? "?"} images${m.view ? `, ${m.view}` : ""})`
+    const drawn = m.synthetic > 0 && h("div", {}, h("small", {}, m.synthetic < 1 ? "has learned drawn images, too" : "has learned only drawn images"))
     return h("tr", {}, h("td", { class: "named" }, m.name, m.error && h("div", { class: "error" }, m.error)), h("td", {}, m.backbone || "–"),
-      h("td", {}, score), h("td", { class: "named" }, uncertified(m) ? h("span", { class: "state running" }, "not certified") : h("small", {}, passed)),
+      h("td", {}, score, drawn), h("td", { class: "named" }, uncertified(m) ? h("span", { class: "state running" }, "not certified") : h("small", {}, passed)),
       h("td", {}, m.served ? h("span", { class: "state succeeded" }, "served") : trial ? h("small", {}, "dry run, not for serving") : !m.error && h("button", { class: "button small", onclick: () => ask(m) }, "Serve …")))
   }
 
