@@ -77,7 +77,7 @@ coverage: setup ## which lines the tests reach, processes that they start includ
 	for folder in $$(find lados -type d ! -name __pycache__ | sort); do echo "$$folder $$($(COVERED)) %"; done
 
 test-fronts: setup ## minutes: both front ends in Chromium against a running API, and accessibility of every page
-	@export PATH="$(BIN):$$PATH"; python -m pytest -q -n 2 --dist loadfile -m fronts tests/fronts --durations=10
+	@export PATH="$(BIN):$$PATH"; python -m pytest -q -n 2 --dist loadfile -m fronts tests/fronts --durations=10 $(FAILED)
 
 test-deploy: setup ## images, Compose and alerts, really run, where Docker or Podman works; app and lab too: DEPLOY_ALL=1
 	@export PATH="$(BIN):$$PATH"; python -m pytest -q -p no:xdist --durations=10 tests/deploy $(FAILED)
