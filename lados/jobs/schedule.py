@@ -218,7 +218,8 @@ def corrections_outlook(
     for s in using:
         if (when := next_time(s)) is not None:
             return f"The schedule '{s.name}' trains with them on {datetime.fromtimestamp(when, UTC):%d %B, %H:%M} UTC."
-    return "No schedule trains with corrected labels yet: `lados schedule add --labels 50` or `lados train --corrections` does."
+    return "No schedule trains with corrected labels yet: `lados schedule add --labels 50` or " \
+           "`lados train --corrections` does."
 
 
 # %% ../../nbs/jobs/08_schedule.ipynb #2de2c1bd

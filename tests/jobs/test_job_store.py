@@ -23,6 +23,7 @@ from toy import toy_manifest
 from working import TRAINING, ended, environment, redis_server, service, tls_before, working
 
 from lados.core import ConfigError, settings
+from lados.files import hold_lock
 from lados.jobs import leases
 from lados.jobs import store as job_store
 from lados.jobs.leases import Heartbeat
@@ -93,8 +94,8 @@ def test_two_services_share_one_embedded_redis_and_the_last_one_ends_it(tmp_path
     with redis.Redis(unix_socket_path=str(tmp_path / "h" / "redis" / "redis.sock")) as c:
         server = psutil.Process(c.info("server")["process_id"])
     both[0].kill()
-    time.sleep(2)
-    assert server.is_running()
+    both[0].wait(10)
+    assert hold_lock(tmp_path / "h" / "redis" / "users.lock") is None and server.is_running(), "the second one uses it still"
     both[1].kill() # nobody says good-bye
     wait_for(lambda: not server.is_running() or server.status() == psutil.STATUS_ZOMBIE, 15)
     for p in both:

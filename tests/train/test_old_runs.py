@@ -108,7 +108,10 @@ def test_what_was_proposed_then_is_read(old):
 @pytest.mark.parametrize("engine", ANSWERS)
 def test_it_answers_what_it_answered(old, engine):
     found = list(classify_files(Predictor.setup(old.path, engine), images(old)))
-    np.testing.assert_allclose([[a.probabilities[c] for c in CLASSES] + [a.distance] for a in found], ANSWERS[engine], atol=1e-4)
+    answers = [([a.probabilities[c] for c in CLASSES], a.distance) for a in found]
+    for (probabilities, distance), (*then, far) in zip(answers, ANSWERS[engine], strict=True):
+        assert probabilities == pytest.approx(then, abs=1e-4)
+        assert distance == pytest.approx(far, abs=1e-3), "a distance magnifies how processors round"
     assert not any(a.abstain for a in found)
 
 

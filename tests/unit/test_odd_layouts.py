@@ -139,7 +139,7 @@ def test_images_and_masks(tmp_path, images, masks, table):
 
 def test_masks_without_a_table_say_which_to_write(tmp_path):
     mask(place(tmp_path, "images/a.png") / "masks/a.png")
-    with pytest.raises(DataError, match=r"masks holds masks: write .*_classes\.csv"):
+    with refused("dataset-unreadable", "_classes.csv"):
         import_dataset(tmp_path)
 
 
@@ -220,7 +220,7 @@ def test_a_table_in_another_dialect(tmp_path, text, encoding):
 def test_a_label_with_other_blanks(tmp_path, label):
     (place(tmp_path, "a.png", "b.png") / "labels.csv").write_text(f"file,label\na.png,{label}\nb.png,ship\n", encoding="utf-8")
     if "\u2013" in label:
-        with pytest.raises(DataError, match=r"oil . platform"):
+        with refused("unknown-class"):
             import_dataset(tmp_path)
     else:
         assert [r[2] for r in rows(tmp_path)] == ["oil_platform", "ship"]

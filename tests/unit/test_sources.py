@@ -14,6 +14,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+from commands import refused
 from protocol_server import CATEGORIES, KEY, Service, export_zip
 
 from lados.core import DataError, SourceError, settings
@@ -508,7 +509,7 @@ def test_small_sample_of_what_is_no_export(service, tmp_path):
     whole = get("zenodo", tmp_path / "whole")
     with pytest.raises(DataError, match="no _annotations"):
         small_sample(tmp_path / "nothing", tmp_path / "s")
-    with pytest.raises(DataError, match="there already"):
+    with refused("place-taken"):
         small_sample(whole, whole)
     train = whole / "train/_annotations.coco.json"
     coco = json.loads(train.read_text())
