@@ -119,8 +119,8 @@ def split(
         from lados.model.datamodule import audit_and_split
 
         opened = audit_and_split(_manifest(data), how, fractions, seed, images)
-        for note in opened.report.notes: # what the command prints below its table
-            warnings.warn(note, stacklevel=2)
+        if notes := opened.report.notes: # what the command prints below its table
+            warnings.warn("\n".join(notes), stacklevel=2)
         return opened.manifest
 
 # %% ../nbs/07_public.ipynb #555109ab

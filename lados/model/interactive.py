@@ -212,8 +212,8 @@ def decoded_dataset(
     if not isinstance(data, Dataset):
         manifest = data if isinstance(data, Manifest) else open_manifest(data)
         opened = audit_and_split(manifest, params.split, params.fractions, params.seed, params.audit)
-        for note in opened.report.notes: # as `lados.split` tells them
-            warnings.warn(note, stacklevel=4)
+        if opened.report.notes and "split" not in manifest.meta: # as `lados.split` tells them, who has done so of its own
+            warnings.warn("\n".join(opened.report.notes), stacklevel=3)
         data = prepare_dataset(opened.manifest, params.size, params.cached)
     if not len(data.rows("valid")):
         raise DataError("there are no validation images, so nothing could be shown or chosen",
