@@ -440,7 +440,7 @@ def _tell(bar: Any, task: Any, event: dict[str, Any]) -> None:
         out.print(f"epoch {event['epoch']:3}  {summary}  {event['images_per_s']:.1f} images/s{'  *' * event['best']}")
     elif kind in ("data", "trained", "evaluate", "end"):
         doing = "writing the report" if kind == "end" else "evaluating"
-        bar.update(task, description=event.get("doing", doing))
+        bar.update(task, description=event.get("doing", doing), completed=bar.tasks[0].total or 0, told="")
 
 # %% ../../nbs/cli/02_models.ipynb #5f2ff2d9
 def _show_run(run: "Run") -> None:
