@@ -445,6 +445,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    "A page of docs/, whose links lead to files of the project, so that they hold in the repository, too; and the table of errors."
+    origin = f"docs/{page.file.src_uri}"
+    markdown = relink(markdown, origin, posixpath.dirname(origin)) if (ROOT / origin).exists() else markdown
     return markdown.replace("<!-- errors -->", error_tables(page.file.src_uri)) if "<!-- errors -->" in markdown else markdown
 
 

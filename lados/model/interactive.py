@@ -212,7 +212,7 @@ def decoded_dataset(
     if not isinstance(data, Dataset):
         manifest = data if isinstance(data, Manifest) else open_manifest(data)
         opened = audit_and_split(manifest, params.split, params.fractions, params.seed, params.audit)
-        if opened.report.notes and "split" not in manifest.meta: # as `lados.split` tells them, who has done so of its own
+        if opened.report.notes and "split" not in manifest.meta: # of its own split `lados.split` has told already
             warnings.warn("\n".join(opened.report.notes), stacklevel=3)
         data = prepare_dataset(opened.manifest, params.size, params.cached)
     if not len(data.rows("valid")):

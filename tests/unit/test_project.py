@@ -473,10 +473,11 @@ def test_the_records_of_the_how_to_page_can_be_made():
     subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "papermill_runs/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "README.ru.md", "CONTRIBUTING.md", "CHANGELOG.md", "papermill_runs/README.md", *sorted(
+    p.relative_to(ROOT).as_posix() for folder in ("docs", "docker") for p in (ROOT / folder).rglob("*.md"))])
 def test_links_lead_somewhere(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text) + re.findall(r'src="([^"]+)"', text):
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text) + re.findall(r'src="([^"]+)"', text):
         if "://" not in target:
             assert (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
 
