@@ -3,7 +3,7 @@
 #   PYTHON=python3.12      which Python the environment is made from (3.11 or newer)
 #   VENV=.venv             where it is
 #   PORT=8888              where `make lab` serves
-#   TORCH_INDEX=URL        where pip finds torch, such as the CPU-only builds; see README.md
+#   TORCH_INDEX=URL        where pip finds torch, such as the CPU-only builds; see docs/how-to/gpu-and-cluster.md
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -94,7 +94,7 @@ docs: setup ## the documentation site, into _docs/
 	$(MKDOCS) build --strict -q && echo "_docs/index.html; to look at it with search: make docs-serve"
 
 docs-serve: setup ## the documentation on http://127.0.0.1:8001, built again when a notebook changes
-	@echo "building the pages, some minutes; then they are at http://127.0.0.1:8001, until Ctrl-C"
+	@echo "building the pages, about half a minute; then they are at http://127.0.0.1:8001, until Ctrl-C"
 	$(MKDOCS) serve -q -a 127.0.0.1:8001
 
 readme: setup ## write README.md from nbs/index.ipynb

@@ -10,7 +10,7 @@ __all__ = ['HUB_REMEDY', 'FILE_REMEDY', 'check_backbone', 'make_backbone', 'Prep
 # %% ../../nbs/model/01_backbones.ipynb #d9a943e9
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,8 +33,8 @@ from .params import TrainParams
 # %% ../../nbs/model/01_backbones.ipynb #8861d7fc
 HUB_REMEDY = (
     "choose one: (1) reach the hub (network, proxy, HF_ENDPOINT for a mirror) or a filled HF_HUB_CACHE; "
-    "(2) pretrained: path/to/weights.safetensors, a file saved for this timm backbone; "
-    "(3) pretrained: false, to train from scratch on purpose"
+    "(2) `--pretrained weights.safetensors`, a file saved for this timm backbone; "
+    "(3) `--pretrained false`, to train from scratch on purpose (in Python and YAML: `pretrained`)"
 )
 FILE_REMEDY = "name the backbone that the file was saved for (`--backbone NAME`), or give a file for this one"
 
@@ -82,19 +82,20 @@ def _hub_offline() -> Iterator[None]:
 
 
 def _attempt(name: str, pretrained: bool | Path, options: dict) -> nn.Module:
-    if pretrained is True and not constants.HF_HUB_OFFLINE and not _hub_answers():
-        with _hub_offline():
-            return _attempt(name, pretrained, options)
+    away = pretrained is True and not constants.HF_HUB_OFFLINE and not _hub_answers()
     try:
-        return timm.create_model(name, pretrained=bool(pretrained), **options)
+        with _hub_offline() if away else nullcontext():
+            return timm.create_model(name, pretrained=bool(pretrained), **options)
     except Exception as e: # the hub client and torch raise whatever they like
         first = " ".join(str(e).split())[:300] or type(e).__name__
         if isinstance(pretrained, Path):
             raise WeightsError(f"{pretrained}: these weights do not fit {name} ({first})", FILE_REMEDY) from e
-        if pretrained:
-            raise WeightsError(f"pretrained weights of {name} could not be fetched from the model hub ({first})",
-                               HUB_REMEDY, code="weights-unreachable") from e
+        if pretrained: # of a hub that is away the client says that it is offline, which nobody asked for
+            why = f"{urlsplit(constants.ENDPOINT).hostname} does not answer; the cache lacks them" if away else first
+            raise WeightsError(f"pretrained weights of {name} could not be fetched from the model hub ({why})",
+                               HUB_REMEDY, code="weights-unreachable") from (None if away else e)
         raise ConfigError(f"backbone {name} cannot be built with {options} ({first})", "choose another size") from e
+
 
 # %% ../../nbs/model/01_backbones.ipynb #373d03ea
 def make_backbone(

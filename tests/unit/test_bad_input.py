@@ -137,7 +137,7 @@ def test_weights_that_are_missing_or_damaged(tmp_path, content):
         path.write_bytes(content)
     with refused("weights-not-found" if content is None else "weights-unusable", "mine.safetensors") as e:
         train(tiny(pretrained=path), toy(tmp_path / "toy"))
-    assert ("pretrained: false" if content is None else "--backbone") in e.value.remedy
+    assert ("--pretrained false" if content is None else "--backbone") in e.value.remedy
 
 
 def test_weights_of_another_network(tmp_path):
@@ -170,7 +170,7 @@ def test_a_hub_out_of_reach_names_three_ways_on(tmp_path, environment):
     env = {**environment, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     said = subprocess.run([sys.executable, "-c", HUB], env=env, capture_output=True, text=True, timeout=120).stdout
     assert "resnet18 could not be fetched" in said
-    assert all(way in said for way in ("(1)", "HF_ENDPOINT", "(2)", ".safetensors", "(3)", "pretrained: false"))
+    assert all(way in said for way in ("(1)", "HF_ENDPOINT", "(2)", ".safetensors", "(3)", "--pretrained false"))
 
 
 @pytest.mark.parametrize("changes", [{"backbone": "resnet5O"}, {"backbone": "no such thing at all"}])
