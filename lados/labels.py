@@ -175,12 +175,15 @@ class LabelSet(NamedClasses):
 
 # %% ../nbs/03_labels.ipynb #ed90a0c9
 LADOS = LabelSet((
-    LabelClass("oil", "", "#000000", "thick and dark, brown to black", ("oils_emulsions", "oil_emulsion")),
-    LabelClass("emulsion", "", "#D55E00", "oil churned with water: orange-brown, ropy"),
-    LabelClass("oil_platform", "", "#CC79A7", "a rig or platform", ("platform", "oilplatform")),
-    LabelClass("sheen", "", "#56B4E9", "a film: silvery, rainbow or dull metallic"),
+    LabelClass("oil", "", "#000000", "thick and dark, brown to black",
+               ("oils_emulsions", "oil_emulsion", "oil_slick", "oil_spill", "slick", "spill")),
+    LabelClass("emulsion", "", "#D55E00", "oil churned with water: orange-brown, ropy", ("mousse",)),
+    LabelClass("oil_platform", "", "#CC79A7", "a rig or platform", ("platform", "oilplatform", "oil_rig")),
+    LabelClass("sheen", "", "#56B4E9", "a film: silvery, rainbow or dull metallic", ("oil_sheen", "rainbow")),
     LabelClass("ship", "", "#0072B2", "a vessel", ("boat", "vessel")),
-    LabelClass("background", "", _GREY, "sea, coast or sky: none of the others", ("clean", "none"), background=True),
+    LabelClass("background", "", _GREY, "sea, coast or sky: none of the others",
+               ("clean", "none", "nothing", "empty", "negative", "no_oil", "no_spill", "clean_sea", "clean_water"),
+               background=True),
 ), "lados")
 CLASSES, COLOURS = LADOS.names, LADOS.colours # of the default set: for the drawn sample and examples
 

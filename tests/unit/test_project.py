@@ -466,6 +466,14 @@ def test_every_command_that_is_shown_exists(name):
         assert {w.split("=")[0] for w in rest if w.startswith("--")} <= options, " ".join(words)
 
 
+def test_the_how_to_page_lists_the_aliases_of_the_classes():
+    from lados.labels import LADOS
+
+    text = (ROOT / "docs" / "how-to" / "label-sets.md").read_text(encoding="utf-8")
+    listed = {name: tuple(re.findall(r"`(\w+)`", aliases)) for name, aliases in re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M)}
+    assert listed == {c.name: c.aliases for c in LADOS.classes}
+
+
 def test_the_records_of_the_how_to_page_can_be_made():
     text = (ROOT / "docs" / "how-to" / "extend.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
