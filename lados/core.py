@@ -366,6 +366,7 @@ def rich_table(
     rows: Sequence[Sequence[str]], # cells
     title: str = "",
     caption: str = "", # below the table
+    whole: Sequence[str] = (), # columns that are not broken into lines: what they hold is copied
 ) -> Table:
     "A table for the terminal: numbers at the right, empty columns left out, paths shortened in the middle."
     kept = [i for i in range(len(head)) if not rows or any(row[i] for row in rows)]
@@ -374,7 +375,8 @@ def rich_table(
     table = Table(title=above, caption=below, title_justify="left", caption_justify="left")
     for i, name in enumerate(head):
         numbers = all(re.match(r"[-+\u2013]?\d|[-\u2013]?$", row[i]) for row in rows)
-        table.add_column(Text(name), justify="right" if i and numbers else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if i and numbers else "left", overflow="fold",
+                         no_wrap=name in whole)
     for row in rows:
         table.add_row(*map(Text, row)) # a file's name may hold what rich would read as markup
     return table

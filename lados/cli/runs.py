@@ -7,6 +7,7 @@ __all__ = ['runs_app', 'bench_app', 'list_runs', 'is_main', 'compare', 'best', '
            'bench_group', 'bench_train', 'bench_serve', 'bench_soak', 'bench_jobs', 'bench_store']
 
 # %% ../../nbs/cli/03_runs.ipynb #55111c5d
+import textwrap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -43,7 +44,7 @@ def list_runs(
             out.print(f"no runs in {settings().lados_runs} yet: `lados train` makes one")
             return
         head = ["run", "state", "epochs", METRICS[PRIMARY].title, "of", "over folds", "error"]
-        out.print(rich_table(head, [_run_row(r) for r in found]))
+        out.print(rich_table(head, [_run_row(r) for r in found], whole=head[:1]))
 
 
 def _run_row(run: "Run") -> list[str]:
@@ -60,7 +61,8 @@ def _run_row(run: "Run") -> list[str]:
         state += ", dry run" if run.params.get("dry_run") else ""
         state += ", latest" if (run.path.parent / "latest").resolve() == run.path.resolve() else ""
         scores = [METRICS[PRIMARY].text(t[PRIMARY]) if t else "-" for t in (test, folds)]
-        return [run.path.name, state, epochs, scores[0], test.get("view", "-"), scores[1], error[:60]]
+        return [run.path.name, state, epochs, scores[0], test.get("view", "-"), scores[1],
+                textwrap.shorten(error, 80, placeholder=" …")]
     except LadosError as e:
         return [run.path.name, "damaged", "-", "-", "-", "-", e.problem]
 

@@ -53,7 +53,9 @@ def export(
 
 # %% ../../nbs/cli/04_serve.ipynb #ac575567
 def engines(
-    run: Annotated[str, typer.Option(help="A run (name, path or `latest`) or a bundle")] = "latest",
+    run: Annotated[str | None, typer.Argument(help="A run (name, path or `latest`) or a bundle",
+                                              show_default="latest")] = None,
+    named: Annotated[str | None, typer.Option("--run", help="The same, as an option")] = None,
 ) -> None:
     "List the engines: which could serve this run here, how fast each is, and which one `auto` takes."
     from lados.model.bundle import find_bundle
@@ -61,7 +63,7 @@ def engines(
     from lados.serve.engines import cached_measurements, candidates, certificate, choose_engine
     from lados.serve.engines import engine_specs, missing, withheld
 
-    folder = find_bundle(bundle_of(run))
+    folder = find_bundle(bundle_of(run or named or "latest"))
     passed, could = certificate(folder), candidates(folder)
     speeds, left = cached_measurements(folder) if len(could) > 1 else {}, withheld(folder)
     try:

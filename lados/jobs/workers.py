@@ -475,7 +475,7 @@ def run_all(
     if model: # for workers, too: what a retraining is compared with is what is served
         os.environ["MODEL_PATH"] = model
         settings.cache_clear()
-    key = settings().api_key or secrets.token_urlsafe(12) # without one the monitor would be empty
+    key = settings().api_key or secrets.token_hex(12) # without one the monitor would be empty
     members = [_lados("the API", "serve", "--port", str(port), API_KEY=key), *worker_members(),
                *(_lados(f"the page {name}", "app", name, "--port", str(p), "--no-browser", LADOS_API_URL=url,
                         API_KEY=key) for name, p in (("classifier", page), ("monitor", page + 1)))]
