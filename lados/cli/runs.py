@@ -7,7 +7,6 @@ __all__ = ['runs_app', 'bench_app', 'list_runs', 'is_main', 'compare', 'best', '
            'bench_group', 'bench_train', 'bench_serve', 'bench_soak', 'bench_jobs', 'bench_store']
 
 # %% ../../nbs/cli/03_runs.ipynb #55111c5d
-import textwrap
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,30 +40,30 @@ def list_runs(
 
         found = list_runs()
         if not found:
-            out.print(f"no runs in {settings().lados_runs} yet: `lados train` makes one")
-            return
-        head = ["run", "state", "epochs", METRICS[PRIMARY].title, "of", "over folds", "error"]
-        out.print(rich_table(head, [_run_row(r) for r in found], whole=head[:1]))
+            return out.print(f"no runs in {settings().lados_runs} yet: `lados train` makes one")
+        head, rows = ["run", "state", "epochs", METRICS[PRIMARY].title, "of", "over folds"], [*map(_run_row, found)]
+        out.print(rich_table(head, [row for row, _ in rows], whole=head[:1]))
+        for row, error in (r for r in rows if r[1]):
+            say("failed", f"{row[0]}: {error}", "red")
+    return None
 
 
-def _run_row(run: "Run") -> list[str]:
+def _run_row(run: "Run") -> tuple[list[str], str]: # and why it failed
     "Return one line of the list; a damaged folder is a line, too."
     from lados.metrics import METRICS, PRIMARY
     from lados.runs.folders import progress
 
     try:
         far, info, metrics, state = progress(run), run.info, run.metrics, run.state
-        test = metrics.get("test") or {}
-        folds = (metrics.get("folds") or {}).get("this training") or {} # they have judged every image
+        test, folds = metrics.get("test"), (metrics.get("folds") or {}).get("this training") # of all images
         epochs = f"{far['epochs_done']}/{far['epochs']}" if far.get("epochs") else "-"
         error = "" if state == "succeeded" else (info.get("error") or "").partition("\n")[0]
-        state += ", dry run" if run.params.get("dry_run") else ""
-        state += ", latest" if (run.path.parent / "latest").resolve() == run.path.resolve() else ""
+        state += ", dry run" * bool(run.params.get("dry_run"))
+        state += ", latest" * ((run.path.parent / "latest").resolve() == run.path.resolve())
         scores = [METRICS[PRIMARY].text(t[PRIMARY]) if t else "-" for t in (test, folds)]
-        return [run.path.name, state, epochs, scores[0], test.get("view", "-"), scores[1],
-                textwrap.shorten(error, 80, placeholder=" …")]
+        return [run.path.name, state, epochs, scores[0], (test or {}).get("view", "-"), scores[1]], error
     except LadosError as e:
-        return [run.path.name, "damaged", "-", "-", "-", "-", e.problem]
+        return [run.path.name, "damaged", "-", "-", "-", "-"], e.problem
 
 # %% ../../nbs/cli/03_runs.ipynb #b9f59e09
 def is_main(
