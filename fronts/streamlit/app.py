@@ -17,7 +17,8 @@ t = parts.language_now()
 names = {"classify": (t("Classify"), ":material/image_search:"), "flight": (t("Flight"), ":material/flight:"),
          "jobs": (t("Jobs"), ":material/checklist:"), "service": (t("Service"), ":material/monitor_heart:"),
          "settings": (t("Settings"), ":material/settings:")}
-pages = [st.Page(HERE / "pages" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "classify")
+# their folder is not called `pages`, which Streamlit would serve by itself to the first visitor whose address names one
+pages = [st.Page(HERE / "views" / f"{name}.py", title=title, icon=icon, url_path=name, default=name == "classify")
          for name, (title, icon) in names.items()]
 page = st.navigation(pages, position="top") # first of all: until the browser has said who it is, the run stops below, and an address must lead to its page
 here = parts.visit()

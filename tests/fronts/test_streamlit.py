@@ -53,7 +53,7 @@ def page(keep, url, name="classify", **settings) -> AppTest:
     app.session_state["visitor"] = keep.visitor
     app.run()
     if name != "classify":
-        app.switch_page(f"pages/{name}.py").run()
+        app.switch_page(f"views/{name}.py").run()
     assert not app.exception, app.exception
     return app
 
