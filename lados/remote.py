@@ -259,6 +259,8 @@ def have(
         digest = None # of what a worker adds to a batch there is no list
         with suppress(NotInRemote):
             digest = read_list(f"{settings().lados_remote}/{kind}/{name}").get("/".join(inside))
+        fs, there = filesystem(url)
+        again(url, lambda: fs.info(there)) # no folder is made for what is not there
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.parent / ".fetching"):
             return path if path.exists() else get_file(url, path, digest)

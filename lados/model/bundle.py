@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'FETCHED', 'PIN', 'make_card', 'find_bundle', 'locate_model', 'bundle_name', 'seal', 'checksums', 'verify',
-           'read_card', 'card_label_set', 'bundle_label_set', 'synthetic_words', 'fetch_bundle', 'bundle_address']
+           'read_card', 'card_label_set', 'bundle_label_set', 'synthetic_words', 'fetch_bundle', 'hold_bundle',
+           'bundle_address']
 
 # %% ../../nbs/model/07_bundle.ipynb #3fce9bee
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..core import ConfigError, RunError, settings
-from ..files import atomic_write, locked, read_json, read_record, sha256_file, sha256_text, utc_now, write_json
+from lados.files import (
+    atomic_write, hold_lock, locked, read_json, read_record, sha256_file, sha256_text, sweep_folders, take_lock,
+    utc_now, write_json,
+)
 from ..labels import LADOS, LabelSet, label_set_from
 from ..remote import LIST, NotInRemote, is_url, pull_folder, read_list, read_object, remote_place, remote_root, share
 from ..runs.events import FORMAT
@@ -238,9 +241,32 @@ def _fetch(url: str, seal: str, target: Path) -> Path: # `target`/bundle
             target.mkdir(parents=True, exist_ok=True)
             write_json(target / "origin.json", {"url": url})
             part.rename(target / "bundle")
-    for old in sorted((p for p in home.glob("[!.]*") if p.is_dir()), key=lambda p: p.stat().st_mtime)[:-FETCHED]:
-        shutil.rmtree(old, ignore_errors=True)
+    _evict(home)
     return target / "bundle"
+
+
+def _evict(home: Path) -> None:
+    "Delete fetched bundles but the last few, and those in use."
+    for old in sorted((p for p in home.glob("[!.]*") if p.is_dir()), key=lambda p: p.stat().st_mtime)[:-FETCHED]:
+        with suppress(OSError), (old / ".lock").open("a") as f: # of another process that evicts it
+            if take_lock(f):
+                old.rename(home / f".aside-{old.name}-{os.getpid()}")
+    sweep_folders(home, ".aside-*")
+
+# %% ../../nbs/model/07_bundle.ipynb #7e43e7b3
+def hold_bundle(
+    path: str | Path, # a bundle, a run folder that holds one, or a URL of either
+) -> tuple[Path, IO | None]: # its folder, and a lock; none: it was not fetched, so nobody evicts it
+    "Return the folder of a bundle like `find_bundle`; until the lock is closed, it is not evicted."
+    while True:
+        folder = find_bundle(path).resolve()
+        if folder.parent.parent.parent != settings().lados_home.resolve() / "fetched":
+            return folder, None
+        with suppress(FileNotFoundError): # evicted just now: it is fetched again
+            lock = hold_lock(folder.parent.parent / ".lock", shared=True, wait=True)
+            if (folder / "card.json").exists():
+                return folder, lock
+            lock.close()
 
 # %% ../../nbs/model/07_bundle.ipynb #53995215
 def bundle_address(

@@ -22,7 +22,7 @@ from pydantic import Field
 from ..core import ImageError, ImageTooLarge, load_plugins, settings
 from ..traces import span
 from ..data.images import load_square
-from ..model.bundle import bundle_name, card_label_set, find_bundle, read_card
+from ..model.bundle import bundle_name, card_label_set, hold_bundle, read_card
 from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, kept_promise, prediction_set
 from .engines import Engine, Run, certificate, check_engine, choose_engine, open_engine, read_reference
 
@@ -208,7 +208,7 @@ class Predictor(AnswerEncoder):
     ) -> "Predictor": # warm
         "Open a bundle, check its engine on the reference images, and warm it. Raises RunError or ServeError."
         cv2.setNumThreads(1) # images are decoded side by side; threads of OpenCV's own would only get in the way
-        folder = find_bundle(path).resolve() # `latest` may point elsewhere soon
+        folder, lock = hold_bundle(path)
         card, reference = read_card(folder), read_reference(folder)
         opened = open_engine(folder, choose_engine(folder) if engine == "auto" else engine)
         check_engine(opened, reference, card["calibration"]["temperature"])
@@ -216,6 +216,7 @@ class Predictor(AnswerEncoder):
         card |= {k: own[k] for k in ("conformal", "outlier") if own.get(k)} # thresholds for this engine's numbers
         card["conformal"] = kept_promise(card.get("conformal"), card.get("refit", False))
         ready = cls(card, opened, reference, folder)
+        ready._lock = lock # as long as there is this predictor
         ready._warm(ready.predict)
         return ready
 

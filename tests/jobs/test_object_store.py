@@ -24,12 +24,13 @@ from lados.jobs.leases import cancel_job, list_tasks, retry_job
 from lados.jobs.store import JOBS, PAUSES, add_job, get_job, open_store
 from lados.jobs.tasks import job_kind, job_results, run_task
 from lados.jobs.workers import Retention
-from lados.model.bundle import find_bundle, seal
+from lados.model.bundle import FETCHED, find_bundle, seal
 from lados.remote import (
     BLOCK,
     NotInRemote,
     RemoteError,
     filesystem,
+    have,
     push_folder,
     pushed_runs,
     read_list,
@@ -153,6 +154,44 @@ def test_a_job_that_is_deleted_leaves_nothing_in_the_object_store(network, home,
     assert sorted(keeper(store)) == sorted([stays.name, also.name]), "an object store that is away keeps no job here"
     network.up()
     assert stays.name in caplog.text and also.name in caplog.text, "what is left there is named"
+
+
+def fetch_others(home, start, stop) -> None:
+    "Fetch other bundles into the cache of this machine."
+    for i in range(start, stop):
+        run = large_run(home / str(i), size=10)
+        push_folder(run, f"{settings().lados_remote}/runs/other-{i}")
+        find_bundle(f"{settings().lados_remote}/runs/other-{i}")
+
+
+def test_a_bundle_that_a_process_works_with_is_not_evicted_by_another(network, home):
+    url = f"{settings().lados_remote}/runs/first"
+    push_folder(runs() / "first", url)
+    code = "import sys; from lados.serve.predictor import Predictor; p = Predictor.setup(sys.argv[1]); print(p.folder, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code, url], env={**os.environ, "LADOS_ENGINE": "openvino"}, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as serving:
+        bundle = Path(serving.stdout.readline().strip())
+        assert bundle == find_bundle(url)
+        fetch_others(home, 0, FETCHED + 2)
+        assert (bundle / "card.json").exists() and len([*bundle.parents[2].glob("[!.]*")]) == FETCHED + 1
+        serving.communicate("\n", timeout=30)
+    fetch_others(home, FETCHED + 2, FETCHED + 3)
+    assert not bundle.exists() and len([*bundle.parents[2].glob("[!.]*")]) == FETCHED
+
+
+def test_what_is_neither_here_nor_there_leaves_no_folder(network, home, monkeypatch):
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    path = settings().lados_runs / "nobody" / "report.html"
+    assert not have(path).exists() and not path.parent.exists()
+    push_folder(large_run(home, size=10), f"{settings().lados_remote}/runs/large-2")
+    path = settings().lados_runs / "large-2" / "report.html" # the run is there, and has none
+    assert not have(path).exists() and not path.parent.exists()
+    monkeypatch.setattr("lados.remote.PATIENCE_S", 0.5)
+    network.down()
+    with pytest.raises(RemoteError):
+        have(path)
+    assert not path.parent.exists()
 
 
 # --- an object store that is killed
