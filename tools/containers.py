@@ -67,7 +67,7 @@ def engine() -> str:
         if shutil.which(name) and subprocess.run([name, "info"], capture_output=True, env=environment()).returncode == 0:
             return name
     raise Refusal("neither docker nor podman works here: install one of them (on Debian: apt-get install podman buildah runc "
-                  "golang-github-containernetworking-plugin-dnsname debootstrap)")
+                  "golang-github-containernetworking-plugin-dnsname catatonit debootstrap)")
 
 
 def environment() -> dict[str, str]:

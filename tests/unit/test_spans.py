@@ -68,7 +68,7 @@ def client_of(seen: list) -> AsyncClient:
     "A client of an application that is one layer over an endpoint; `seen` gets the fields of its log lines."
     async def answers(scope, receive, send):
         seen.append(dict(FIELDS.get()))
-        scope["state"]["labels"].update(outcome="answered", key="ada's key", **{"class": "oil"})
+        scope["state"]["labels"].update(outcome="answered", key="otto's key", **{"class": "oil"})
         status = 409 if "teapot" in scope["path"] else 200
         await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
         await send({"type": "http.response.body", "body": b'{"label": "oil"}'})
@@ -82,7 +82,7 @@ def test_client_and_service_are_one_trace(told):
     async def fly():
         async with client_of(seen) as client:
             with span("flight"):
-                await client.predict(b"plum", "/home/ada/plum.png")
+                await client.predict(b"plum", "/home/otto/plum.png")
                 await client.job("c0ffee" * 5 + "00")
             await client.job("c0ffee" * 5 + "00")
 
@@ -96,7 +96,7 @@ def test_client_and_service_are_one_trace(told):
     server = spans[names[1]]
     assert (seen[0]["trace.id"], seen[0]["span.id"]) == (f"{server.context.trace_id:032x}", f"{server.context.span_id:016x}")
     everything = "".join(s.to_json() for s in told())
-    assert not [x for x in ("plum", "ada", "oil", KEY, "c0ffee") if x in everything] and '"http.response.status_code": 200' in everything
+    assert not [x for x in ("plum", "otto", "oil", KEY, "c0ffee") if x in everything] and '"http.response.status_code": 200' in everything
 
 
 def test_a_refusal_is_told_at_the_client_and_a_strange_request_starts_a_trace_of_its_own(told):
@@ -118,7 +118,7 @@ def test_a_refusal_is_told_at_the_client_and_a_strange_request_starts_a_trace_of
 
 def test_errors_are_told_by_their_code_alone(told):
     with pytest.raises(DataError), span("task predict"), errors_told():
-        raise DataError("/home/ada/secret.png: damaged", "send another", code="image-damaged")
+        raise DataError("/home/otto/secret.png: damaged", "send another", code="image-damaged")
     with pytest.raises(SystemExit), span("lados train"):
         raise SystemExit(0)
     first, second = told()
@@ -132,9 +132,9 @@ def test_texts_are_cut_and_struck(told, monkeypatch):
     assert len(epoch.attributes["lados.run.name"]) == 200 and len(epoch.attributes) == 1 and epoch.parent.span_id == 8
     assert epoch.end_time - epoch.start_time == 2_000_000_000
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20kumquat,x-team=sea")
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://ada:persimmon@collector")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://otto:persimmon@collector")
     strike = private_words()
-    assert strike("Bearer kumquat, Bearer%20kumquat, https://ada:persimmon@collector sea") == "***, ***, https://ada:***@collector sea"
+    assert strike("Bearer kumquat, Bearer%20kumquat, https://otto:persimmon@collector sea") == "***, ***, https://otto:***@collector sea"
 
 
 def test_a_child_of_a_fork_sends_its_own_spans(tmp_path):
