@@ -27,16 +27,22 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/02_models.ipynb #0ccf8fad
 def bundle_of(
-    run: str, # a run's name or path, `latest`, or a bundle
+    run: str | None, # a run's name or path, `latest`, or a bundle; none: `latest`
+    named: str | None = None, # the same, given as an option
 ) -> Path:
-    "The folder to load a model from; RunError where there is none."
+    "The folder to load a model from; RunError where there is none, ConfigError where two are named."
     from lados.model.bundle import locate_model
 
-    return locate_model(run)
+    if run and named and run != named:
+        raise ConfigError(f"two runs are named: {run} and {named}", "leave --run out, or the argument")
+    return locate_model(run or named or "latest")
+
 
 # %% ../../nbs/cli/02_models.ipynb #b3b067dd
 def evaluate(
-    run: Annotated[str, typer.Option(help="A run (name, path or `latest`) or a bundle")] = "latest",
+    run: Annotated[str | None, typer.Argument(help="A run (name, path or `latest`) or a bundle",
+                                              show_default="latest")] = None,
+    named: Annotated[str | None, typer.Option("--run", help="The same, as an option")] = None,
     data: Annotated[Path | None, typer.Option(help="Labelled images (default: the run's own held-out ones)")] = None,
     split: Annotated[str | None, typer.Option(help="Only this split of the data")] = None,
     save: Annotated[Path | None, typer.Option("--out", help="Scores as .json; answers as .csv or .parquet")] = None,
@@ -45,7 +51,8 @@ def evaluate(
     from lados.data.formats import writable, write_table
 
     writable(save)
-    result, table, show = _on_own(bundle_of(run)) if data is None else _on_others(bundle_of(run), data, split)
+    folder = bundle_of(run, named)
+    result, table, show = _on_own(folder) if data is None else _on_others(folder, data, split)
     if save: # before it is shown
         write_json(save, result) if save.suffix == ".json" else write_table(table, save)
     show()

@@ -63,7 +63,7 @@ def engines(
     from lados.serve.engines import cached_measurements, candidates, certificate, choose_engine
     from lados.serve.engines import engine_specs, missing, withheld
 
-    folder = find_bundle(bundle_of(run or named or "latest"))
+    folder = find_bundle(bundle_of(run, named))
     passed, could = certificate(folder), candidates(folder)
     speeds, left = cached_measurements(folder) if len(could) > 1 else {}, withheld(folder)
     try:
