@@ -8,20 +8,23 @@ __all__ = ['TRAIN', 'PREDICT', 'QUEUES', 'JOB_KINDS', 'content_key', 'linear_eta
            'run_audit']
 
 # %% ../../nbs/jobs/05_kinds.ipynb #303e497a
+import json
+import socket
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..core import ConfigError, LadosError, RunError, did_you_mean, settings
-from ..files import read_record, sha256_text, to_json, write_json
-from ..remote import have, pull_folder, remote_place, share
+from ..files import locked, read_record, sha256_text, to_json, write_json
+from ..remote import NotInRemote, have, pull_folder, push_folder, read_list, read_object, remote_place, share
+from ..data.corrections import Corrections
 from ..trail import noted
 from ..runs.execution import GRACE, run_notebook
 from ..runs.folders import Run, advance_progress, find_run, new_run, progress
-from ..model.bundle import find_bundle, locate_model
+from ..model.bundle import add_engines, bundle_address, find_bundle, locate_model
 from ..model.params import make_params, plain_params, presets, training_params
 from ..serve.engines import check_formats, usual_formats
 from .batches import check_allowed
@@ -113,12 +116,39 @@ def check_known(
     if unknown := params.keys() - set(known):
         raise ConfigError(f"unknown parameter '{min(unknown)}'", did_you_mean(min(unknown), known))
 
+# %% ../../nbs/jobs/05_kinds.ipynb #fe1a2c59
+def _send_corrections(
+    params: dict[str, Any], # checked, of a training or a merge
+) -> dict[str, Any]: # with `corrections_at`, a URL, if there is a `LADOS_REMOTE` and they are asked for
+    "Send the corrections of this machine to where any worker finds them; only what is new travels."
+    where, root = params.get("corrections"), settings().lados_remote
+    kept = Corrections(None if where is True else where) if where and root else None
+    if not (kept and kept.table.exists()):
+        return params
+    url = f"{root}/corrections/{sha256_text(f'{socket.gethostname()}:{kept.folder.resolve()}')[:16]}"
+    with locked(kept.folder / ".lock"):
+        push_folder(kept.folder, url)
+    return {**params, "corrections_at": url}
+
+
+def _with_corrections(
+    params: dict[str, Any], # of a job
+) -> dict[str, Any]: # `corrections` is a folder of this machine
+    "Fetch the corrections that were sent with a job; each state of them is a folder, which stays like a dataset."
+    values = dict(params)
+    if url := values.pop("corrections_at", None):
+        files = read_list(url)
+        folder = settings().lados_home.resolve() / "corrections" / sha256_text(to_json(files))[:16]
+        pull_folder(url, folder, files)
+        values["corrections"] = str(folder)
+    return values
+
 # %% ../../nbs/jobs/05_kinds.ipynb #ebd2b4e6
 def _run_of(claim: Lease, store: Store) -> Run:
     "Return the run folder of a job: that of an earlier attempt, or a new one."
     if claim.run and (Path(claim.run) / "run.json").exists():
         return Run(Path(claim.run))
-    values = dict(claim.params)
+    values = _with_corrections(claim.params)
     proposed = values.pop("proposed", False)
     run = new_run(claim.kind, JOB_KINDS[claim.kind].title(claim.params) or "run", values, proposed=proposed)
     run.update(queued_as=claim.job)
@@ -201,7 +231,7 @@ def _propose(run: Run, heart: Heartbeat, who: str) -> None:
 # %% ../../nbs/jobs/05_kinds.ipynb #b1a27111
 def _prepare_training(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     rest = {k: v for k, v in params.items() if k not in ("preset", "proposed")}
-    values = plain_params(training_params(params.get("preset"), rest))
+    values = _send_corrections(plain_params(training_params(params.get("preset"), rest)))
     return values | ({"proposed": True} if params.get("proposed") else {})
 
 
@@ -222,15 +252,26 @@ JOB_KINDS["train"] = JobKind(
     results={"json": "application/json"})
 
 # %% ../../nbs/jobs/05_kinds.ipynb #da1e2819
+def _run_here(
+    path: str, # of a run folder, as another machine may have written it down
+) -> Path: # on this machine
+    "Return a run folder; what another machine has of it, and this one lacks, is fetched."
+    run, own = Path(path), settings().lados_runs.resolve() / Path(path).name
+    if settings().lados_remote and (own.exists() or not run.exists()):
+        run = own
+    if not run.exists() and (there := remote_place(run)):
+        pull_folder(there, run)
+    add_engines(run / "bundle")
+    return run
+
+
 def run_export(lease: Lease, heart: Heartbeat) -> None:
     "Run the export notebook."
-    source = Path(lease.params["source"])
-    if not source.exists() and (there := remote_place(source)):
-        pull_folder(there, source)
-    run_in_folder(lease, heart, "export")
+    source = _run_here(lease.params["source"])
+    run_in_folder(replace(lease, params={**lease.params, "source": str(source)}), heart, "export")
     share(source)
 
-
+# %% ../../nbs/jobs/05_kinds.ipynb #f21bda8b
 def _prepare_export(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_known(params, ["run", "formats"])
     formats = params.get("formats") or usual_formats()
@@ -248,21 +289,28 @@ def _prepare_export(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _admit_export(params: dict[str, Any]) -> dict[str, Any]:
     if Path(run := str(params.get("run") or "latest")).name != run:
         raise ConfigError(f"{run[:300]!r} is a path, not the name of a run", "name a run; GET /models lists them")
-    return {**params, "run": str(settings().lados_runs / run)}
+    here = settings().lados_runs / run
+    return {**params, "run": str(here) if here.exists() or not settings().lados_remote else run}
+
+
+def _export_metrics(job: Job, format: str) -> dict[str, Any]:
+    "Return what came of an export; its engines are fetched if this machine has the run without them."
+    add_engines(settings().lados_runs / Path(job.params["source"]).name / "bundle")
+    return run_metrics(job)
 
 
 JOB_KINDS["export"] = JobKind(
     "formats for other engines, certified", TRAIN, "formats", run_export, _prepare_export, _admit_export,
     # not the run's own name: `--run NAME` must go on meaning the run
     title=lambda params: f"{Path(params['source']).name}-engines", cut=lambda params: [len(params["formats"])],
-    results={"json": "application/json"})
+    results={"json": "application/json"}, result=_export_metrics)
 
 # %% ../../nbs/jobs/05_kinds.ipynb #3f685320
 def run_comparison(lease: Lease, heart: Heartbeat) -> None:
     "Compare a run with the model that was served, and write the proposal into its folder."
-    run, served = Run(Path(lease.params["run"])), lease.params["served"]
+    run, served = Run(_run_here(lease.params["run"])), lease.params["served"]
     try:
-        proposal = propose_run(run, served and Path(served), stop=heart.stop)
+        proposal = propose_run(run, served and find_bundle(served), stop=heart.stop)
     except RunError:
         heart.check() # it was interrupted
         raise
@@ -274,15 +322,33 @@ def run_comparison(lease: Lease, heart: Heartbeat) -> None:
 
 def _prepare_comparison(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_known(params, ["run"])
-    run, served = find_run(str(params.get("run") or "latest")), served_bundle()
-    if run.state != "succeeded":
-        raise RunError(f"{run.path.name}: a run that has {run.state} cannot be compared", "see `lados runs`")
-    return {"run": str(run.path.resolve()), "served": served and str(served)}
+    path, state = _named_run(str(params.get("run") or "latest"))
+    if state != "succeeded":
+        raise RunError(f"{path.name}: a run that has {state} cannot be compared", "see `lados runs`")
+    served = served_bundle()
+    return {"run": str(path.resolve()), "served": served and bundle_address(served)}
+
+# %% ../../nbs/jobs/05_kinds.ipynb #922c42bb
+def _named_run(name: str) -> tuple[Path, str]: # where it has its place here, and its state
+    "Return the run that is meant, on this machine or in `LADOS_REMOTE`. RunError if there is none."
+    try:
+        return (run := find_run(name)).path, run.state
+    except RunError:
+        path = settings().lados_runs / Path(name).name
+        if there := remote_place(path / "run.json"):
+            with suppress(NotInRemote):
+                return path, json.loads(read_object(there))["state"]
+        raise
 
 
 def _comparison(job: Job, format: str) -> dict[str, Any]:
     "Return what came of a comparison, without paths, which are the operator's."
-    proposal = read_proposal(Run(Path(job.params["run"]))) or {}
+    run = Path(job.params["run"])
+    proposal: dict[str, Any] | None = None
+    if there := remote_place(settings().lados_runs / run.name / "proposal.json"): # which another machine has written
+        with suppress(NotInRemote):
+            proposal = json.loads(read_object(there))
+    proposal = proposal or read_proposal(Run(run)) or {}
     return {k: proposal.get(k) for k in ("verdict", "better", "difference", "images", "groups", "reason")}
 
 
@@ -290,7 +356,6 @@ JOB_KINDS["compare"] = JobKind(
     "a run and what is served, on the same images", TRAIN, "comparisons", run_comparison, _prepare_comparison,
     _admit_export, title=lambda params: Path(params["run"]).name, results={"json": "application/json"},
     result=_comparison)
-
 
 # %% ../../nbs/jobs/05_kinds.ipynb #49d99ace
 _MERGED = ("data", "corrections", "audit", "split", "fractions", "seed") # of a training's parameters
@@ -300,19 +365,19 @@ def run_merge(lease: Lease, heart: Heartbeat) -> None:
     "Write one dataset of all that is named, audited and split, and keep what came of it with the job."
     from lados.model.datamodule import open_dataset
 
-    opened = open_dataset(make_params(lease.params))
+    opened = open_dataset(make_params(_with_corrections(lease.params)))
     heart.check()
     merged = opened.manifest
     folder = settings().lados_data.resolve() / f"merged-{merged.hash[:12]}"
     merged.save(folder)
-    write_json(job_folder(lease.job) / "merge.json", {
+    share(write_json(job_folder(lease.job) / "merge.json", {
         "dataset": folder.name, "images": len(merged), "sources": int(merged.frame["source_group"].nunique()),
-        "counts": merged.counts(), "notes": list(opened.report.notes)})
+        "counts": merged.counts(), "notes": list(opened.report.notes)}))
 
 
 def _prepare_merge(params: dict[str, Any], folder: Path) -> dict[str, Any]:
     check_known(params, _MERGED)
-    return {n: v for n, v in plain_params(make_params(params)).items() if n in _MERGED}
+    return _send_corrections({n: v for n, v in plain_params(make_params(params)).items() if n in _MERGED})
 
 
 def _dataset_names(params: dict[str, Any]) -> str:
@@ -323,7 +388,7 @@ def _dataset_names(params: dict[str, Any]) -> str:
 JOB_KINDS["merge"] = JobKind(
     "datasets and corrections as one, split", TRAIN, "datasets", run_merge, _prepare_merge, _admit_training,
     title=_dataset_names, results={"json": "application/json"}, keeps_folder=True,
-    result=lambda job, format: job_folder(job.id) / "merge.json")
+    result=lambda job, format: have(job_folder(job.id) / "merge.json"))
 
 # %% ../../nbs/jobs/05_kinds.ipynb #abc7732d
 def run_audit(lease: Lease, heart: Heartbeat) -> None:
@@ -332,6 +397,7 @@ def run_audit(lease: Lease, heart: Heartbeat) -> None:
     from lados.model.datamodule import open_manifest
 
     audit(open_manifest(lease.params["data"]), hashes=lease.params["hashes"]).save(job_folder(lease.job))
+    share(job_folder(lease.job))
 
 
 def _prepare_audit(params: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -344,4 +410,4 @@ def _prepare_audit(params: dict[str, Any], folder: Path) -> dict[str, Any]:
 JOB_KINDS["audit"] = JobKind(
     "what training knows of held-out images", TRAIN, "datasets", run_audit, _prepare_audit, _admit_training,
     title=_dataset_names, results={"json": "application/json"}, keeps_folder=True,
-    result=lambda job, format: job_folder(job.id) / "audit.json")
+    result=lambda job, format: have(job_folder(job.id) / "audit.json"))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'FETCHED', 'PIN', 'make_card', 'find_bundle', 'locate_model', 'bundle_name', 'seal', 'checksums', 'verify',
            'read_card', 'card_label_set', 'bundle_label_set', 'synthetic_words', 'fetch_bundle', 'hold_bundle',
-           'bundle_address']
+           'bundle_address', 'add_engines']
 
 # %% ../../nbs/model/07_bundle.ipynb #3fce9bee
 import importlib.metadata
@@ -292,3 +292,19 @@ def _sent(folder: Path) -> str: # SHA-256 of the bundle's list of checksums ther
             return digest
     share(folder.parent)
     return sha256_file(folder / SUMS)
+
+
+def add_engines(
+    folder: str | Path, # a bundle of this machine
+) -> list[str]: # files that were fetched
+    "Fetch what another machine has added to a bundle, if its weights are the same and it has all that is here."
+    folder = Path(folder).resolve()
+    url, mine = remote_place(folder), checksums(folder)
+    if not url or not mine:
+        return []
+    with suppress(NotInRemote):
+        seal = read_object(f"{url}/{SUMS}").decode("utf-8", "replace")
+        theirs = _listed(seal)
+        if theirs.keys() > mine.keys() and theirs["model.safetensors"] == mine["model.safetensors"]:
+            return pull_folder(url, folder, {**theirs, SUMS: sha256_text(seal)})
+    return []

@@ -8,11 +8,12 @@ __all__ = ['DataParams', 'ModelParams', 'OptimParams', 'MachineParams', 'TrainPa
 
 # %% ../../nbs/model/00_params.ipynb #f289386e
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core import ConfigError, DataError, did_you_mean
 from ..runs.folders import jobs_folder
@@ -31,9 +32,20 @@ class _Strict(BaseModel):
             raise ValueError(f"{wrong[0]}={values[wrong[0]]}: not a value for it")
         return values
 
-
+# %% ../../nbs/model/00_params.ipynb #359f9aab
 class DataParams(_Strict):
     "Which images, and how they are shared out."
+
+    @field_validator("data", "corrections", mode="before")
+    @classmethod
+    def _a_folder(cls, value: Any) -> Any:
+        "Return the value; images of a training are read again and again, so URLs are refused."
+        for place in map(str, value if isinstance(value, list | tuple) else [value]):
+            if re.match(r"[a-z][a-z0-9+.-]+:/", place): # a path has taken one slash from it
+                url = re.sub(":/+", "://", place, count=1)
+                raise ValueError(f"{url} is a URL, and a training reads its images from a folder: copy them to each "
+                                 "machine that trains (such as `aws s3 sync`), at one path, and name that")
+        return value
 
     data: Path | tuple[Path, ...] | None = Field(
         None, description="a manifest, or what `lados data import` reads; several are merged; none: the sample")

@@ -27,7 +27,7 @@ from ..files import read_json, to_json, write_json
 from ..labels import LabelSet
 from ..remote import NotInRemote, RemoteError, is_url, read_object, write_object
 from ..data.images import probe
-from ..model.bundle import bundle_address, bundle_name, card_label_set, find_bundle, read_card
+from ..model.bundle import add_engines, bundle_address, bundle_name, card_label_set, find_bundle, read_card
 from .batcher import Batcher, Item, Overloaded
 from .engines import certificate, left_out
 from .explain import Explanation, masked_images, weighted
@@ -340,6 +340,8 @@ async def promote_model(
     engine: str = "auto",
 ) -> LoadedModel:
     "Serve another model from now on, here and after a restart. RunError or ServeError: the old one goes on."
+    if "/" not in name: # engines that another machine has made of it
+        await asyncio.to_thread(add_engines, slot.settings.lados_runs / name / "bundle")
     listed = await listed_models(slot)
     chosen = next((m for m in listed if m["name"] == name), None) or await asyncio.to_thread(_pushed, slot, name)
     if chosen is None:

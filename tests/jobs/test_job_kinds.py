@@ -5,12 +5,12 @@ import subprocess
 import sys
 
 import pytest
-from commands import install_package
+from commands import install_package, run_here
 from serving import KEY, ROOT, wait_for
 from toy import toy_manifest
 from working import ended, environment, service, working
 
-from lados.core import settings
+from lados.core import ConfigError, settings
 from lados.data.corrections import Corrections
 from lados.data.manifest import load_manifest
 from lados.files import read_json
@@ -167,3 +167,14 @@ def test_a_training_keeps_what_a_merge_has_split_and_an_audit_has_seen(home):
     assert done_here("merge", asked, home)["dataset"] == found["dataset"], "done twice it is the same"
     leaks = done_here("audit", {"data": str(folder)}, home)["leaks"]
     assert leaks["test"] | {"any": 0} == leaks["test"] and leaks["test"]["images"] == 6
+
+
+def test_a_dataset_in_an_object_store_is_refused_with_what_to_do(home, monkeypatch):
+    monkeypatch.setenv("LADOS_SOURCES", "s3://flights")
+    settings.cache_clear()
+    says = "s3://flights/june is a URL.*copy them to each machine that trains"
+    for kind, data in (("train", "s3://flights/june"), ("merge", ["s3://flights/june", "s3://flights/may"]), ("audit", "s3://flights/june")):
+        with pytest.raises(ConfigError, match=says):
+            job_kind(kind).prepare(job_kind(kind).admit({"data": data}), home)
+    done = run_here(home, environment(home), "train", "--data", "s3://flights/june")
+    assert done.returncode == 2 and "s3://flights/june is a URL" in " ".join(done.stderr.split()), done.stderr

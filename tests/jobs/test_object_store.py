@@ -15,22 +15,26 @@ import sqlalchemy as sa
 from commands import run_here
 from objects import AWS, Network, s3_server
 from serving import KEY, Server, colours, copy_run, runs, wait_for
-from working import ended, environment, redis_server, working
+from toy import toy_manifest
+from working import TRAINING, ended, environment, redis_server, working
 
 from lados.core import settings
-from lados.files import sha256_file, write_json
-from lados.jobs.kinds import job_folder
+from lados.data.corrections import Corrections
+from lados.data.manifest import load_manifest
+from lados.files import read_json, sha256_file, write_json
+from lados.jobs.kinds import job_folder, run_file
 from lados.jobs.leases import cancel_job, list_tasks, retry_job
 from lados.jobs.store import JOBS, PAUSES, add_job, get_job, open_store
 from lados.jobs.tasks import job_kind, job_results, run_task
 from lados.jobs.workers import Retention
-from lados.model.bundle import FETCHED, find_bundle, seal
+from lados.model.bundle import FETCHED, checksums, find_bundle, locate_model, seal, verify
 from lados.remote import (
     BLOCK,
     NotInRemote,
     RemoteError,
     filesystem,
     have,
+    pull_folder,
     push_folder,
     pushed_runs,
     read_list,
@@ -309,6 +313,63 @@ def test_machines_that_share_an_object_store_and_no_folder(network, home):
             assert not [n for n in fs.find(filesystem(url)[1]) if "/chunks/" in n]
             assert a.promote("second").status_code == 200
             wait_for(lambda: b.predict(pngs[0]).json()["model"] == "second", 30)
+
+
+@contextlib.contextmanager
+def at(place):
+    "Be another machine: with its own home, runs and data."
+    before = dict(os.environ)
+    os.environ.update({name: str(place / name.lower()) for name in ("LADOS_HOME", "LADOS_RUNS", "LADOS_DATA")})
+    settings.cache_clear()
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        settings.cache_clear()
+
+
+def done_elsewhere(home, kind, params, admitted=True):
+    "A job that the API's machine hands in and another one does; `admitted`: over HTTP."
+    record, job_id = job_kind(kind), uuid4().hex
+    with at(home / "api"):
+        checked = record.prepare(record.admit(params) if admitted else params, job_folder(job_id))
+        add_job(open_store(), kind, checked, record.key(checked), [(record.queue, 1)], record.title(checked), job_id=job_id)
+    with at(home / "worker"):
+        run_task(open_store(), job_id, 0, "worker")
+    job = get_job(open_store(), job_id)
+    assert job.state == "succeeded", job.error
+    return job
+
+
+@pytest.mark.long
+def test_what_a_machine_makes_of_anothers_run_and_corrections_comes_back(network, home, monkeypatch):
+    monkeypatch.setenv("LADOS_JOBS_URL", f"sqlite:///{home}/jobs.db")
+    toy, asked = toy_manifest(home / "toy"), {"data": str(home / "toy"), "corrections": True, "split": "official"}
+    row = next(r for r in toy.frame.itertuples() if r.split == "train" and r.label == "ship")
+    with at(home / "api"):
+        Corrections().save((toy.root / row.image).read_bytes(), row.image, "oil")
+    trained = done_elsewhere(home, "train", {**TRAINING, **asked, "epochs": 1}, admitted=False)
+    run = Path(trained.run)
+    learned = load_manifest(run, check=False).frame
+    assert learned.loc[learned["sha256"] == row.sha256, "label"].tolist() == ["oil"], "the worker has learned the correction"
+    with at(home / "api"):
+        assert run.is_relative_to(home / "worker") and job_results(trained) and run_file(trained, "report.html").exists()
+        merged = job_results(done_elsewhere(home, "merge", asked, admitted=False))
+        assert read_json(merged)["images"] == len(toy)
+    exported = done_elsewhere(home, "export", {"run": run.name, "formats": ["onnx"]})
+    with at(home / "api"):
+        assert job_results(exported)
+        assert (find_bundle(locate_model(run.name)) / "onnx").exists(), "what is promoted by its name has the engine"
+        here = settings().lados_runs / run.name
+        pull_folder(f"{settings().lados_remote}/runs/{run.name}", here) # from now on this machine has the run
+    more = done_elsewhere(home, "export", {"run": run.name, "formats": ["torchscript"]})
+    with at(home / "api"):
+        assert not (here / "bundle" / "torchscript").exists() and job_results(more)
+        assert (here / "bundle" / "torchscript").exists() and (here / "bundle" / "onnx").exists()
+        verify(here / "bundle", checksums(here / "bundle"))
+        compared = done_elsewhere(home, "compare", {"run": run.name})
+        assert job_results(compared)["verdict"].startswith("Not compared")
 
 
 @contextlib.contextmanager
