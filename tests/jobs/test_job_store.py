@@ -225,6 +225,18 @@ def test_a_job_lives_in_postgresql_as_in_sqlite(postgres):
         leases.cancel_job(store, other.id)
 
 
+def test_workers_that_miss_the_object_store_at_once_begin_one_pause(postgres):
+    store = Store(postgres)
+    job, _ = add_job(store, "predict", {}, "away", [("predict", 1)] * 20)
+    held = [leases.claim(store, job.id, n, f"w{n}") for n in range(19)]
+    with ThreadPoolExecutor(19) as pool:
+        pauses = list(pool.map(lambda lease: leases.postpone(store, lease, "away"), held))
+    assert all(0 < p <= leases.PAUSES_S[0] for p in pauses) and get_job(store, job.id).state == "queued"
+    assert leases.claim(store, job.id, 0, "early") is None and job.id not in {t.job for t in leases.list_tasks(store, "queued")}
+    leases.cancel_job(store, job.id)
+    assert get_job(store, job.id).state == "cancelled"
+
+
 def test_many_workers_finish_a_batch_in_postgresql(postgres):
     "All parts end at nearly the same time, with cancellations of others between: no deadlock, and the last part begins once."
     store = Store(postgres)
