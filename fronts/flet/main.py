@@ -264,7 +264,7 @@ class App(Kept):
         items = doubtful_first(i for i in here if i.state != "new")
         coming = self.arriving(len(here) - len(items))
         if not items:
-            return [self.pick_button(), *(coming or self.kept("guide", (self.t.language, self.served.classes), self.guide))]
+            return [self.pick_button(), *(coming or self.kept("guide", (self.t.language, self.served.classes, self.column()), self.guide))]
         shown = [i for i in items if self.matches(i)]
         more = len(shown) - self.shown
         self.grid.controls = [self.card(i) for i in shown[:self.shown]]
@@ -297,8 +297,12 @@ class App(Kept):
         rows = [ft.Row([ft.CircleAvatar(content=ft.Text(str(n)), radius=18), ft.Column([ft.Text(a, weight=ft.FontWeight.W_600), ft.Text(b, color=ft.Colors.ON_SURFACE_VARIANT)],
                                                                                         spacing=2, expand=True)], spacing=14) for n, (a, b) in enumerate(steps, 1)]
         classes = [ft.Container(ft.Row([self.dot(c.colour, 18), ft.Column([ft.Text(t(c.title), weight=ft.FontWeight.W_600), ft.Text(t(c.hint), size=13)], spacing=0, expand=True)]),
-                                padding=12, border=ft.Border.all(1, ft.Colors.OUTLINE_VARIANT), border_radius=14, width=300) for c in self.served.classes]
+                                padding=12, border=ft.Border.all(1, ft.Colors.OUTLINE_VARIANT), border_radius=14, width=self.column()) for c in self.served.classes]
         return [*rows, *([heading(t("The classes")), ft.Row(classes, wrap=True, spacing=12, run_spacing=12)] if classes else [])]
+
+    def column(self) -> float:
+        "Return the width of a class's card: on a phone it fills the page between its margins."
+        return 300 if self.size[0] >= WIDE else self.size[0] - 24
 
     def dot(self, colour: str, size: int = 14) -> ft.Control:
         "Return a class's mark."
