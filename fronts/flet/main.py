@@ -696,11 +696,11 @@ async def main(page: ft.Page) -> None:
     keep.set(language=language)
     keep.release() # what had arrived when the browser was closed
     app = App(page, keep, language)
-    page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == page.navigation_bar.visible else None
     page.on_platform_brightness_change = lambda e: app.build()
     page.on_disconnect, page.on_connect, page.on_close = app.left, app.back, app.ended
     await asyncio.to_thread(app.desk.looked.wait, 2.0) # so that the first page has what the service says
     app.build()
+    page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == page.navigation_bar.visible else None
     await app.live()
 
 
