@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 from PIL import Image
-from serving import Server, encoded, runs
+from serving import Server, encoded, runs, wait_for
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "fronts"))
@@ -76,6 +77,23 @@ def visitor(root, images=len(ANSWERS), **settings) -> Keep:
 def remembered(keep) -> str:
     "The script by which a browser remembers a visitor."
     return (f"""localStorage.setItem('lados-visitor', '{keep.visitor}'); localStorage.setItem('flutter.lados.visitor', '"{keep.visitor}"')""")
+
+
+@contextlib.contextmanager
+def app(folder, name, *options, **told):
+    "A page, started by its command in a folder of its own, and its address."
+    port, log = Server.free_port(), Path(folder, f"{name}.log")
+    env = {**os.environ, "LADOS_HOME": Path(folder, "h"), "PYTHONPATH": ROOT, **told}
+    command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--port", str(port), *options]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=folder, env={k: str(v) for k, v in env.items()}, stdout=out, stderr=out)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(lambda: httpx.get(url, trust_env=False, timeout=60).is_success, 240)
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 class Api:

@@ -1,17 +1,15 @@
 "Fixtures of the front ends: the API with a worker, both front ends started by their commands, and a browser."
 
-import os
+import contextlib
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import pytest
 from browsing import CHROMIUM, FLAGS
-from fronting import FRONTS, ROOT, Api, awake
-from serving import KEY, Server, wait_for
+from fronting import FRONTS, Api, app, awake
+from serving import KEY
 
 
 @dataclass(frozen=True)
@@ -35,19 +33,10 @@ def fronts(api, tmp_path_factory):
     "Both, started by their commands."
     pytest.importorskip("streamlit", reason="needs lados[streamlit]")
     pytest.importorskip("flet_web", reason="needs lados[flet]")
-    home, started, urls = tmp_path_factory.mktemp("fronts"), [], {}
-    for name in FRONTS:
-        port = Server.free_port()
-        log = (home / f"{name}.log").open("w")
-        env = {**os.environ, "LADOS_HOME": str(home / "h"), "PYTHONPATH": str(ROOT), "API_KEY": KEY, "LADOS_API_URL": api.url}
-        command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--port", str(port)]
-        started.append(subprocess.Popen(command, cwd=home, env=env, stdout=log, stderr=log))
-        urls[name] = f"http://127.0.0.1:{port}"
-        wait_for(lambda u=urls[name]: httpx.get(u, trust_env=False).status_code == 200, 180)
-    yield Started(urls, home / "h" / "fronts", dict(zip(urls, started, strict=True)))
-    for process in started:
-        process.terminate()
-        process.wait(20)
+    home = tmp_path_factory.mktemp("fronts")
+    with contextlib.ExitStack() as stack:
+        running = {name: stack.enter_context(app(home, name, API_KEY=KEY, LADOS_API_URL=api.url)) for name in FRONTS}
+        yield Started({n: url for n, (url, _) in running.items()}, home / "h" / "fronts", {n: process for n, (_, process) in running.items()})
 
 
 @pytest.fixture(scope="module") # Playwright keeps an event loop in this thread, which tests of other files do without

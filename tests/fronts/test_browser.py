@@ -3,9 +3,6 @@
 import base64
 import io
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,8 +12,8 @@ import pytest
 from fronting import (
     FRONTS,
     PHONE,
-    ROOT,
     WORDS,
+    app,
     awake,
     files,
     give,
@@ -31,7 +28,7 @@ from fronting import (
     visitor,
 )
 from PIL import Image
-from serving import KEY, Server, encoded, wait_for
+from serving import KEY, encoded, wait_for
 
 pytestmark = pytest.mark.fronts
 both = pytest.mark.parametrize("name", FRONTS)
@@ -216,20 +213,12 @@ def test_an_address_leads_to_its_page(visit, fronts):
 
 
 def test_the_first_visitor_of_all_may_come_by_the_address_of_a_page(chromium, api, tmp_path):
-    port = Server.free_port()
-    env = {**os.environ, "LADOS_HOME": str(tmp_path / "h"), "PYTHONPATH": str(ROOT), "API_KEY": KEY, "LADOS_API_URL": api.url}
-    command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", "streamlit", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        wait_for(lambda: httpx.get(f"http://127.0.0.1:{port}", trust_env=False).status_code == 200, 180)
+    with app(tmp_path, "streamlit", API_KEY=KEY, LADOS_API_URL=api.url) as (url, _):
         page = chromium.new_page(locale="en-GB")
         page.set_default_timeout(180_000)
-        page.goto(f"http://127.0.0.1:{port}/service")
+        page.goto(f"{url}/service")
         page.get_by_role("heading", name="Models").wait_for()
         page.close()
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def test_history_stays_on_the_device(visit, fronts):

@@ -1,6 +1,5 @@
 "Every other page of the project in Chromium, light and dark: axe-core finds no serious fault on it."
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,8 +10,8 @@ import pytest
 from accessibility import faults
 from browsing import folder_served
 from commands import run_here
-from fronting import ROOT, SHOTS
-from serving import KEY, Server, colours, runs, serving, wait_for
+from fronting import ROOT, SHOTS, app
+from serving import KEY, colours, runs, serving
 from toy import TINY, toy_manifest
 
 pytestmark = pytest.mark.fronts
@@ -93,25 +92,15 @@ def enlarge(page):
     page.wait_for_timeout(1500)
 
 
-@contextlib.contextmanager
-def app(tmp_path, name, **told):
-    "A page of Voila, served by its command; its address."
+@pytest.fixture
+def page(tmp_path):
+    "Serves a page of Voila."
     pytest.importorskip("voila", reason="the page needs voila")
-    port = Server.free_port()
-    env = {**os.environ, "LADOS_HOME": tmp_path / "h", "MODEL_PATH": runs() / "first", "PYTHONPATH": ROOT, "LADOS_THREADS": 1, **told}
-    command = [sys.executable, "-c", "from lados.cli.main import main; main()", "app", name, "--no-browser", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=tmp_path, env={k: str(v) for k, v in env.items()}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}/"
-    try:
-        wait_for(lambda: httpx.get(url, trust_env=False, timeout=60).status_code < 500, PATIENCE / 1000)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
+    return lambda name, **told: app(tmp_path, name, "--no-browser", MODEL_PATH=runs() / "first", LADOS_THREADS=1, **told)
 
 
-def test_the_classifier_has_no_serious_fault(chromium, tmp_path):
-    with app(tmp_path, "classifier") as url:
+def test_the_classifier_has_no_serious_fault(chromium, page):
+    with page("classifier") as (url, _):
         found = looked_at(chromium, url, "classifier", "[data-test=drop]", 2500, (drop, enlarge))
     assert not found, "\n".join(found)
 
@@ -123,7 +112,7 @@ def ask_to_serve(page):
     page.wait_for_selector("dialog.ask", timeout=PATIENCE)
 
 
-def test_the_monitor_has_no_serious_fault(chromium, tmp_path):
+def test_the_monitor_has_no_serious_fault(chromium, page, tmp_path):
     "With what it shows of a service that has answered, has two models, and was handed a training; and without a key."
     home = tmp_path / "api"
     shutil.copytree(runs(), home / "runs")
@@ -136,8 +125,8 @@ def test_the_monitor_has_no_serious_fault(chromium, tmp_path):
             assert server.predict(image).status_code == 200
         training = httpx.post(f"{server.url}/train", json={"preset": "demo", "data": str(home / "data" / "toy"), "name": "spring"}, headers={"X-API-Key": KEY}, trust_env=False)
         assert training.status_code == 202, training.text
-        with app(tmp_path, "monitor", LADOS_API_URL=server.url, API_KEY=KEY) as url:
+        with page("monitor", LADOS_API_URL=server.url, API_KEY=KEY) as (url, _):
             found = looked_at(chromium, url, "monitor", "tr:has-text('spring')", 2500, (ask_to_serve,))
-        with app(tmp_path, "monitor", LADOS_API_URL=server.url, API_KEY="") as url:
+        with page("monitor", LADOS_API_URL=server.url, API_KEY="") as (url, _):
             found += looked_at(chromium, url, "monitor without a key", "main:has-text('nothing to show')", 2500)
     assert not found, "\n".join(found)
