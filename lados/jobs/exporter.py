@@ -50,8 +50,8 @@ def queue_metrics(
 ) -> Iterator[Metric]: # tasks by queue and state, how long the oldest waits, workers that died
     "Yield what waits and what is worked on."
     counted = {(q, s): (n, t) for q, s, n, t in job_store.count_tasks(store)}
-    keys = [(q, s) for q in {*QUEUES, *(q for q, _ in counted)} for s in ("queued", "running")]
-    yield _gauge("batch_tasks", "Tasks that wait or are worked on", ["queue", "state"],
+    keys = [(q, s) for q in {*QUEUES, *(q for q, _ in counted)} for s in ("queued", "paused", "running")]
+    yield _gauge("batch_tasks", "Tasks that wait, wait for an object store, or are worked on", ["queue", "state"],
                  [(*k, counted.get(k, (0,))[0]) for k in sorted(keys)])
     waits = {q: max(0.0, time.time() - t) for (q, s), (_, t) in counted.items() if s == "queued"}
     yield _gauge("batch_queue_oldest_seconds", "How long the oldest waiting task's job has been there", ["queue"],

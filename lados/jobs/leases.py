@@ -23,7 +23,7 @@ from ..core import LadosError, settings
 from ..files import current_keys, to_json
 from lados.jobs.store import (
     ENDED, JOB_STATES, JOBS, PAUSES, TASKS, Job, JobError, NoSuchJob, Store, StoreError, count_death, count_end,
-    get_job, job_in, storable_text, store_clock,
+    get_job, is_paused, job_in, storable_text, store_clock,
 )
 
 # %% ../../nbs/jobs/02_leases.ipynb #2d533e4c
@@ -58,11 +58,6 @@ def _lock_job(c: sa.Connection, job_id: str) -> sa.Row | None:
     return c.execute(sa.select(JOBS).where(JOBS.c.id == job_id).with_for_update()).first()
 
 
-def _paused(c: sa.Connection) -> sa.ColumnElement[bool]:
-    "A condition on a task: its job waits for an object store, and the pause is not over."
-    return sa.exists().where((PAUSES.c.job == TASKS.c.job) & (PAUSES.c.until > store_clock(c)))
-
-
 def claim(
     store: Store,
     job_id: str, # whole
@@ -74,7 +69,7 @@ def claim(
     with store.writing() as c:
         job = _lock_job(c, job_id)
         values = {"state": "running", "attempt": TASKS.c.attempt + 1, "worker": worker, "beat": TASKS.c.beat + 1}
-        taken = sa.update(TASKS).where(this_task & (TASKS.c.state == "queued") & ~_paused(c)).values(values)
+        taken = sa.update(TASKS).where(this_task & (TASKS.c.state == "queued") & ~is_paused(c)).values(values)
         if not job or job.state in ENDED or c.execute(taken).rowcount != 1:
             return None
         attempt = c.execute(sa.select(TASKS.c.attempt).where(this_task)).scalar()
@@ -155,12 +150,12 @@ def finish(
         done = sa.update(TASKS).where(_held(claim)).values(state="done", did=TASKS.c.size)
         if c.execute(done).rowcount != 1:
             return []
-        _end_pause(c, claim.job)
+        _forget_pauses(c, claim.job, PAUSES.c.until <= store_clock(c)) # of a running one this task may have known nothing
         return _moved(c, claim.job)
 
 
-def _end_pause(c: sa.Connection, job_id: str) -> None:
-    c.execute(sa.delete(PAUSES).where(PAUSES.c.job == job_id))
+def _forget_pauses(c: sa.Connection, job_id: str, *which: sa.ColumnElement[bool]) -> None:
+    c.execute(sa.delete(PAUSES).where(PAUSES.c.job == job_id, *which))
 
 
 def _queue_again(c: sa.Connection, claim: Lease | Task, **values: Any) -> None:
@@ -243,7 +238,7 @@ def _lengthened(c: sa.Connection, job_id: str) -> float | None:
     if waited >= settings().job_away_hours * 3600:
         return None
     pause = min(max(waited, PAUSES_S[0]), PAUSES_S[1])
-    _end_pause(c, job_id)
+    _forget_pauses(c, job_id)
     c.execute(sa.insert(PAUSES).values(job=job_id, waited=waited + pause, until=now + pause))
     return pause
 
@@ -289,7 +284,7 @@ def retry_job(
 
 
 def _taken_up(c: sa.Connection, job_id: str) -> tuple[Job, list[Task]]:
-    _end_pause(c, job_id)
+    _forget_pauses(c, job_id)
     fresh = {"state": "queued", "cancelling": False, "error": None, "started": None, "ended": None}
     c.execute(sa.update(JOBS).where(JOBS.c.id == job_id).values(fresh))
     of_job = TASKS.c.job == job_id
@@ -326,7 +321,7 @@ def list_tasks(
              .where((TASKS.c.state == state) & JOBS.c.state.in_(JOB_STATES[:2]))
               .order_by(JOBS.c.created, TASKS.c.number))
     with store.reading() as c:
-        query = query.where(~_paused(c)) if state == "queued" else query
+        query = query.where(~is_paused(c)) if state == "queued" else query
         return [Task(r.job, r.number, r.queue, r.attempt, r.beat, r.worker) for r in c.execute(query)]
 
 # %% ../../nbs/jobs/02_leases.ipynb #3cd20c48

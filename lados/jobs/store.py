@@ -7,8 +7,8 @@ __all__ = ['JOB_STATES', 'ENDED', 'STORE_FORMAT', 'FORMAT_TABLE', 'JOBS', 'TASKS
            'TRACES', 'PAUSES', 'STORE_TIMEOUT_S', 'DURATION_BUCKETS_S', 'DIED', 'REPORT_S', 'SILENT_S', 'StoreError',
            'store_url', 'Store', 'open_store', 'NoSuchJob', 'JobError', 'Job', 'storable_name', 'storable_text',
            'job_in', 'add_job', 'get_job', 'list_jobs', 'withdraw_job', 'is_absent', 'job_trace', 'delete_old_jobs',
-           'count_end', 'count_death', 'count_jobs', 'count_deaths', 'count_tasks', 'store_clock', 'WorkerReport',
-           'report_worker', 'forget_worker', 'list_workers']
+           'count_end', 'count_death', 'count_jobs', 'count_deaths', 'store_clock', 'is_paused', 'count_tasks',
+           'WorkerReport', 'report_worker', 'forget_worker', 'list_workers']
 
 # %% ../../nbs/jobs/01_store.ipynb #f8df5802
 import json
@@ -479,18 +479,6 @@ def count_deaths(
         return dict(c.execute(died).all())
 
 # %% ../../nbs/jobs/01_store.ipynb #c0182ed1
-def count_tasks(
-    store: Store,
-) -> list[tuple[str, str, int, float]]: # queue, queued or running, tasks, when the oldest was handed in
-    "Return what waits and what is worked on, by queue."
-    query = sa.select(TASKS.c.queue, TASKS.c.state, sa.func.count(), sa.func.min(JOBS.c.created))
-    query = query.join(JOBS, JOBS.c.id == TASKS.c.job).where(JOBS.c.state.in_(JOB_STATES[:2]))
-    query = query.where(TASKS.c.state.in_(("queued", "running"))).group_by(TASKS.c.queue, TASKS.c.state)
-    with store.reading() as c:
-        return [tuple(row) for row in c.execute(query)]
-
-# %% ../../nbs/jobs/01_store.ipynb #8d7d6ddd
-REPORT_S, SILENT_S = 5.0, 20.0 # seconds between two reports; after which a worker counts as gone
 _CLOCK = {"postgresql": "extract(epoch from clock_timestamp())", "sqlite": "(julianday('now') - 2440587.5) * 86400.0"}
 
 
@@ -499,6 +487,28 @@ def store_clock(
 ) -> sa.ColumnElement[float]: # seconds since 1970
     "Return the time by the store's clock, for a statement; those of machines may differ."
     return sa.literal_column(_CLOCK[c.dialect.name], sa.Double)
+
+
+def is_paused(
+    c: sa.Connection, # of a transaction
+) -> sa.ColumnElement[bool]:
+    "Return a condition on a task: its job waits for an object store, and the pause is not over."
+    return sa.exists().where((PAUSES.c.job == TASKS.c.job) & (PAUSES.c.until > store_clock(c)))
+
+
+def count_tasks(
+    store: Store,
+) -> list[tuple[str, str, int, float]]: # queue; queued, paused or running; tasks; when the oldest was handed in
+    "Return what waits and what is worked on, by queue."
+    with store.reading() as c:
+        state = sa.case(((TASKS.c.state == "queued") & is_paused(c), "paused"), else_=TASKS.c.state).label("state")
+        tasks = (sa.select(TASKS.c.queue, state, JOBS.c.created).join(JOBS, JOBS.c.id == TASKS.c.job)
+                 .where(JOBS.c.state.in_(JOB_STATES[:2]) & TASKS.c.state.in_(("queued", "running"))).subquery())
+        query = sa.select(tasks.c.queue, tasks.c.state, sa.func.count(), sa.func.min(tasks.c.created))
+        return [tuple(row) for row in c.execute(query.group_by(tasks.c.queue, tasks.c.state))]
+
+# %% ../../nbs/jobs/01_store.ipynb #8d7d6ddd
+REPORT_S, SILENT_S = 5.0, 20.0 # seconds between two reports; after which a worker counts as gone
 
 
 @dataclass(frozen=True)

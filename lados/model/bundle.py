@@ -11,6 +11,7 @@ __all__ = ['SUMS', 'FETCHED', 'PIN', 'make_card', 'find_bundle', 'locate_model',
 import importlib.metadata
 import os
 import platform
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
@@ -19,11 +20,13 @@ from typing import IO, Any
 
 from ..core import ConfigError, RunError, settings
 from lados.files import (
-    atomic_write, hold_lock, locked, read_json, read_record, sha256_file, sha256_text, sweep_folders, take_lock,
-    utc_now, write_json,
+    atomic_write, hold_lock, is_still_at, locked, read_json, read_record, sha256_file, sha256_text, sweep_folders,
+    take_lock, utc_now, write_json,
 )
 from ..labels import LADOS, LabelSet, label_set_from
-from ..remote import LIST, NotInRemote, is_url, pull_folder, read_list, read_object, remote_place, remote_root, share
+from lados.remote import (
+    FETCHING, LIST, NotInRemote, is_url, pull_folder, read_list, read_object, remote_place, remote_root, share,
+)
 from ..runs.events import FORMAT
 from ..runs.folders import find_run
 
@@ -96,9 +99,10 @@ SUMS = "SHA256SUMS"
 def seal(
     folder: str | Path, # a bundle, complete
 ) -> Path: # the list
-    "Write the checksums of every file in the bundle."
+    "Write the checksums of every file in the bundle: of locks and of what is unfinished there are none."
     folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS and ".tmp" not in p.name)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS
+                   and not p.name.startswith(".") and ".tmp" not in p.name)
     lines = [f"{sha256_file(p)}  {p.relative_to(folder).as_posix()}\n" for p in files]
     return atomic_write(folder / SUMS, "".join(lines))
 
@@ -121,7 +125,18 @@ def verify(
     names: Iterable[str], # files in it
 ) -> None:
     "Compare files with their checksums; RunError where one is damaged, or missing from the list."
-    folder, sums = Path(folder), checksums(folder)
+    folder, names = Path(folder), list(names)
+    try:
+        _verify(folder, names)
+    except RunError:
+        if not (folder / FETCHING).exists():
+            raise
+        with locked(folder / FETCHING): # files are being added by another process, and their list comes last
+            _verify(folder, names)
+
+
+def _verify(folder: Path, names: list[str]) -> None:
+    sums = checksums(folder)
     for name in names:
         path = folder / name
         if not path.is_file():
@@ -189,9 +204,15 @@ PIN = "#sha256=" # in a URL: this bundle, and no later one of the same name
 
 def fetch_bundle(
     url: str, # of a bundle or a run that was sent; PIN and a checksum may follow
-) -> Path: # its folder on this machine
+) -> Path: # its folder on this machine; if it was fetched, it is there until this process has asked for FETCHED others
     "Return the folder of a bundle behind a URL, fetched if this machine lacks it. NotInRemote, RemoteError."
-    url, _, pin = url.partition(PIN)
+    while True:
+        folder = _fetched_or_made(*url.partition(PIN)[::2])
+        if not _is_fetched(folder) or _keep(folder): # if not kept, it was evicted just now
+            return folder
+
+
+def _fetched_or_made(url: str, pin: str) -> Path:
     if pin and (found := _at_hand(url, pin)):
         return found
     url, seal = _sealed_at(url.rstrip("/"))
@@ -217,6 +238,10 @@ def _fetched(digest: str) -> Path:
     return settings().lados_home.resolve() / "fetched" / digest[:32]
 
 
+def _is_fetched(folder: Path) -> bool:
+    return folder.parent.parent.parent == settings().lados_home.resolve() / "fetched"
+
+
 def _at_hand(url: str, digest: str) -> Path | None:
     "Return the bundle if this machine has it: fetched before, or made here."
     made_here = settings().lados_runs / bundle_name(url) / "bundle"
@@ -229,6 +254,7 @@ def _at_hand(url: str, digest: str) -> Path | None:
     return found
 
 
+# %% ../../nbs/model/07_bundle.ipynb #fc6ecae5
 def _fetch(url: str, seal: str, target: Path) -> Path: # `target`/bundle
     "Fetch a bundle beside its place, and put it there when it is whole."
     home = target.parent.parent
@@ -241,7 +267,6 @@ def _fetch(url: str, seal: str, target: Path) -> Path: # `target`/bundle
             target.mkdir(parents=True, exist_ok=True)
             write_json(target / "origin.json", {"url": url})
             part.rename(target / "bundle")
-    _evict(home)
     return target / "bundle"
 
 
@@ -254,19 +279,48 @@ def _evict(home: Path) -> None:
     sweep_folders(home, ".aside-*")
 
 # %% ../../nbs/model/07_bundle.ipynb #7e43e7b3
+_KEPT: dict[Path, IO] = {} # locks of the fetched bundles that this process asked for last
+_KEEPING = threading.Lock()
+
+
+def _hold(folder: Path) -> IO | None: # none: it has been evicted
+    "Share the lock of a fetched bundle."
+    path = folder.parent.parent / ".lock"
+    with suppress(FileNotFoundError):
+        lock = hold_lock(path, shared=True, wait=True)
+        if is_still_at(lock, path) and (folder / "card.json").exists():
+            return lock
+        lock.close()
+    return None
+
+
+def _keep(folder: Path) -> bool: # no: it has been evicted
+    "Hold a fetched bundle until this process has asked for FETCHED others, and evict what nobody holds."
+    with _KEEPING:
+        lock = _KEPT.pop(folder, None)
+        known = lock and is_still_at(lock, folder.parent.parent / ".lock") # no: somebody has deleted the folder
+        lock = lock if known else _hold(folder)
+        if lock is None:
+            return False
+        _KEPT[folder] = lock
+        for old in list(_KEPT)[:-FETCHED]:
+            _KEPT.pop(old).close()
+    if not known:
+        _evict(folder.parents[2])
+    return True
+
+
+# %% ../../nbs/model/07_bundle.ipynb #83e8fc45
 def hold_bundle(
     path: str | Path, # a bundle, a run folder that holds one, or a URL of either
 ) -> tuple[Path, IO | None]: # its folder, and a lock; none: it was not fetched, so nobody evicts it
     "Return the folder of a bundle like `find_bundle`; until the lock is closed, it is not evicted."
     while True:
         folder = find_bundle(path).resolve()
-        if folder.parent.parent.parent != settings().lados_home.resolve() / "fetched":
+        if not _is_fetched(folder):
             return folder, None
-        with suppress(FileNotFoundError): # evicted just now: it is fetched again
-            lock = hold_lock(folder.parent.parent / ".lock", shared=True, wait=True)
-            if (folder / "card.json").exists():
-                return folder, lock
-            lock.close()
+        if lock := _hold(folder):
+            return folder, lock
 
 # %% ../../nbs/model/07_bundle.ipynb #53995215
 def bundle_address(

@@ -123,7 +123,8 @@ def test_the_core_answers_and_does_a_batch(played):
     pngs = colours(20)
     answer = played.post("/predict", files={"file": ("sea.png", pngs[0])}).json()
     assert answer["label"] and abs(sum(answer["probabilities"].values()) - 1) < 1e-3
-    sent = played.post("/predict_batch", files=[("files", (f"{i:02d}.png", p)) for i, p in enumerate(pngs)], headers={"X-API-Key": KEY})
+    batch = [("files", (f"{i:02d}.png", p)) for i, p in enumerate(pngs)]
+    sent = until(lambda: (a := played.post("/predict_batch", files=batch, headers={"X-API-Key": KEY})).status_code != 503 and a) # PostgreSQL is being made
     assert sent.status_code == 202, sent.text
     job = until(lambda: (j := played.get(f"/job/{sent.json()['id']}").json())["ended"] and j)
     assert job["state"] == "succeeded" and job["done"] == 20

@@ -1,17 +1,13 @@
 "What can be wrong with a broker or a job store, each with its message; and the same store in PostgreSQL."
 
 import contextlib
-import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -164,35 +160,6 @@ def test_jobs_from_the_command_line(tmp_path):
 # --- PostgreSQL
 
 
-@pytest.fixture(scope="module")
-def postgres():
-    "The address of a PostgreSQL of our own."
-    found = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
-    if not found:
-        pytest.skip("PostgreSQL is not installed")
-    folder, port = Path(tempfile.mkdtemp(prefix="lados-postgres-")), Server.free_port()
-    user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {} # it refuses to be root
-    if user:
-        shutil.chown(folder, "nobody", "nogroup")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": "/", **user}
-    subprocess.run([found, "-D", folder / "data", "-U", "lados", "--auth", "trust", "-E", "UTF8"], check=True, **quiet)
-    process = subprocess.Popen([Path(found).with_name("postgres"), "-D", folder / "data", "-p", str(port), "-k", str(folder),
-                                "-c", "listen_addresses=127.0.0.1", "-c", "fsync=off"], **quiet)
-    url = f"postgresql://lados@127.0.0.1:{port}/postgres"
-
-    def answers():
-        import psycopg
-
-        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=1):
-            return True
-
-    wait_for(answers, 60)
-    yield url
-    process.send_signal(signal.SIGINT) # SIGTERM would wait for every connection to be closed
-    process.wait(30)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def test_a_database_that_keeps_bytes_is_refused_with_the_remedy(postgres):
     import psycopg
 
@@ -233,8 +200,31 @@ def test_workers_that_miss_the_object_store_at_once_begin_one_pause(postgres):
         pauses = list(pool.map(lambda lease: leases.postpone(store, lease, "away"), held))
     assert all(0 < p <= leases.PAUSES_S[0] for p in pauses) and get_job(store, job.id).state == "queued"
     assert leases.claim(store, job.id, 0, "early") is None and job.id not in {t.job for t in leases.list_tasks(store, "queued")}
+    counted = {(queue, state): n for queue, state, n, _ in job_store.count_tasks(store)}
+    assert counted[("predict", "paused")] == 19, "they are not what waits for a worker"
     leases.cancel_job(store, job.id)
     assert get_job(store, job.id).state == "cancelled"
+
+
+def test_a_task_that_gets_done_ends_no_pause_that_is_not_over(postgres):
+    "It needed nothing of the object store that the others of its job wait for."
+    store = Store(postgres)
+    job, _ = add_job(store, "predict", {}, "partly away", [("predict", 1)] * 4)
+    first, second = (leases.claim(store, job.id, n, f"w{n}") for n in (0, 1))
+    begun = leases.postpone(store, first, "away")
+    leases.finish(store, second)
+    assert leases.claim(store, job.id, 0, "early") is None and leases.claim(store, job.id, 2, "early") is None
+    with store.writing() as c: # as if it were over
+        c.execute(sqlalchemy.update(job_store.PAUSES).where(job_store.PAUSES.c.job == job.id).values(until=0.0))
+    again = leases.claim(store, job.id, 0, "w0")
+    assert leases.postpone(store, again, "away") == begun, "as long as all before"
+    with store.writing() as c:
+        c.execute(sqlalchemy.update(job_store.PAUSES).where(job_store.PAUSES.c.job == job.id).values(until=0.0))
+    leases.finish(store, leases.claim(store, job.id, 0, "w0"))
+    assert leases.postpone(store, leases.claim(store, job.id, 2, "w2"), "away again") == leases.PAUSES_S[0], "it was there in between"
+    with store.reading() as c:
+        assert c.execute(sqlalchemy.select(job_store.PAUSES.c.waited).where(job_store.PAUSES.c.job == job.id)).scalar() == leases.PAUSES_S[0]
+    leases.cancel_job(store, job.id)
 
 
 def test_many_workers_finish_a_batch_in_postgresql(postgres):

@@ -183,6 +183,21 @@ def test_a_bundle_that_a_process_works_with_is_not_evicted_by_another(network, h
     assert not bundle.exists() and len([*bundle.parents[2].glob("[!.]*")]) == FETCHED
 
 
+def test_a_process_holds_the_bundles_that_it_asked_for_last(network, home):
+    "Whoever evaluates, compares or exports has asked for one or two, and opens their files for minutes."
+    team = settings().lados_remote
+    push_folder(runs() / "first", f"{team}/runs/first")
+    code = "import sys; from lados.model.bundle import find_bundle\nfor line in sys.stdin: print(find_bundle(line.strip()), flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], env=os.environ, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
+        print(f"{team}/runs/first", file=asking.stdin, flush=True)
+        bundle = Path(asking.stdout.readline().strip())
+        fetch_others(home, 0, FETCHED + 2)
+        assert (bundle / "card.json").exists()
+        asking.communicate("".join(f"{team}/runs/other-{i}\n" for i in range(FETCHED)), timeout=60)
+    assert not bundle.exists(), "it has asked for five others since"
+
+
 def test_what_is_neither_here_nor_there_leaves_no_folder(network, home, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     s3fs.S3FileSystem.clear_instance_cache()

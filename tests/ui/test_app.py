@@ -396,8 +396,8 @@ def test_an_api_is_asked(model, serving, visit):
     api = serving("api", "serve", MODEL_PATH=model)
     until(lambda: httpx.get(f"{api.url}/ready").is_success, "the API to be ready")
     page = visit(serving("page", "app", "classifier", "--no-browser", LADOS_API_URL=api.url))
+    page.wait_for_selector(f".status:has-text('asked at {api.url}')")
     page.wait_for_selector("text=toy-run")
-    assert f"asked at {api.url}" in page.locator(".status").inner_text()
     drop(page, *IMAGES.items(), ("notes.jpg", b"no image"))
     settled(page, 6)
     assert page.locator(".card.done").count() == 5 and page.locator(".card:has(.doubt)").count() == DOUBTFUL

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 import yaml
 
 from lados.core import Settings
-from lados.jobs.leases import claim, finish
-from lados.jobs.store import add_job, open_store
+from lados.jobs.leases import claim, finish, postpone
+from lados.jobs.store import PAUSES, Store, add_job
 
 validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: `make setup` installs it")
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,10 +201,10 @@ def test_traces_have_an_address_in_every_pod_and_a_way_to_it(tmp_path):
     assert traced == set(way["podSelector"]["matchExpressions"][0]["values"]) and way["egress"][0]["ports"][0]["port"] == 4318
 
 
-def test_workers_are_counted_by_tasks_that_wait_or_run(home):
-    "The queries of KEDA on a real store: a worker that is at the last task is still needed."
+def test_workers_are_counted_by_tasks_that_wait_or_run(postgres):
+    "The queries of KEDA on a real store: a worker that is at the last task is still needed, and none while the object store is away."
     queries = {d["spec"]["scaleTargetRef"]["name"]: d["spec"]["triggers"][0]["metadata"]["query"] for d in of_kind(rendered("cpu"), "ScaledObject").values()}
-    store = open_store()
+    store = Store(postgres)
 
     def count(name):
         with store.reading() as c:
@@ -220,3 +220,9 @@ def test_workers_are_counted_by_tasks_that_wait_or_run(home):
     assert count("worker-predict") == 1, "it runs"
     finish(store, lease)
     assert count("worker-predict") == 0
+    away, _ = add_job(store, "train", {}, "c", [("train", 1)])
+    postpone(store, claim(store, away.id, 0, "w"), "the object store does not answer")
+    assert count("worker-train") == 0, "a pod would hold its GPU for nothing"
+    with store.writing() as c: # as if the pause were over
+        c.execute(sa.update(PAUSES).values(until=0.0))
+    assert count("worker-train") == 1
