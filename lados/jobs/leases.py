@@ -150,7 +150,7 @@ def finish(
         done = sa.update(TASKS).where(_held(claim)).values(state="done", did=TASKS.c.size)
         if c.execute(done).rowcount != 1:
             return []
-        _forget_pauses(c, claim.job, PAUSES.c.until <= store_clock(c)) # of a running one this task may have known nothing
+        _forget_pauses(c, claim.job, PAUSES.c.until <= store_clock(c)) # one that runs is of others
         return _moved(c, claim.job)
 
 
