@@ -180,7 +180,7 @@ class Server:
     def free_port(count=1) -> int:
         """The first of `count` ports in a row that nobody listens on, and that nobody asks for twice in a test run.
 
-        They lie below those that the kernel gives to clients: one of those may be taken between the asking and the listening.
+        They lie below those that Linux gives to clients unless it was told otherwise: one of those may be taken between the asking and the listening.
         """
         while True:
             with made_once("ports", Path.mkdir).joinpath("next").open("a+") as last:

@@ -141,8 +141,11 @@ class App(Kept):
         return [heading(t("What is on the water?"), 1, 21), ft.Text(t("Aerial images of the sea, classified by lados"), size=14, color=ft.Colors.ON_SURFACE_VARIANT)]
 
     def go(self, e: Any) -> None:
-        "Show another part."
-        self.at = int(e.control.selected_index)
+        "Show another part. Whoever leaves the settings leaves what is not saved there."
+        before, self.at = self.at, int(e.control.selected_index)
+        if before == 3 != self.at:
+            for place in ("settings", "url", "key"):
+                self.made.pop(place, None)
         self.draw()
 
     def line(self, text: str, warn: bool = True) -> ft.Control:

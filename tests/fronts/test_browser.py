@@ -269,7 +269,7 @@ def test_promoting_behind_the_key(api, visit):
         assert api.server.promote("first").status_code == 200
 
 
-def test_what_is_being_typed_outlives_another_theme_and_language(visit):
+def test_what_is_being_typed_outlives_another_theme_and_language_and_is_gone_unless_saved(visit):
     page = visit("flet")
     said(page, "first")
     part(page, "Settings")
@@ -280,6 +280,12 @@ def test_what_is_being_typed_outlives_another_theme_and_language(visit):
     field = page.get_by_label("Ключ", exact=True)
     settled(page)
     assert field.input_value() == "half a ke"
+    part(page, "История")
+    field.wait_for(state="detached")
+    part(page, "Настройки")
+    field.wait_for(state="attached")
+    settled(page)
+    assert field.input_value() != "half a ke", "nobody has saved it"
 
 
 @both
