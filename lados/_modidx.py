@@ -2522,6 +2522,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'lados.serve.engines._open_torchscript': ( 'serve/engines.html#_open_torchscript',
                                                                                 'lados/serve/engines.py'),
                                      'lados.serve.engines._openvino': ('serve/engines.html#_openvino', 'lados/serve/engines.py'),
+                                     'lados.serve.engines._precision': ('serve/engines.html#_precision', 'lados/serve/engines.py'),
                                      'lados.serve.engines._spec': ('serve/engines.html#_spec', 'lados/serve/engines.py'),
                                      'lados.serve.engines._too_lossy': ('serve/engines.html#_too_lossy', 'lados/serve/engines.py'),
                                      'lados.serve.engines._torch_program': ('serve/engines.html#_torch_program', 'lados/serve/engines.py'),

@@ -138,7 +138,8 @@ def ended(server, job_id, seconds=120) -> dict:
 def redis_of(home) -> psutil.Process:
     "The process of the embedded Redis."
     sock = str(Path(home) / "h" / "redis" / "redis.sock")
-    with redis.Redis(unix_socket_path=sock, socket_timeout=2) as c:
+    again = redis.retry.Retry(redis.backoff.ConstantBackoff(0.5), 60) # it may be starting
+    with redis.Redis(unix_socket_path=sock, socket_timeout=2, retry=again, retry_on_error=[redis.ConnectionError]) as c:
         return psutil.Process(c.info("server")["process_id"])
 
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import chain
@@ -97,13 +97,20 @@ class EngineSpec:
     usual: bool = False # it is written where no formats are named
 
 # %% ../../nbs/serve/00_engines.ipynb #93b8ec3f
-def _open_openvino(name: str, file: str, precision: str, folder: Path) -> Engine:
+def _precision(name: str, hint: str, capabilities: list[str]) -> str: # as INFERENCE_PRECISION_HINT
+    "In what the processor computes; without a hint, in the shortest floating point that it has."
+    if hint == "bf16" and "BF16" not in capabilities:
+        raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino",
+                         code="engine-unavailable")
+    return hint or ("bf16" if "BF16" in capabilities else "f32")
+
+
+# %% ../../nbs/serve/00_engines.ipynb #e286d059
+def _open_openvino(file: str, hint: str, name: str, folder: Path) -> Engine:
     import openvino as ov
 
     core = ov.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino",
-                         code="engine-unavailable")
+    precision = _precision(name, hint, core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     threads = settings().threads
     # threads are not pinned: pinned ones of two processes would all sit on the first cores
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads,
@@ -169,7 +176,7 @@ def _open_torch(folder: Path) -> Engine:
 # %% ../../nbs/serve/00_engines.ipynb #e85b28c1
 def _openvino(name: str, file: str, hint: str, doc: str, **more: Any) -> EngineSpec:
     files = (f"openvino/{file}", f"openvino/{file.replace('.xml', '.bin')}")
-    return EngineSpec("openvino", files, lambda folder: _open_openvino(name, file, hint, folder), doc, **more)
+    return EngineSpec("openvino", files, partial(_open_openvino, file, hint, name), doc, **more)
 
 
 _WRITERS = "lados.serve.export:write_" # which has torch, and serving has not
@@ -182,7 +189,7 @@ ENGINES: dict[str, EngineSpec] = { # of this package; `engine_specs` has those o
                           format="openvino", writer=f"{_WRITERS}openvino", usual=True),
     "openvino-bf16": _openvino("openvino-bf16", "model.xml", "bf16", "OpenVINO, bfloat16",
                                speed="faster where the processor has AMX or AVX-512 BF16", precision=REDUCED),
-    "openvino-int8": _openvino("openvino-int8", "int8.xml", "bf16", "OpenVINO, 8-bit integers", precision=LOSSY,
+    "openvino-int8": _openvino("openvino-int8", "int8.xml", "", "OpenVINO, 8-bit integers", precision=LOSSY,
                                speed="fastest where the processor has VNNI", format="openvino-int8",
                                writer=f"{_WRITERS}int8", after="openvino", calibration=300, usual=True),
 }

@@ -83,16 +83,16 @@ def test_a_training_goes_on_from_its_checkpoint(home):
     with service(home) as server:
         workers = Workers(home, predict=0, JOB_ATTEMPTS=5)
         job = training(server, home, epochs=20)
-        wait_for(lambda: epochs_done(server, job) >= 2, 60)
+        wait_for(lambda: epochs_done(server, job) >= 2, 300)
         kill(workers.processes("train"))
-        wait_for(lambda: epochs_done(server, job) >= 4, 60)
+        wait_for(lambda: epochs_done(server, job) >= 4, 300)
         below = [p for word in ("lados.jobs.queue", "ipykernel_launcher", "lados.runs.execution") for p in workers.all(word)]
         assert len(below) >= 2
         workers.stop(signal.SIGKILL)
         wait_for(lambda: not [p for p in below if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 60) # none lives on
         assert not server.get(f"/job/{job}").json()["ended"]
         with working(home, predict=0, JOB_ATTEMPTS=5):
-            wait_for(lambda: epochs_done(server, job) >= 6, 60)
+            wait_for(lambda: epochs_done(server, job) >= 6, 300)
         assert server.get(f"/job/{job}").json()["state"] == "queued" # nobody is at it
         with working(home, predict=0, JOB_ATTEMPTS=5):
             job = ended(server, job) # handed on
@@ -128,7 +128,7 @@ def test_cancelled_at_any_moment(at_work, moment):
     wait_for(lambda: epochs_done(server, job) >= 2 if moment == "training" else server.get(f"/job/{job}").json()["run"], 300)
     answer = server.client.delete(f"/job/{job}", headers=KEYED)
     assert answer.status_code == 202
-    job = ended(server, job, 60)
+    job = ended(server, job, 300)
     assert job["state"] == "cancelled" and "results" not in job["links"]
     if moment == "training":
         run = home / "runs" / job["run"]
@@ -185,7 +185,7 @@ def test_redis_loses_everything_and_is_killed_while_jobs_run(home):
         with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
             c.flushall()
         workers = stack.enter_context(working(home))
-        wait_for(lambda: epochs_done(server, train) >= 2, 90)
+        wait_for(lambda: epochs_done(server, train) >= 2, 300)
         late = batch(server, 200, seed=5)
         for _ in range(2):
             redis_of(home).kill()
@@ -218,12 +218,12 @@ def test_clocks_jump_and_the_service_is_restarted(home):
     with working(home, PYTHONPATH=f"{home / 'clock'}:{ROOT}", CLOCK_FILE=jump):
         with service(home, runs() / "first") as server:
             server.ready()
-            train = training(server, home)
-            wait_for(lambda: epochs_done(server, train) >= 1, 60)
+            train = training(server, home, epochs=40) # outlasts the restart
+            wait_for(lambda: epochs_done(server, train) >= 1, 300)
             jump.write_text("86400")
             many = batch(server, 100)
         with service(home, runs() / "first") as server:
-            wait_for(lambda: epochs_done(server, train) >= 6, 60)
+            wait_for(lambda: epochs_done(server, train) >= 6, 300)
             jump.write_text("-86400")
             found = [ended(server, j) for j in (train, many)]
             assert [(j["state"], j["attempts"]) for j in found] == [("succeeded", 1)] * 2, found

@@ -174,7 +174,7 @@ def test_every_panel_has_data(watched, tmp_path, home):
             wait_for(lambda: all_seen() or {title for title, _ in left} == {F1}, 30)
         assert api.promote(ended(api, training["id"])["run"], "torch").status_code == 200 # a training's card has the scores of each class
         with contextlib.suppress(AssertionError):
-            wait_for(all_seen, 30)
+            wait_for(all_seen, 120)
         assert not left, left
 
 

@@ -49,11 +49,13 @@ class Stack:
         return done.stdout
 
     def up(self, services=SERVICES, path="/ready"):
-        "Start services, and return the seconds until the proxy gives a good answer."
+        "Start services, and return the seconds until the proxy gives a good answer; return once the job store is there, too."
         begun = time.monotonic()
         self.compose("up", "-d", "--no-build", *services)
         self.until(lambda: self.ask("GET", path).status_code == 200)
-        return time.monotonic() - begun
+        seconds = time.monotonic() - begun
+        self.until(lambda: self.ask("GET", "/jobs", keyed=True).status_code == 200)
+        return seconds
 
     def container(self, service):
         return f"{self.project}-{service}-1"

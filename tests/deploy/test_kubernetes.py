@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from serving import KEY, colours, runs
+from serving import KEY, Server, colours, runs
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK, PORT = "lados-played", 28080
+NETWORK, PORT = "lados-played", Server.free_port()
 SECRETS = {"lados-stores": {"REDIS_PASSWORD": "sea", "POSTGRES_PASSWORD": "sea", "CELERY_BROKER_URL": "redis://:sea@redis:6379/0",
                             "LADOS_JOBS_URL": "postgresql://lados:sea@postgres:5432/lados"},
            "lados-key": {"API_KEY": KEY}}

@@ -76,6 +76,7 @@ def test_the_api_dies_and_comes_back(name, api, visit):
     api.server.stop(9)
     give(page, name, files(*range(20, 25)))
     said(page, "does not answer")
+    said(page, "Classified 0 of 5") # they are kept
     shot(page, f"{name}-away")
     state = page.context.storage_state()
     page.context.close()

@@ -75,12 +75,12 @@ def test_a_training_over_http(place):
 
 def test_a_hint_that_comes_again_does_nothing(place):
     home, server = place
-    job = next(j for j in server.get("/jobs?kind=train&state=succeeded", headers=KEYED).json()["jobs"])
+    job = ended(server, server.post("/train", json=asked(1, seed=76, data=str(home / "data" / "toy")), headers=KEYED).json()["id"])
     code = "import sys; from lados.jobs.queue import send_hints_or_raise as send; from lados.jobs.leases import Task as Part; "
     code += "send([Part(sys.argv[1], 0, 'train', 0, 0)] * 5)"
     subprocess.run([sys.executable, "-c", code, job["id"]], env=environment(home), check=True)
     with redis.Redis(unix_socket_path=str(home / "h" / "redis" / "redis.sock")) as c:
-        wait_for(lambda: c.llen("train") == 0, 10)
+        wait_for(lambda: c.llen("train") == 0, 60)
     time.sleep(1)
     assert server.get(f"/job/{job['id']}").json() == job
 

@@ -155,7 +155,7 @@ def test_lines_of_uvicorns_own_command_are_kept(tmp_path):
         server = subprocess.Popen([sys.executable, "-c", code.format(port=port, workers=1, app="")], env=environment(tmp_path, **more), stdout=out, stderr=out)
     try:
         assert wait_for(lambda: "Application startup complete" in "".join(x["message"] for x in lines(tmp_path, "api")), 60)
-        assert any("startup complete" in json.loads(x)["message"] for x in shown.read_text().splitlines() if x.startswith("{"))
+        assert wait_for(lambda: any("startup complete" in x for x in shown.read_text().splitlines() if x.startswith("{") and json.loads(x)), 60)
     finally:
         server.terminate()
         server.wait(30)

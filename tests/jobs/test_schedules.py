@@ -149,7 +149,7 @@ def test_from_a_missed_time_to_a_proposal(store, tmp_path, monkeypatch):
     add_schedule(store, Schedule("weekly", {**TRAINING, "epochs": 3, "data": str(tmp_path / "data" / "toy")}, "0 3 * * 1"))
     back(store, "weekly", 20 * DAY)
     with working(tmp_path, predict=0, MODEL_PATH=runs() / "first"):
-        job = wait_for(lambda: (found := list_jobs(store)) and found[0].ended and found[0], 120)
+        job = wait_for(lambda: (found := list_jobs(store)) and found[0].ended and found[0], 300)
     assert job.state == "succeeded" and job.origin == "schedule:weekly", job
     proposal = read_proposal(Run(tmp_path / "runs" / job.run.rpartition("/")[2]))
     assert proposal["served"].startswith(str(runs())) and not proposal["promoted"] and proposal["verdict"], proposal

@@ -13,7 +13,7 @@ from functools import partial
 import pandas as pd
 import pytest
 from commands import run_here
-from serving import draw_bench_images, make_run
+from serving import Server, draw_bench_images, make_run
 from toy import ROUNDING
 
 from lados.files import read_json
@@ -122,8 +122,7 @@ def test_mistakes_are_told(place, words, code, told):
 def test_serve_answers_and_ends_on_ctrl_c(place):
     from lados.serve.server import listen
 
-    with listen("127.0.0.1", 0) as sock:
-        port = sock.getsockname()[1]
+    with listen("127.0.0.1", port := Server.free_port()):
         taken = place("serve", "--run=first", f"--port={port}")
         assert taken.returncode == 2 and "[address-in-use]" in taken.stderr
     log = place.folder / "log.jsonl" # a pipe that nobody reads would fill up while the model loads

@@ -188,7 +188,7 @@ def test_stopped_killed_and_resumed_to_the_end(toy_data, call, home):
     for how in ("SIGINT", "supervisor", "kernel"): # SIGTERM takes SIGINT's way; callers that die have a test of their own
         process = call(run, short)
         wait_for(lambda n=before: len(set(epochs_of(run))) > n + 1, process=process)
-        time.sleep(rng.uniform(0, 0.2))
+        time.sleep(rng.uniform(0, 0.05))
         assert run.state == "running" and find_run(run.path.name).alive
         supervisor, kernel, all_of_them = family(process)
         if how == "SIGINT":

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from serving import wait_for
+from serving import Server, wait_for
 
 from lados.core import RunError
 from lados.files import write_json
@@ -20,11 +20,7 @@ if not PROGRAM:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = Server.free_port()
     folder = tmp_path_factory.mktemp("mlflow")
     command = [PROGRAM, "server", "--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", f"sqlite:///{folder}/runs.db",
                "--artifacts-destination", str(folder / "files"), "--workers", "1"]

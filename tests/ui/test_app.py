@@ -27,6 +27,7 @@ if not CHROMIUM:
     pytest.skip("browser tests need chromium on the PATH", allow_module_level=True)
 
 from serving import Server  # noqa: E402
+from working import with_word  # noqa: E402
 
 from lados.data.importers import import_dataset  # noqa: E402
 from lados.labels import CLASSES  # noqa: E402
@@ -100,7 +101,7 @@ class Served:
         return Path(self.log.name).read_text()
 
     def kernels(self) -> list[psutil.Process]:
-        return [p for p in psutil.Process(self.process.pid).children(recursive=True) if "ipykernel" in " ".join(p.cmdline())]
+        return with_word(psutil.Process(self.process.pid).children(recursive=True), "ipykernel")
 
     def warm(self) -> bool:
         "Whether the kernel that waits has nothing left to do."
@@ -112,7 +113,7 @@ class Served:
     def stop(self) -> int:
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGINT) # as Ctrl-C does
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         self.log.close()
         return code
 
@@ -225,9 +226,10 @@ def test_an_afternoon_with_the_page(server, visit):
     "Drop, sort, filter, look, put right, download: and the corrections are a dataset."
     until(server.warm, "a warm kernel", 60)
     page = visit(server)
-    assert page.first_paint < 10, f"first paint after {page.first_paint:.1f} s" # 2 s alone; other tests run beside it
+    assert page.first_paint < 30, f"first paint after {page.first_paint:.1f} s" # 2 s alone; other tests run beside it
     page.wait_for_selector("text=toy-run")
     drop(page, *IMAGES.items(), ("again.png", IMAGES["sea.png"]))
+    page.locator(".notice", has_text="is here already").wait_for()
     settled(page, 5)
 
     # doubtful ones first, and said to be so
@@ -235,7 +237,6 @@ def test_an_afternoon_with_the_page(server, visit):
     assert doubtful == DOUBTFUL and set(names(page)[:doubtful]) == set(names(page, ".card:has(.doubt)"))
     assert all("ask a human" in t for t in page.locator(".card .reason").all_inner_texts())
     assert "2 need a human" in page.locator(".summary").inner_text()
-    assert page.locator(".notice", has_text="is here already").count() == 1
 
     # filters count and hide
     page.locator('[data-filter="human"]').click()
@@ -350,11 +351,11 @@ def test_twenty_images_of_ten_megabytes(server, visit, tmp_path):
 def test_stopping_and_two_tabs(server, visit):
     "Stop lets go of what has no answer. Another tab has its own images, and the same corrections."
     one, two = visit(server), visit(server)
-    drop(one, *((f"{i}.png", image(SEA, 100 + i, (120, 120))) for i in range(60)))
+    drop(one, *((f"{i}.png", image(SEA, 100 + i, (120, 120))) for i in range(300)))
     one.wait_for_selector(".progress:not([hidden])")
     one.get_by_role("button", name="Stop").click()
     one.wait_for_selector(".progress[hidden]", state="attached")
-    assert one.locator(".card").count() < 60
+    assert one.locator(".card").count() < 300
     drop(two, ("ship.png", IMAGES["ship.png"]), ("renamed.png", IMAGES["=1+1.png"]))
     settled(two, 2)
     assert set(names(two)) == {"ship.png", "renamed.png"} and "ship.png" not in names(one)
@@ -421,7 +422,7 @@ def test_one_interrupt_ends_the_page_and_its_kernels(server):
     until(server.warm, "a warm kernel", 60)
     kernels = server.kernels()
     assert server.stop() == 0
-    psutil.wait_procs(kernels, 5)
+    psutil.wait_procs(kernels, 20)
     assert not [p for p in kernels if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
     assert "Traceback" not in server.told(), server.told()
     left = list((server.home / "home" / "pages").glob("page-*"))

@@ -91,7 +91,8 @@ def test_another_model_is_compared_and_promoted(up, page):
     assert "neither model has learned from" in page.inner_text("dialog.ask .verdict")
     with page.expect_popup() as report:
         page.click("dialog.ask .verdict a")
-    assert "second" in report.value.inner_text("body") and client.get("/ready").json()["model"] == "first"
+    report.value.locator("body", has_text="second").wait_for()
+    assert client.get("/ready").json()["model"] == "first"
     page.click("dialog.ask [data-act=serve]")
     wait_for(lambda: client.get("/ready").json()["model"] == "second", 60)
 
