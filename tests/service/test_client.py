@@ -135,7 +135,7 @@ def test_a_large_batch_becomes_a_job_with_a_table(place, kind):
 @BOTH
 def test_a_folder_of_the_service_becomes_a_job(place, kind):
     job = ask(kind, place.url, "predict_source", str(place.home / "data" / "toy"), kind.__name__)
-    assert ask(kind, place.url, "cancel", job["id"])["id"] == job["id"]
+    assert ask(kind, place.url, "wait", job["id"], timeout=120)["state"] == "succeeded"
 
 
 @BOTH
@@ -278,12 +278,13 @@ def test_a_job_that_there_is_not(place, kind, method):
             ask(kind, place.url, method, job)
 
 
-def test_waiting_ends_when_its_time_is_over(tmp_path):
-    with service(tmp_path) as server, Client(server.url, KEY) as client: # without workers
-        job = client.train(**TRAINING)
+@BOTH
+def test_waiting_ends_when_its_time_is_over_and_a_job_is_cancelled_and_taken_up_again(tmp_path, kind):
+    with service(tmp_path) as server: # without workers
+        job = ask(kind, server.url, "train", **TRAINING)["id"]
         with pytest.raises(TimeoutError):
-            client.wait(job["id"], timeout=0.2)
-        assert client.cancel(job["id"])["state"] == "cancelled" and client.retry(job["id"])["state"] == "queued"
+            ask(kind, server.url, "wait", job, timeout=0.2)
+        assert ask(kind, server.url, "cancel", job)["state"] == "cancelled" and ask(kind, server.url, "retry", job)["state"] == "queued"
 
 
 # --- the service
