@@ -1602,6 +1602,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lados.model.bundle._listed': ('model/bundle.html#_listed', 'lados/model/bundle.py'),
                                     'lados.model.bundle._sealed_at': ('model/bundle.html#_sealed_at', 'lados/model/bundle.py'),
                                     'lados.model.bundle._sent': ('model/bundle.html#_sent', 'lados/model/bundle.py'),
+                                    'lados.model.bundle._used': ('model/bundle.html#_used', 'lados/model/bundle.py'),
                                     'lados.model.bundle._verify': ('model/bundle.html#_verify', 'lados/model/bundle.py'),
                                     'lados.model.bundle.add_engines': ('model/bundle.html#add_engines', 'lados/model/bundle.py'),
                                     'lados.model.bundle.bundle_address': ('model/bundle.html#bundle_address', 'lados/model/bundle.py'),

@@ -12,6 +12,10 @@ FOLDER = Path(__file__).resolve().parents[1] / "docker" / "monitoring" / "grafan
 SOURCE = {"type": "prometheus", "uid": "lados-prometheus"}
 Panel = tuple[str, str, dict[str, str]] # title, unit, {legend: query}
 
+LOOKED_AT = "sum by (label) (max by (predicted, label) (corrections))" # by what people say that it is
+RIGHT = ("sum by (label) (max by (predicted, label) (corrections)"
+         ' and on (predicted, label) label_replace(max by (label) (corrections), "predicted", "$1", "label", "(.*)"))') # the answer was the same
+
 DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
     "overview": ("Is it well, is it fast, what does it see", [
         ("Instances of the API", "short", {"up": 'sum(up{job="lados-api"})', "with a model": "sum(model_ready)"}),
@@ -27,6 +31,7 @@ DASHBOARDS: dict[str, tuple[str, list[Panel]]] = {
     "models": ("Classes, certainty, drift, certificates", [
         ("F1 of each class on the test images", "percentunit", {"{{class}} ({{model}})": "max by (class, model) (model_class_f1)"}),
         ("What people put right", "short", {"{{predicted}} is {{label}}": "max by (predicted, label) (corrections)"}),
+        ("Right, of each class that people have looked at", "percentunit", {"{{label}}": f"({RIGHT} or {LOOKED_AT} * 0) / {LOOKED_AT}"}),
         ("Class shares of the latest answers", "percentunit", {"{{class}}": "lados:class_share:avg"}),
         ("Drift", "percentunit", {"{{model}}": "lados:drift:max"}),
         ("Mean confidence", "percentunit", {"{{model}}": "avg by (model) (inference_confidence_mean)"}),

@@ -21,6 +21,7 @@ from lados_fronts.texts import LANGUAGES, Texts, reader_language, texts  # noqa:
 from lados_fronts.wording import Wording  # noqa: E402
 
 PAGE = 24 # cards at once
+SETTINGS = 3 # the last of the four parts
 WIDE = 760 # pixels, from which a rail stands where a phone has a bar
 UPLOADS = os.environ.get("LADOS_UPLOADS") or str(keeping_folder().absolute() / f"uploads-{os.getpid()}") # on the disk that keeps images
 SEED = "#0b5fa5"
@@ -141,9 +142,9 @@ class App(Kept):
         return [heading(t("What is on the water?"), 1, 21), ft.Text(t("Aerial images of the sea, classified by lados"), size=14, color=ft.Colors.ON_SURFACE_VARIANT)]
 
     def go(self, e: Any) -> None:
-        "Show another part. Whoever leaves the settings leaves what is not saved there."
+        "Show another part; what was typed into the settings and not saved is gone when they are left."
         before, self.at = self.at, int(e.control.selected_index)
-        if before == 3 != self.at:
+        if before == SETTINGS and self.at != SETTINGS:
             for place in ("settings", "url", "key"):
                 self.made.pop(place, None)
         self.draw()
@@ -182,13 +183,13 @@ class App(Kept):
             if not self.there:
                 continue
             now = (self.keep.stamp(), str(self.desk.problem()), self.served.model, self.desk.handing, self.size)
-            if now != self.seen and self.at != 3:
+            if now != self.seen and self.at != SETTINGS:
                 self.seen = now
                 with suppress(Exception): # the visitor may be gone this very moment
                     if self.large and self.large.size != self.size:
                         self.large.fit()
                     self.draw()
-            elif self.at == 3 and now[1:] != (self.seen or ("",))[1:]:
+            elif self.at == SETTINGS and now[1:] != (self.seen or ("",))[1:]:
                 self.seen = now
                 self.draw_status()
                 self.page.update()

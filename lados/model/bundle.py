@@ -11,6 +11,7 @@ __all__ = ['SUMS', 'FETCHED', 'PIN', 'make_card', 'find_bundle', 'locate_model',
 import importlib.metadata
 import os
 import platform
+import shutil
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -129,7 +130,7 @@ def verify(
     try:
         _verify(folder, names)
     except RunError:
-        if not (folder / FETCHING).exists():
+        if not (folder / FETCHING).exists() or not os.access(folder / FETCHING, os.W_OK):
             raise
         with locked(folder / FETCHING): # files are being added by another process, and their list comes last
             _verify(folder, names)
@@ -249,9 +250,11 @@ def _at_hand(url: str, digest: str) -> Path | None:
             and sha256_file(made_here / SUMS) == digest:
         return made_here
     found = next((p.parent for p in _fetched(digest).glob("*/bundle/card.json")), None)
-    if found:
-        os.utime(_fetched(digest))
-    return found
+    with suppress(FileNotFoundError): # if it is evicted just now
+        if found:
+            os.utime(_fetched(digest))
+        return found
+    return None
 
 
 # %% ../../nbs/model/07_bundle.ipynb #fc6ecae5
@@ -260,7 +263,8 @@ def _fetch(url: str, seal: str, target: Path) -> Path: # `target`/bundle
     home = target.parent.parent
     home.mkdir(parents=True, exist_ok=True)
     with locked(home / f".lock-{target.parent.name}"):
-        if not (target / "bundle").exists():
+        if not (target / "bundle" / "card.json").exists():
+            shutil.rmtree(target / "bundle", ignore_errors=True) # what somebody has left of it
             part = home / f".part-{target.parent.name}"
             pull_folder(url, part, _listed(seal))
             atomic_write(part / SUMS, seal)
@@ -270,9 +274,16 @@ def _fetch(url: str, seal: str, target: Path) -> Path: # `target`/bundle
     return target / "bundle"
 
 
+def _used(folder: Path) -> float: # seconds since 1970
+    "When a bundle was asked for last; one that is just being evicted was never."
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
+
+
 def _evict(home: Path) -> None:
     "Delete fetched bundles but the last few, and those in use."
-    for old in sorted((p for p in home.glob("[!.]*") if p.is_dir()), key=lambda p: p.stat().st_mtime)[:-FETCHED]:
+    for old in sorted(home.glob("[!.]*"), key=_used, reverse=True)[FETCHED:]:
         with suppress(OSError), (old / ".lock").open("a") as f: # of another process that evicts it
             if take_lock(f):
                 old.rename(home / f".aside-{old.name}-{os.getpid()}")
@@ -297,9 +308,11 @@ def _hold(folder: Path) -> IO | None: # none: it has been evicted
 def _keep(folder: Path) -> bool: # no: it has been evicted
     "Hold a fetched bundle until this process has asked for FETCHED others, and evict what nobody holds."
     with _KEEPING:
-        lock = _KEPT.pop(folder, None)
-        known = lock and is_still_at(lock, folder.parent.parent / ".lock") # no: somebody has deleted the folder
-        lock = lock if known else _hold(folder)
+        lock, known = _KEPT.pop(folder, None), True
+        if lock is None or not is_still_at(lock, folder.parent.parent / ".lock"): # somebody has deleted the folder
+            if lock:
+                lock.close()
+            lock, known = _hold(folder), False
         if lock is None:
             return False
         _KEPT[folder] = lock

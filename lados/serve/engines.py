@@ -98,7 +98,7 @@ class EngineSpec:
 
 # %% ../../nbs/serve/00_engines.ipynb #93b8ec3f
 def _precision(name: str, hint: str, capabilities: list[str]) -> str: # as INFERENCE_PRECISION_HINT
-    "In what the processor computes; without a hint, in the shortest floating point that it has."
+    "The hint; without one bfloat16 if the processor has it, else 32 bits."
     if hint == "bf16" and "BF16" not in capabilities:
         raise ServeError(f"engine {name}: this processor has no bfloat16", "serve with --engine auto, or openvino",
                          code="engine-unavailable")

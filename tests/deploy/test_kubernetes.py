@@ -15,14 +15,14 @@ import yaml
 from serving import KEY, Server, colours, runs
 
 ROOT = Path(__file__).resolve().parents[2]
-NETWORK, PORT = "lados-played", Server.free_port()
+NETWORK = "lados-played"
 SECRETS = {"lados-stores": {"REDIS_PASSWORD": "sea", "POSTGRES_PASSWORD": "sea", "CELERY_BROKER_URL": "redis://:sea@redis:6379/0",
                             "LADOS_JOBS_URL": "postgresql://lados:sea@postgres:5432/lados"},
            "lados-key": {"API_KEY": KEY}}
 CORE = {"api": "jobs", "worker-predict": "jobs", "redis": None, "postgres": None}
 
 
-def overlay(folder: Path, model: Path) -> Path:
+def overlay(folder: Path, model: Path, port: int) -> Path:
     "An overlay of one's own: folders that all pods see, a model of this machine, stores without an identity that stand-ins lack."
     shutil.copytree(ROOT / "docker", folder / "docker", ignore=shutil.ignore_patterns(".env"))
     own = folder / "docker" / "kubernetes" / "overlays" / "played"
@@ -30,7 +30,7 @@ def overlay(folder: Path, model: Path) -> Path:
     mounted = [{"op": "add", "path": "/spec/template/spec/containers/0/volumeMounts/-", "value": {"name": "model", "mountPath": "/model", "readOnly": True}},
                {"op": "add", "path": "/spec/template/spec/volumes/-", "value": {"name": "model", "hostPath": {"path": str(model), "type": "Directory"}}}]
     freed = [{"op": "remove", "path": "/spec/template/spec/securityContext"}, {"op": "remove", "path": "/spec/template/spec/containers/0/securityContext"}]
-    published = [{"op": "add", "path": "/spec/template/spec/containers/0/ports/0/hostPort", "value": PORT}]
+    published = [{"op": "add", "path": "/spec/template/spec/containers/0/ports/0/hostPort", "value": port}]
     patches = [({"kind": "Deployment", "name": "api|worker-predict"}, mounted), ({"kind": "Deployment", "name": "api"}, published),
                ({"kind": "StatefulSet", "name": "redis|postgres"}, freed)]
     write(own / "kustomization.yaml", {
@@ -88,13 +88,14 @@ def played(box, images, tmp_path):
     shutil.copytree(runs() / "first" / "bundle", model)
     for p in (tmp_path.parent.parent, tmp_path.parent, tmp_path, model, *model.rglob("*")):
         p.chmod(p.stat().st_mode | (0o055 if p.is_dir() else 0o044))
-    plan = write(tmp_path / "played.yaml", *playable(overlay(tmp_path, model)))
+    port = Server.free_port()
+    plan = write(tmp_path / "played.yaml", *playable(overlay(tmp_path, model, port)))
     box.run("network", "create", NETWORK, check=False, capture_output=True)
     try:
         make_secrets(box)
         done = box.run("play", "kube", "--network", NETWORK, plan, check=False, capture_output=True)
         assert done.returncode == 0, done.stderr
-        yield httpx.Client(base_url=f"http://127.0.0.1:{PORT}", trust_env=False, timeout=60)
+        yield httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
     finally:
         for name in CORE:
             print(name, box.run("logs", f"{name}-{'worker' if name.startswith('worker') else name}", check=False, capture_output=True).stderr[-1500:])

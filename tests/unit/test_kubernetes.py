@@ -202,7 +202,7 @@ def test_traces_have_an_address_in_every_pod_and_a_way_to_it(tmp_path):
 
 
 def test_workers_are_counted_by_tasks_that_wait_or_run(postgres):
-    "The queries of KEDA on a real store: a worker that is at the last task is still needed, and none while the object store is away."
+    "The queries of KEDA on a real store: a worker that is at the last task is still needed; so is the one with a training's folder while the object store is away."
     queries = {d["spec"]["scaleTargetRef"]["name"]: d["spec"]["triggers"][0]["metadata"]["query"] for d in of_kind(rendered("cpu"), "ScaledObject").values()}
     store = Store(postgres)
 
@@ -220,9 +220,10 @@ def test_workers_are_counted_by_tasks_that_wait_or_run(postgres):
     assert count("worker-predict") == 1, "it runs"
     finish(store, lease)
     assert count("worker-predict") == 0
-    away, _ = add_job(store, "train", {}, "c", [("train", 1)])
-    postpone(store, claim(store, away.id, 0, "w"), "the object store does not answer")
-    assert count("worker-train") == 0, "a pod would hold its GPU for nothing"
-    with store.writing() as c: # as if the pause were over
+    away = [add_job(store, kind, {}, kind, [(kind, 1)])[0] for kind in ("train", "predict")]
+    for job in away:
+        postpone(store, claim(store, job.id, 0, "w"), "the object store does not answer")
+    assert (count("worker-predict"), count("worker-train")) == (0, 1), "what a training has done is in its pod's folder"
+    with store.writing() as c: # as if the pauses were over
         c.execute(sa.update(PAUSES).values(until=0.0))
-    assert count("worker-train") == 1
+    assert (count("worker-predict"), count("worker-train")) == (1, 1)
