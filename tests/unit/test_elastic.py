@@ -51,6 +51,66 @@ def test_a_strict_mapping_refuses_what_does_not_belong():
     assert list(elastic.misfits({**line, "@timestamp": "today"})) == ["@timestamp is no time: today"]
 
 
+# Options of Filebeat 9 by the pages of its documentation, for the parts that are used: of an input, of its scanner and parsers, of processors and their conditions, of the output.
+OPTIONS = {
+    "filestream": "type id enabled paths encoding exclude_lines include_lines buffer_size message_max_bytes parsers file_identity prospector ignore_older ignore_inactive close "
+                  "clean_inactive clean_removed backoff harvester_limit delete take_over compression tags fields fields_under_root processors pipeline keep_null index "
+                  "publisher_pipeline",
+    "filestream.file_identity": "native path inode_marker fingerprint",
+    "filestream.prospector": "scanner",
+    "filestream.prospector.scanner": "recursive_glob exclude_files include_files symlinks resend_on_touch check_interval fingerprint",
+    "filestream.prospector.scanner.fingerprint": "enabled offset length",
+    "filestream.parsers": "multiline ndjson container syslog include_message",
+    "filestream.parsers.ndjson": "target overwrite_keys expand_keys add_error_key message_key document_id ignore_decoding_error",
+    "copy_fields": "fields fail_on_error ignore_missing when",
+    "copy_fields.fields": "from to",
+    "drop_event": "when",
+    "drop_event.when": "equals contains regexp range network has_fields or and not",
+    "drop_event.when.not": "equals contains regexp range network has_fields or and not",
+    "output.elasticsearch": "enabled hosts protocol path username password api_key ssl proxy_url headers parameters index indices pipeline pipelines worker workers loadbalance bulk_max_size "
+                            "compression_level escape_html backoff max_retries timeout idle_connection_timeout allow_older_versions preset queue kerberos non_indexable_policy",
+}
+
+
+def nested(options: dict) -> dict:
+    "Options of which some have dots in their names, as Filebeat reads them."
+    found: dict = {}
+    for name, value in options.items():
+        for part in reversed(name.split(".")[1:]):
+            value = {part: value}
+        head = name.partition(".")[0]
+        found[head] = {**found.get(head, {}), **value} if isinstance(found.get(head), dict) and isinstance(value, dict) else value
+    return found
+
+
+def unknown_options(place: str, options) -> list[str]:
+    "What Filebeat does not know below a place of `OPTIONS`."
+    wrong: list[str] = []
+    for one in options if isinstance(options, list) else [options]:
+        if place in OPTIONS and isinstance(one, dict):
+            for name, value in nested(one).items():
+                wrong += [] if name in OPTIONS[place].split() else [f"{place}.{name}"]
+                wrong += unknown_options(f"{place}.{name}", value)
+    return wrong
+
+
+def unknown_to_filebeat(config: dict) -> list[str]:
+    wrong = [n for n in config if n not in ("filebeat.inputs", "processors", "setup.template.enabled", "setup.ilm.enabled", "output.elasticsearch")]
+    for one in config["filebeat.inputs"]:
+        wrong += unknown_options(one["type"], one) if one["type"] in OPTIONS else [one["type"]]
+    for one in config["processors"]:
+        wrong += [w for name, options in one.items() for w in (unknown_options(name, options) if name in OPTIONS else [name])]
+    return wrong + unknown_options("output.elasticsearch", config["output.elasticsearch"])
+
+
+def test_filebeat_knows_every_option():
+    config = yaml.safe_load((FOLDER / "filebeat.yml").read_text())
+    assert unknown_to_filebeat(config) == []
+    config["filebeat.inputs"][0] |= {"prospector.scanner.fingerprint.enable": False, "json.keys_under_root": True} # the old input's; a slip
+    config["processors"] += [{"drop_event": {"when.not.has_field": ["x"]}}, {"copy_field": {}}]
+    assert sorted(unknown_to_filebeat(config)) == ["copy_field", "drop_event.when.not.has_field", "filestream.json", "filestream.prospector.scanner.fingerprint.enable"]
+
+
 def test_filebeat_and_rsyslog_read_the_files_that_processes_keep_and_name_documents_by_their_id():
     beat = yaml.safe_load((FOLDER / "filebeat.yml").read_text())
     assert beat["filebeat.inputs"][0]["paths"] == ["/var/lib/lados/home/logs/*.jsonl*"]
