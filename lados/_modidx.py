@@ -169,6 +169,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'lados.cli.models._show_run': ('cli/models.html#_show_run', 'lados/cli/models.py'),
                                   'lados.cli.models._started': ('cli/models.html#_started', 'lados/cli/models.py'),
                                   'lados.cli.models._tell': ('cli/models.html#_tell', 'lados/cli/models.py'),
+                                  'lados.cli.models._unfinished': ('cli/models.html#_unfinished', 'lados/cli/models.py'),
                                   'lados.cli.models._watch_training': ('cli/models.html#_watch_training', 'lados/cli/models.py'),
                                   'lados.cli.models._write_gallery': ('cli/models.html#_write_gallery', 'lados/cli/models.py'),
                                   'lados.cli.models.assignments': ('cli/models.html#assignments', 'lados/cli/models.py'),

@@ -55,7 +55,8 @@ h2 { font-size: 21px; margin: 30px 0 14px; }
 .sections > section { background: var(--paper); border: 1px solid var(--line); border-radius: 14px; padding: 16px
   20px 12px; margin: 0 0 18px;
   min-width: 0; break-inside: avoid; } section > h3 { font-size: 16.5px; margin-bottom: 8px; }
-@media (min-width: 1100px) { .sections { columns: 2; column-gap: 18px; } .sections > .wide { column-span: all; } }
+@media (min-width: 1100px) { .sections { columns: 2; column-gap: 18px; } .sections > .wide { column-span: all; }
+  .sections > .wide:not(:first-child) { margin-top: 18px; } }
 .scroll { overflow-x: auto; margin: 0 0 10px; scrollbar-width: thin; scrollbar-color: var(--soft) var(--line);
   background: linear-gradient(90deg, var(--paper) 60%, transparent) left / 30px 100% no-repeat local,
   linear-gradient(270deg, var(--paper) 60%, transparent) right / 30px 100% no-repeat local,

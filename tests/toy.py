@@ -55,7 +55,7 @@ def trained_run(name, **params):
 
     run = new_run("train", name, make_params({"audit": False, "name": name, **params}).model_dump(mode="json"))
     job = reports.begin_training(run.path, run.params)
-    sections = reports.open_data, reports.fit, reports.evaluate_run, reports.cross_validation, reports.write_bundle
+    sections = reports.open_data, reports.fit, reports.evaluate_run, reports.cross_validation, reports.cost, reports.write_bundle
     job.shown = {section.__name__: section(job) for section in sections}
     run.update(state="succeeded")
     return job

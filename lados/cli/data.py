@@ -53,11 +53,12 @@ def import_(
     label_set: Annotated[Path | None, typer.Option(help="YAML file of classes, or lados (default: by names)")] = None,
 ) -> None:
     "Read a dataset as it is and write its manifest. Images stay where they are."
-    from lados.data.importers import import_dataset
+    from lados.data.importers import import_dataset, recognise
     from lados.labels import LADOS, read_label_set
 
     folder = _home(out_, _called(path))
     _refuse_another(folder, path)
+    recognise(path) # before a folder is made
     check_place(folder, folder=True)
     classes = read_label_set(label_set) if label_set else None
     manifest = import_dataset(path, policy, min_area, group_column or None, label_set=classes)

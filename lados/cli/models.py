@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,6 +80,7 @@ def _on_own(folder: Path) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
 # %% ../../nbs/cli/02_models.ipynb #09deebe4
 def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.DataFrame", Callable[[], None]]:
     "Score images that the run need not know; with what shows the scores."
+    from lados.model.bundle import synthetic_words
     from lados.model.datamodule import open_manifest
     from lados.model.evaluate import baselines_on, evaluate_on, learned_words
     from lados.model.inference import load_model
@@ -97,6 +99,8 @@ def _on_others(folder: Path, data: Path, split: str | None) -> tuple[dict, "pd.D
 
     def show() -> None:
         out.print(scores)
+        if caution := synthetic_words(model.card.get("synthetic")):
+            say("note", caution)
         for name, b in (result["baselines"] or {}).items():
             out.print(f"beside it, {name}: {', '.join(f'{m.title} {m.text(b[m.key])}' for m in metrics_in(b))}")
         for p in problems:
@@ -278,9 +282,9 @@ def _files(paths: list[str]) -> list[Path]:
     "The files that the arguments name; DataError where there is none."
     files = [f for p in paths for f in images(p)]
     if not files:
-        raise DataError(f"no images in {', '.join(paths)}", "name files, folders or globs of images")
+        raise DataError(f"no images in {', '.join(paths)}", "name files, folders or globs of images", code="no-images")
     if not any(f.exists() for f in files):
-        raise DataError(f"{files[0]}: no such file or folder", "check the path")
+        raise DataError(f"{files[0]}: no such file or folder", "check the path", code="dataset-not-found")
     return files
 
 
@@ -396,18 +400,25 @@ def _started(preset: str | None, given: dict[str, Any]) -> "Run":
 
 
 def _resumed(name: str, given: dict[str, Any]) -> "Run":
-    "A run to go on with; parameters given now stand above its own."
+    "A run to go on with, `latest` being the newest that did not get to its end; parameters given now stand above its own."
     from lados.runs.execution import wait_until_free
-    from lados.runs.folders import find_run
+    from lados.runs.folders import find_run, list_runs
     from lados.model.params import make_params, plain_params
 
-    run = find_run(name)
+    run = next(filter(_unfinished, list_runs() if name == "latest" else ()), None) or find_run(name)
     if given:
         values = plain_params(make_params({**run.params, **given}))
         wait_until_free(run)
         with run.locked():
             write_json(run.path / "params.json", values)
     return run
+
+
+def _unfinished(run: "Run") -> bool:
+    "Whether a run is a training that was stopped or has failed, and no mere trial."
+    with suppress(LadosError): # its folder is damaged
+        return run.info["job"] == "train" and run.state != "succeeded" and not run.alive and not run.params.get("dry_run")
+    return False
 
 # %% ../../nbs/cli/02_models.ipynb #67d18099
 def _watch_training(run: "Run") -> "Run":

@@ -55,9 +55,10 @@ def _run_row(run: "Run") -> tuple[list[str], str]: # and why it failed
 
     try:
         far, info, metrics, state = progress(run), run.info, run.metrics, run.state
-        test, folds = metrics.get("test"), (metrics.get("folds") or {}).get("this training") # of all images
+        done = state == "succeeded" # the scores of a run that has no model are nobody's
+        test, folds = (metrics.get("test"), (metrics.get("folds") or {}).get("this training")) if done else (None, None)
         epochs = f"{far['epochs_done']}/{far['epochs']}" if far.get("epochs") else "-"
-        error = "" if state == "succeeded" else (info.get("error") or "").partition("\n")[0]
+        error = "" if done else (info.get("error") or "").partition("\n")[0]
         state += ", dry run" * bool(run.params.get("dry_run"))
         state += ", latest" * ((run.path.parent / "latest").resolve() == run.path.resolve())
         scores = [METRICS[PRIMARY].text(t[PRIMARY]) if t else "-" for t in (test, folds)]

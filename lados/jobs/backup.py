@@ -88,7 +88,8 @@ def take_backup(
     "Write all that would be missed into a folder, while everything runs on. BackupError where something is there."
     folder = Path(folder).resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise BackupError(f"{folder}: something is there already", "name a new folder, such as one of today's date")
+        raise BackupError(f"{folder}: something is there already", "name a new folder, such as one of today's date",
+                          code="place-taken")
     inside = [n for n, p in roots().items() if folder.is_relative_to(p)]
     if inside:
         raise BackupError(f"{folder}: is inside of what is to be kept ({inside[0]})", "name a folder elsewhere")
@@ -148,15 +149,18 @@ def _free(store: Store, folder: Path) -> None:
     with store.reading() as c:
         jobs = c.execute(sa.select(sa.func.count()).select_from(JOBS)).scalar_one()
     if jobs:
-        raise BackupError(f"there are {jobs} jobs here already", "restore into an empty LADOS_HOME or database")
+        raise BackupError(f"there are {jobs} jobs here already", "restore into an empty LADOS_HOME or database",
+                          code="place-taken")
     for name, root in roots().items():
         both = [p.name for p in (folder / name).glob("*") if (root / p.name).exists()] if root.is_dir() else []
         both = [n for n in both if n not in ("latest", "README.md")]
         if both:
-            raise BackupError(f"{root / both[0]} is there already", "move it away, or restore into empty folders")
+            raise BackupError(f"{root / both[0]} is there already", "move it away, or restore into empty folders",
+                              code="place-taken")
     old, keys = folder / "keys.json", keys_path(settings())
     if old.exists() and keys.exists() and sha256_file(old) != sha256_file(keys):
-        raise BackupError(f"{keys}: there are other keys than in the backup", "move the file away to have the old ones")
+        raise BackupError(f"{keys}: there are other keys than in the backup", "move the file away to have the old ones",
+                          code="place-taken")
 
 
 def _restore_private(folder: Path) -> None:

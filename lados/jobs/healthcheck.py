@@ -89,7 +89,7 @@ def _why(error: Exception) -> str:
 def _api_url() -> tuple[str, bool]: # whether somebody has said that it should be there
     note = settings().lados_home / "up.json" # of a `lados up` in this folder
     address = settings().lados_api_url or (read_json(note).get("api") if note.exists() else None)
-    address = address or next(iter(noted_servers()), None) # of a `lados serve`, on whatever port
+    address = address or next((n["url"] for n in noted_servers()), None) # of a `lados serve`, on whatever port
     return address or "http://127.0.0.1:8000", bool(address)
 
 

@@ -22,15 +22,19 @@ from ..runs.execution import run_notebook
 from ..runs.folders import Run, new_run
 from ..model.bundle import bundle_label_set, bundle_name, find_bundle
 from ..remote import is_url, share
+from ..serve.server import noted_servers
 from ..serve.service import mirror_promotion, record_promotion, refuse_other_classes, served_model
 
 # %% ../../nbs/jobs/04_promotion.ipynb #6b3e55c6
 def serving_settings() -> Settings:
-    "Return the settings of the service: these, with the model that a `lados up` of this folder was told to serve."
-    here = settings().lados_home / "up.json"
-    model = read_record(here, "up.json").get("model") if settings().model_path is None and here.exists() else None
+    "Return the settings of the service: these, with what a `lados up` or `lados serve` of this home was told to serve."
+    here, told = settings().lados_home / "up.json", {}
+    if settings().model_path is None: # else whoever asks was told the same
+        told = read_record(here, "up.json") if here.exists() else next(iter(noted_servers()), {})
+    model = told.get("model")
     where = model if is_url(model) else model and Path(model)
-    return settings().model_copy(update={"model_path": where}) if model else settings()
+    engine = {"lados_engine": told["engine"]} if told.get("engine") else {}
+    return settings().model_copy(update={"model_path": where, **engine} if model else engine)
 
 
 def served_bundle() -> Path | None: # a bundle; none: nothing that could be served
@@ -42,6 +46,7 @@ def served_bundle() -> Path | None: # a bundle; none: nothing that could be serv
         return None
 
 
+# %% ../../nbs/jobs/04_promotion.ipynb #0184ae93
 def propose_run(
     run: Run, # a training that succeeded
     served: Path | None, # the bundle it is compared with; none: nothing is served

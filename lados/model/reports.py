@@ -514,10 +514,12 @@ def cross_validation(job: TrainingReport) -> Markdown | None:
 def cost(job: TrainingReport) -> Markdown:
     "What the training cost."
     c, place = job.trained.cost, job.trained.place
-    trained = [["time in training", f"{c['seconds']:.0f} s for {counted(c['epochs'], 'epoch')}"],
-               ["images a second", f"{c['images_per_s']:.1f}"]]
-    rows = [*(trained if c["epochs"] and c["images_per_s"] else [["epochs", "none: a regression on frozen features"]]),
-            ["peak memory", f"{c['peak_memory_gb']:.2f} GB"],
+    if c["epochs"] and c["images_per_s"]:
+        rows = [["time in training", f"{c['seconds']:.0f} s for {counted(c['epochs'], 'epoch')}"],
+                ["images a second", f"{c['images_per_s']:.1f}"]]
+    else:
+        rows = [["epochs", "none: a regression on frozen features"]]
+    rows = [*rows, ["peak memory", f"{c['peak_memory_gb']:.2f} GB"],
             ["ran on", f"{place.device}, {str(place.dtype).removeprefix('torch.')}"]]
     return Markdown(markdown_table(["", ""], rows))
 

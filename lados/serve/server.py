@@ -233,20 +233,21 @@ def listen(
 def serving_note(
     url: str, # by which this machine reaches it
 ) -> Iterator[Path]: # the note
-    "Leave a note of where this process serves, as long as it does."
-    path = settings().lados_home / "serve" / f"api-{os.getpid()}.json"
+    "Leave a note of where this process serves, and which model it was told to, as long as it does."
+    path, s = settings().lados_home / "serve" / f"api-{os.getpid()}.json", settings()
     with suppress(OSError): # a home that cannot be written keeps nobody from serving
-        write_json(path, {"url": url, "pid": os.getpid()})
+        write_json(path, {"url": url, "pid": os.getpid(), "model": s.model_path and str(s.model_path),
+                          "engine": s.lados_engine})
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
 
 
-def noted_servers() -> list[str]: # URLs, the newest first
-    "Where processes of this home serve; notes of those that were killed are passed over."
+def noted_servers() -> list[dict[str, Any]]: # url, model and engine as configured; the newest first
+    "Return the notes of the processes of this home that serve; those of processes that were killed are passed over."
     notes = sorted((settings().lados_home / "serve").glob("api-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [read_json(p)["url"] for p in notes if _lives(int(p.stem.removeprefix("api-")))]
+    return [read_json(p) for p in notes if _lives(int(p.stem.removeprefix("api-")))]
 
 
 def _lives(pid: int) -> bool:

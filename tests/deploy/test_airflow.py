@@ -148,13 +148,18 @@ class Airflow:
         return wait_for(lambda: (s := self.api.get(f"/dags/{dag}/dagRuns/{run}").json()["state"]) in ("success", "failed") and s, seconds)
 
 
+def stranger(run) -> None:
+    "Have a run learn from photographs of its own, by their names."
+    known = load_manifest(run)
+    Manifest(known.frame.assign(source_group=f"{run.name} " + known.frame["source_group"]), known.root, known.meta).save(known.root)
+
+
 class Place:
     "An installation of lados whose API can be restarted, and an Airflow that asks it."
 
     def __init__(self, folder, python):
         self.folder, self.port = folder, Server.free_port()
-        served = load_manifest(make_run(folder / "runs" / "first"))
-        Manifest(served.frame.assign(source_group="first " + served.frame["source_group"]), served.root, served.meta).save(served.root)
+        stranger(make_run(folder / "runs" / "first"))
         toy_manifest(folder / "data" / "toy", seed=3) # of which the served model has learned nothing
         self.flights, self.tables = folder / "data" / "flights", folder / "tables"
         self.tables.mkdir()
@@ -258,6 +263,23 @@ def test_a_retraining_is_merged_audited_and_proposed_over_a_restart_of_the_api(p
     said = r"lados: 1 labels are new; 37 images of 37 sources, training knows 0 of 1\d held-out images; "
     assert re.fullmatch(said + re.escape(f"{proposal['model']} is proposed. {proposal['verdict']}"), Heard.texts[-1]), Heard.texts
     assert (place.folder / "runs" / proposal["model"] / "bundle" / "parity.json").exists(), "with its certificate"
+
+
+def test_what_is_better_is_served_where_that_is_wanted(place):
+    stranger(make_run(place.folder / "runs" / "guess", epochs=0)) # of random weights
+    wanted = {**place.retraining, "training": {**TRAINING, "epochs": 20}, "promote": True}
+    with place.up() as server:
+        server.ready()
+        assert server.promote("guess", "torch").status_code == 200
+        place.correct(server, seed=7)
+        done = place.airflow("dags", "test", "retrain_lados", "--conf", json.dumps(wanted), check=False)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+        proposal = server.get("/trainings", headers=KEYED).json()["proposals"][0]
+        try:
+            assert proposal["better"] and server.get("/ready").json()["model"] == proposal["model"], proposal
+            assert f"{proposal['model']} is served" in Heard.texts[-1]
+        finally:
+            server.promote("first", "torch")
 
 
 def test_scheduler_triggerer_and_processor_run_both_over_a_restart_of_the_api(place):

@@ -21,11 +21,13 @@ from lados.jobs.promotion import (
     propose_run,
     read_proposal,
     served_bundle,
+    serving_settings,
     should_promote,
 )
 from lados.jobs.store import add_job, open_store
 from lados.model.evaluate import compare_models, unknown_to_both
 from lados.runs.folders import find_run, set_latest
+from lados.serve.server import serving_note
 from lados.trail import read_trail
 
 
@@ -207,6 +209,18 @@ def test_a_note_is_followed_by_a_service_that_runs(place, monkeypatch):
     assert served_bundle() == place / "good" / "bundle"
     setting(monkeypatch, MODEL_PATH=place / "poor")
     assert served_bundle() == place / "poor" / "bundle", "who names a model means it"
+
+
+def test_what_is_served_is_what_a_service_of_this_home_was_told_to(place, monkeypatch):
+    "In another terminal, which knows nothing of its options."
+    setting(monkeypatch, MODEL_PATH=place / "good", LADOS_ENGINE="torch")
+    with serving_note("http://127.0.0.1:9"):
+        monkeypatch.delenv("MODEL_PATH")
+        monkeypatch.delenv("LADOS_ENGINE")
+        settings.cache_clear()
+        assert served_bundle() == (place / "good" / "bundle").resolve()
+        assert serving_settings().lados_engine == "torch"
+    assert served_bundle() == (place / "poor" / "bundle").resolve(), "the latest"
 
 
 def test_what_a_schedule_promotes_is_in_the_trail_under_its_name(place, monkeypatch):

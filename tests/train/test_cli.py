@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,11 +15,12 @@ from PIL import Image
 from serving import draw_bench_images
 from toy import ROUNDING, TINY, toy_manifest, trained_run
 
+from lados.cli.models import _resumed
 from lados.core import settings
 from lados.data.manifest import load_manifest
 from lados.files import read_json
 from lados.model import reports
-from lados.runs.folders import find_run, list_runs
+from lados.runs.folders import find_run, list_runs, new_run
 
 LADOS = [sys.executable, "-c", "from lados.cli.main import main; main()"]
 ASKED = [f"--set={k}={'null' if v is None else str(v).lower()}" for k, v in TINY.items() if k != "epochs"]
@@ -153,6 +155,27 @@ def test_a_run_that_is_being_executed_is_left_alone(lados, place):
         code, text = lados("train", "--resume=first", "--set=lr=0.5")
     run.update(state="succeeded")
     assert code == 2 and "[run-busy]" in text and (run.path / "params.json").read_text() == before
+
+
+def test_the_latest_to_go_on_with_is_the_one_that_was_stopped(lados, place):
+    done, stopped, trial = find_run("first"), new_run("train", "stopped", {"epochs": 3}), new_run("train", "trial", {"dry_run": True})
+    stopped.update(state="failed")
+    trial.update(state="failed")
+    assert _resumed("latest", {}).path == stopped.path, "and not what has succeeded, which is `latest` all else"
+    shutil.rmtree(stopped.path)
+    assert _resumed("latest", {}).path == done.path
+    shutil.rmtree(trial.path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("preset, more", [("small", ["--set=probe_views=1"]), ("resnet50", ["--epochs=1"])])
+def test_a_preset_trains_to_the_end(lados, place, preset, more):
+    "With a tiny network in the place of its own, and all else as the preset says."
+    code, text = lados("train", "--data=toy", f"--preset={preset}", f"--name={preset}", "--backbone=test_resnet", "--pretrained=false",
+                       "--set=size=32", "--set=cache_size=40", *more)
+    assert code == 0, text
+    run = find_run(preset)
+    assert run.state == "succeeded" and (run.path / "bundle" / "SHA256SUMS").exists() and (run.path / "report.html").exists()
 
 
 @pytest.mark.long
