@@ -400,7 +400,7 @@ def _started(preset: str | None, given: dict[str, Any]) -> "Run":
 
 
 def _resumed(name: str, given: dict[str, Any]) -> "Run":
-    "A run to go on with, `latest` being the newest that did not get to its end; parameters given now stand above its own."
+    "A run to go on with, `latest` being the newest that did not end well; parameters given now stand above its own."
     from lados.runs.execution import wait_until_free
     from lados.runs.folders import find_run, list_runs
     from lados.model.params import make_params, plain_params
@@ -417,7 +417,8 @@ def _resumed(name: str, given: dict[str, Any]) -> "Run":
 def _unfinished(run: "Run") -> bool:
     "Whether a run is a training that was stopped or has failed, and no mere trial."
     with suppress(LadosError): # its folder is damaged
-        return run.info["job"] == "train" and run.state != "succeeded" and not run.alive and not run.params.get("dry_run")
+        stopped = run.info["job"] == "train" and run.state != "succeeded" and not run.alive
+        return stopped and not run.params.get("dry_run")
     return False
 
 # %% ../../nbs/cli/02_models.ipynb #67d18099

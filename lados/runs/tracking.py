@@ -96,7 +96,8 @@ def _mlflow() -> Any:
     try:
         return import_module("mlflow")
     except ImportError:
-        raise ConfigError("MLflow's client is not installed", "pip install 'lados[mlflow]'", code="package-missing") from None
+        raise ConfigError("MLflow's client is not installed", "pip install 'lados[mlflow]'",
+                          code="package-missing") from None
 
 
 def _first(error: Exception) -> str:

@@ -6,7 +6,6 @@ import threading
 import numpy as np
 import pytest
 from serving import colours, make_run
-from test_job_store import postgres  # noqa: F401
 
 from lados.core import settings
 from lados.files import read_json
@@ -115,7 +114,7 @@ def test_keys_and_trail_come_back_for_their_owner_only(home, monkeypatch):
     _opened.cache_clear()
 
 
-def test_jobs_move_from_sqlite_to_postgresql(home, monkeypatch, postgres): # noqa: F811
+def test_jobs_move_from_sqlite_to_postgresql(home, monkeypatch, postgres):
     for name in ("LADOS_BATCHES", "MODEL_PATH", "LADOS_JOBS_URL"):
         monkeypatch.delenv(name, raising=False)
     settings.cache_clear()

@@ -113,7 +113,7 @@ def test_unreadable_images_become_rows(lados, place):
 @pytest.mark.parametrize(("words", "code", "told"), [
     (["predict", "toy", "--out=x.xlsx"], "invalid-value", ".xlsx"),
     (["evaluate", "--data=toy", "--out=x.xlsx"], "invalid-value", ".xlsx"),
-    (["predict", "empty"], "dataset-unusable", "no images in empty"),
+    (["predict", "empty"], "no-images", "no images in empty"),
     (["predict", "nowhere.csv"], "dataset-unreadable", "nowhere.csv"),
     (["predict", "toy", "--run=second"], "run-not-found", "second"),
     (["train", "--data=x[/b]"], "dataset-not-found", "x[/b]"),
