@@ -345,7 +345,7 @@ class App(Kept):
         t, kinds = self.t, ["CSV", "JSON", *["GeoJSON"] * placed]
         buttons = [ft.OutlinedButton(t("Download {kind}", kind=k), icon=ft.Icons.DOWNLOAD, on_click=lambda e, k=k: self.page.run_task(self.save, k)) for k in kinds]
         if again:
-            buttons.append(ft.OutlinedButton(t("Try again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.desk.again()))
+            buttons.append(ft.OutlinedButton(t("Send failed images again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.desk.again()))
         return ft.Row([*buttons, ft.TextButton(t("Clear"), on_click=lambda e: self.clear())], wrap=True, spacing=8)
 
     async def save(self, kind: str) -> None:

@@ -102,7 +102,7 @@ def tools(items: Sequence[Item], busy: bool) -> None:
         for kind, make, mime in kinds: # made when somebody clicks, as cards are drawn again and again
             st.download_button(t("Download {kind}", kind=kind), lambda make=make: make(keep.items(), classes), f"lados-results.{kind.lower()}", mime, on_click="ignore", icon=":material/download:")
         if any(i.state == "failed" and i.bytes for i in items):
-            st.button(t("Try again"), on_click=here.desk.again, icon=":material/refresh:")
+            st.button(t("Send failed images again"), on_click=here.desk.again, icon=":material/refresh:")
         if busy:
             st.button(t("Stop"), on_click=keep.stop, icon=":material/stop_circle:")
         st.button(t("Clear"), on_click=keep.clear, type="tertiary")
