@@ -71,6 +71,7 @@ def _umask() -> int:
 def check_place(
     path: Path, # where a result is going to be written; folders on the way are made
     folder: bool = False, # the result is a folder
+    option: str = "--out", # by which it was given
 ) -> Path: # `path`
     "Raise ConfigError where nothing can be written at a place."
     place = path if folder else path.parent
@@ -80,9 +81,9 @@ def check_place(
             pass
     except OSError as e:
         why = f"{path}: cannot be written there ({e.strerror})"
-        raise ConfigError(why, "choose another place with --out") from None
+        raise ConfigError(why, f"choose another place with {option}") from None
     if not folder and path.is_dir():
-        raise ConfigError(f"{path} is a folder", f"name a file in it: --out {path / 'answers.csv'}")
+        raise ConfigError(f"{path} is a folder", f"name a file in it: {option} {path / 'answers.csv'}")
     return path
 
 # %% ../nbs/01_files.ipynb #57bacfdc

@@ -25,6 +25,7 @@ FILL = (124, 116, 104) # ImageNet's mean colour: what padding and pixels without
 _NODATA = 42113 # GDAL_NODATA, a private tag of TIFF
 _UNPACKED_NOT = (50001,) # compressions that Pillow knows, and its libtiff is built without: WebP
 _LARGEST = 3.4e38 # of a float32, nearly
+_USUAL = -9999 # what stands for no data in most rasters of real numbers, be it said or not
 
 
 def nodata_value(
@@ -46,6 +47,7 @@ def valid_pixels(
     valid = np.ones(values.shape[:2], bool)
     if values.dtype.kind == "f":
         valid &= (np.abs(values) < _LARGEST).all(-1) # false for NaN, too
+        nodata = _USUAL if nodata is None else nodata
     if nodata is not None and nodata == nodata:
         valid &= (values != values.dtype.type(nodata)).any(-1) if _fits(nodata, values.dtype) else True
     return valid

@@ -231,7 +231,8 @@ def answer_of(
     if row.get("error") or not row.get("predicted"):
         return {}
     listed = {n: (row[n].split("|") if row[n] else []) if isinstance(row.get(n), str) else row.get(n) for n in ("prediction_set", "not_covered")}
-    plain = {n: row.get(n) for n in ("confidence", "no_set", "reason", "distance", "rendering", "synthetic")}
+    told = {"image", "predicted", "error", "prediction_set", "not_covered", "abstain", "model", "engine"} # otherwise, below
+    plain = {n: v for n, v in row.items() if n not in told and not n.startswith("p_")} # those that a package has added, too
     shares = {k.removeprefix("p_"): v for k, v in row.items() if k.startswith("p_")}
     abstain = row.get("abstain") in (True, "True", "true", 1)
     return {"label": row["predicted"], "probabilities": shares, **listed, **plain, "abstain": abstain,

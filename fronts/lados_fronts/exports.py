@@ -8,6 +8,9 @@ from typing import Any
 
 from .keep import Item, doubtful_first
 
+PLAIN = ("prediction_set", "not_covered", "no_set", "abstain", "reason", "distance", "rendering", "model", "engine", "synthetic") # of the answer, as they are
+OTHERWISE = {"label", "confidence", "probabilities", "unlike_training", "filename", "timing_ms", "request_id"} # of the answer, told otherwise or not at all
+
 
 def _cell(value: Any) -> Any:
     "A table's cell that no spreadsheet takes for a formula."
@@ -19,10 +22,10 @@ def row(
     item: Item,
     classes: Sequence[str], # of the label set, in its order
 ) -> dict[str, Any]: # column -> value
-    "Return an image's row: the columns of `lados predict`, then what only a front end knows."
+    "Return an image's row: the columns of `lados predict`, those that a package has added too, and then what only a front end knows."
     a = item.answer
     shares, confirmed = a.get("probabilities") or {}, bool(item.label) and item.label == a.get("label")
-    plain = {n: a.get(n) for n in ("prediction_set", "not_covered", "no_set", "abstain", "reason", "distance", "rendering", "model", "engine", "synthetic")}
+    plain = {n: a.get(n) for n in (*PLAIN, *(n for n, v in a.items() if n not in {*PLAIN, *OTHERWISE} and not isinstance(v, dict)))}
     return {"image": item.name, "predicted": a.get("label"), "confidence": a.get("confidence"), **{f"p_{c}": shares.get(c) for c in classes}, **plain,
             "error": item.error, "corrected_to": None if confirmed else item.label, "confirmed": "True" if confirmed else None,
             "sha256": item.key if item.bytes else "", "taken": item.taken, "latitude": item.lat, "longitude": item.lon}
@@ -32,7 +35,8 @@ def as_csv(items: Sequence[Item], classes: Sequence[str]) -> bytes: # UTF-8, mar
     "Return all answers as a table, doubtful ones first."
     out = io.StringIO(newline="")
     rows = [row(i, classes) for i in doubtful_first(items)]
-    writer = csv.DictWriter(out, list(row(Item("", "", 0, ""), classes)), lineterminator="\n")
+    columns = dict.fromkeys(n for r in (row(Item("", "", 0, ""), classes), *rows) for n in r)
+    writer = csv.DictWriter(out, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows({n: _cell(v) for n, v in r.items()} for r in rows)
     return out.getvalue().encode("utf-8-sig")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core import ConfigError, DataError, LadosError, settings
-from ..files import read_json, write_json
+from ..files import check_place, read_json, write_json
 from .console import err, out, progress_bar, pulse, say
 
 # %% ../../nbs/cli/02_models.ipynb #a5b3c787
@@ -149,7 +149,7 @@ def predict(
     html: Annotated[Path | None, typer.Option(help="Gallery for people, doubtful ones first: one file")] = None,
 ) -> None:
     "Classify images. Unreadable files become rows with an error, the rest goes on, and the exit code is 1."
-    from lados.data.formats import writable, write_table
+    from lados.data.formats import write_table
     from lados.serve.predictor import Predictor
     from lados.serve.table import AnswerJournal, classify
 
@@ -157,7 +157,7 @@ def predict(
         os.environ["LADOS_BANDS"] = bands
         settings.cache_clear()
     files = _files(paths)
-    writable(save)
+    _check_places(save, html)
     predictor, start = Predictor.setup(bundle_of(run), engine), time.perf_counter()
     _say_model(predictor, run, engine)
     journal = AnswerJournal(save, predictor) if save else None
@@ -286,6 +286,15 @@ def _files(paths: list[str]) -> list[Path]:
     if not any(f.exists() for f in files):
         raise DataError(f"{files[0]}: no such file or folder", "check the path", code="dataset-not-found")
     return files
+
+
+def _check_places(table: Path | None, html: Path | None) -> None:
+    "Raise ConfigError where what has been worked out could not be written."
+    from lados.data.formats import writable
+
+    writable(table)
+    if html:
+        check_place(html, option="--html")
 
 
 def _say_counts(table: "pd.DataFrame", predictor: Any) -> None:

@@ -125,14 +125,14 @@ def _clip_side(points: np.ndarray, axis: int, limit: float, sign: int) -> np.nda
             kept.append(b)
     return np.array(kept).reshape(-1, 2)
 
-# %% ../../nbs/data/05_annotations.ipynb #2cb40891
+
 Warn = Callable[[str, str], None] # (kind, message): how a problem with one annotation is reported
 
 
 class BadOutline(ValueError):
     "An outline that cannot be read; the text says why."
 
-
+# %% ../../nbs/data/05_annotations.ipynb #1e07fbeb
 def polygon_rle(
     polygon: Any, # x, y, x, y, ... in pixels, or pairs
     width: int,
@@ -149,6 +149,8 @@ def polygon_rle(
     points = points.clip(-1e9, 1e9)
     if not len(points) or not np.ptp(points, axis=0).all():
         return None
+    if max(width, height) > 1 and points.min() >= 0 and points.max() <= 1: # or all of it in the corner pixel
+        raise BadOutline("an outline in fractions of the image, not in pixels")
     beyond = max(-points.min(), (points - (width, height)).max())
     if beyond > MIN_OUTSIDE:
         points = clip_polygon(points, width, height)

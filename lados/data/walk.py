@@ -27,7 +27,8 @@ IMAGE, REFUSED, ASIDE = "image", "refused", "aside" # the verdicts
 UNPACK = "an archive: unpack it" # a reason
 
 SIDE_FOLDERS = ("@eadir", "@tmp", "@recycle", "@recently-snapshot", "@sharebin", "@__thumb", "#recycle", "#snapshot",
-                "__macosx", "__pycache__", "$recycle.bin", "recycler", "system volume information", "lost+found",
+                "thumbs", "_thumbs", "thumbnails", "_thumbnails", "__macosx", "__pycache__", "$recycle.bin",
+                "recycler", "system volume information", "lost+found",
                 "network trash folder", "temporary items") # of servers, systems and programs, in lower case
 
 _RAW = ("dng cr2 cr3 crw nef nrw arw srf sr2 raf orf ori rw2 rwl pef ptx srw x3f 3fr fff iiq mos mrw dcr kdc k25 erf "

@@ -122,7 +122,7 @@ class JobProgress:
         yield _gauge("batch_job_fraction", "How much of a job is done, 0..1", ["job", "kind"],
                      [(j.id, j.kind, job_view(j)["fraction"]) for j in jobs])
         for name, doc, key in TRAINING:
-            yield _gauge(name, doc, ["job"], [(j.id, j.progress.get(key)) for j in jobs if j.kind == "train"])
+            yield _gauge(name, doc, ["job"], [(j.id, j.progress[key]) for j in jobs if key in j.progress])
 
 # %% ../../nbs/jobs/14_exporter.ipynb #e58aa548
 def disk_metrics() -> Iterator[Metric]: # room in each folder

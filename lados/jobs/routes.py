@@ -25,6 +25,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ..core import ConfigError, LadosError, settings
 from ..files import to_json
+from ..metrics import headline_metrics
 from ..processes import TERMINATING
 from ..runs.events import read_events
 from ..model.bundle import bundle_name
@@ -82,9 +83,9 @@ class History(BaseModel):
 # %% ../../nbs/jobs/12_routes.ipynb #9c750983
 def training_history(
     job: Job, # a training
-) -> list[dict[str, Any]]: # epoch, train_loss, valid_loss, macro_f1; each epoch once
+) -> list[dict[str, Any]]: # epoch, train_loss, valid_loss, macro_f1 and other headline metrics; each epoch once
     "Return the epochs of a training so far, from its run folder; empty before it has begun."
-    names = ("epoch", "train_loss", "valid_loss", "macro_f1")
+    names = ("epoch", "train_loss", "valid_loss", *(m.key for m in headline_metrics()))
     path = run_file(job, "events.jsonl") if job.run else Path("events.jsonl")
     rows = {e["epoch"]: {n: e.get(n) for n in names} for e in (read_events(path) if job.run else ())
              if e["event"] == "epoch"}

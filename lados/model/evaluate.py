@@ -42,7 +42,7 @@ class Evaluation:
     "What a trained network scores."
 
     model: Model # calibrated
-    views: dict[str, dict] # `official`, `leak-free`, `group-safe`: see `evaluate_test_sets`
+    test_sets: dict[str, dict] # `official`, `leak-free`, `group-safe`: see `evaluate_test_sets`
     valid: dict[str, Any] | None # scores on the validation images; they flatter
     before: dict[str, Any] | None # reliability on the scored images with temperature 1
     after: dict[str, Any] | None # the same, calibrated
@@ -52,8 +52,8 @@ class Evaluation:
     def headline(self) -> tuple[str, dict] | None: # name and scores; none: nothing was held out
         "The most honest test set that exists."
         for name in ("group-safe", "leak-free", "official"):
-            if self.views[name]["scores"]:
-                return name, self.views[name]["scores"]
+            if self.test_sets[name]["scores"]:
+                return name, self.test_sets[name]["scores"]
         return None
 
 

@@ -196,7 +196,7 @@ def export_learner(
 def _metrics(result: Evaluation, data: Dataset) -> dict[str, Any]:
     "What metrics.json of a run says."
     split = (data.manifest.meta.get("split") or {}).get("name", "as given")
-    out = {"split": split, "views": result.views, "valid": result.valid, "temperature": result.model.temperature}
+    out = {"split": split, "views": result.test_sets, "valid": result.valid, "temperature": result.model.temperature}
     if not result.headline:
         return out
     view, test = result.headline

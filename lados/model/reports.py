@@ -223,7 +223,7 @@ def evaluate_run(job: TrainingReport) -> Markdown:
     "Calibrate, score every test set, compare with what needs no training, and write metrics.json."
     job.events("evaluate")
     job.result = evaluate_trained(job.trained, job.params, job.data)
-    job.metrics = {"split": job.opened.report.name, "views": job.result.views, "valid": job.result.valid,
+    job.metrics = {"split": job.opened.report.name, "views": job.result.test_sets, "valid": job.result.valid,
                    "temperature": job.result.model.temperature, "best_epoch": job.trained.best_epoch,
                    "cost": job.trained.cost}
     name, test = job.result.headline or (None, None)
@@ -248,7 +248,7 @@ def _scores_markdown(job: TrainingReport, test: dict | None) -> str:
     plain = "A plain logistic regression, without this run's augmented views and weights of classes," if \
         _is_regression(job) else "A logistic regression on the features of the network it started from"
     beside = f"\n\n{plain} scores {leading.title} {figure_text(leading, probe)} on the same images." if probe else ""
-    return test_sets_markdown(job.result.views) + beside
+    return test_sets_markdown(job.result.test_sets) + beside
 
 
 # %% ../../nbs/model/17_reports.ipynb #cdf6826f
@@ -462,7 +462,7 @@ def verdict(job: TrainingReport) -> Markdown:
 
 def _beside(job: TrainingReport, name: str, score: float) -> str:
     "What needs no network scores."
-    b, metric = job.result.views[name]["baselines"] or {}, METRICS[PRIMARY]
+    b, metric = job.result.test_sets[name]["baselines"] or {}, METRICS[PRIMARY]
     others = {"always the commonest class": b.get("majority"), "file names alone": b.get("lookup"),
               "a logistic regression on features": None if _is_regression(job) else job.metrics.get("probe")}
     there = {k: v[PRIMARY] for k, v in others.items() if v and v.get(PRIMARY) is not None}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OUTPUTS', 'CERTIFY', 'program', 'write_torch_export', 'write_torchscript', 'write_onnx', 'write_openvino',
-           'export_format', 'write_int8', 'ReferenceAnswers', 'independent_images', 'disagreement', 'compare_engine',
+           'export_format', 'write_int8', 'ReferenceAnswers', 'independent_images', 'changes_bound', 'compare_engine',
            'reference_answers', 'export_run', 'parity_table', 'certificate_words']
 
 # %% ../../nbs/serve/03_export.ipynb #494ad9a8
@@ -273,7 +273,7 @@ def independent_images(
     return float(n / (1 + ((sizes**2).sum() / n - 1) * together))
 
 
-def disagreement(
+def changes_bound(
     changed: np.ndarray, # [n] bool: another class than the reference
     change: np.ndarray, # [n] largest change of a probability
     groups: np.ndarray, # [n] source groups
@@ -297,7 +297,7 @@ def _brief(labels: np.ndarray, logits: np.ndarray, classes: Sequence[str]) -> di
 def _worst_class(truth: ReferenceAnswers, changed: np.ndarray, change: np.ndarray) -> dict[str, Any]:
     "The class, by torch's answer, whose images change most often."
     first = truth.logits.argmax(1)
-    each = {c: disagreement(changed[first == i], change[first == i], truth.groups[first == i])
+    each = {c: changes_bound(changed[first == i], change[first == i], truth.groups[first == i])
             for i, c in enumerate(truth.classes) if (first == i).any()}
     name = max(each, key=lambda c: (each[c]["changed"] / each[c]["images"], each[c]["upper"]))
     return {"class": name, **each[name]}
@@ -318,7 +318,7 @@ def compare_engine(
     failed = [*_broken(precision, same, float(off.mean()), f1, recall)]
     return {"max_difference": float(off.max()), "mean_difference": float(off.mean()), "agreement": same,
             "ties": int(ties.sum()), "tie": precision.tie, "limit": precision.bound,
-            "disagreement": disagreement(changed, off.max(1), truth.groups),
+            "disagreement": changes_bound(changed, off.max(1), truth.groups),
             "worst_class": _worst_class(truth, changed, off.max(1)), "macro_f1": now["macro_f1"],
             "macro_f1_change": f1, "recall_change": recall, "passed": not failed, "failed": failed}
 
@@ -496,15 +496,15 @@ def _figures(e: dict[str, Any]) -> list[str]:
 def certificate_words(
     parity: dict[str, Any], # what parity.json says
 ) -> list[str]: # lines
-    "What each engine that trades accuracy for speed may cost, whether `auto` takes it, and where ties were found."
+    "What each engine with fewer bits may cost, whether `auto` takes it, and where ties were found."
     lines = [f"{name}: {e['ties']} of {parity['images']} images are ties: the first class is another one, which torch "
              f"holds to be as likely to within {e['tie']}." for name, e in parity["engines"].items() if e.get("ties")]
     for name, e in parity["engines"].items():
-        if not e.get("limit") or "disagreement" not in e:
+        if "disagreement" not in e or not (e.get("limit") or e["disagreement"]["changed"]):
             continue
-        d, w = e["disagreement"], e["worst_class"]
-        taken = "auto may take it" if e["passed"] and d["upper"] < e["limit"] else "auto leaves it to you"
+        d, w, limit = e["disagreement"], e["worst_class"], e.get("limit")
+        taken = "auto may take it" if e["passed"] and (not limit or d["upper"] < limit) else "auto leaves it to you"
         lines.append(f"{name}: another class than torch for {d['changed']} of {d['images']} images, so for at most "
-                     f"{d['upper']:.1%} of others (95 %; limit {e['limit']:.0%}): {taken}. "
+                     f"{d['upper']:.1%} of others (95 %{f'; limit {limit:.0%}' if limit else ''}): {taken}. "
                      f"Worst class {w['class']}: {w['changed']} of {w['images']}.")
     return lines

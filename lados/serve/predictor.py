@@ -24,7 +24,7 @@ from ..traces import span
 from ..data.images import load_square
 from ..model.bundle import bundle_name, card_label_set, hold_bundle, read_card
 from ..model.uncertainty import FeatureSpace, apply_temperature, is_unsure, kept_promise, prediction_set
-from .engines import Engine, Run, certificate, check_engine, choose_engine, open_engine, read_reference
+from .engines import Engine, EngineCall, certificate, check_engine, choose_engine, open_engine, read_reference
 
 # %% ../../nbs/serve/01_predictor.ipynb #a1f2b0d2
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class OpenedBundle:
     def predict(
         self,
         images: np.ndarray, # uint8 [n, size, size, 3]
-        run: Run | None = None, # a lane of the engine; none: the whole engine
+        run: EngineCall | None = None, # a lane of the engine; none: the whole engine
     ) -> tuple[np.ndarray, np.ndarray]: # calibrated probabilities [n, classes]; distances to the training images [n]
         "Run the engine. Distances are NaN where the bundle has nothing to compare with."
         logits, embeddings = (run or self.engine.run)(images)

@@ -18,6 +18,7 @@ import traitlets
 from ..core import LadosError, settings
 from ..client import ApiError, Client, Forbidden, NotFound
 from ..logs import start_logs
+from ..metrics import headline_metrics
 from ..traces import start_traces
 from ..trail import noted
 from ..model.params import presets
@@ -144,7 +145,8 @@ def _model(entry: dict[str, Any]) -> dict[str, Any]:
     card = entry["card"] or {}
     test = (card.get("metrics") or {}).get("test") or {}
     return {"name": entry["name"], "served": entry["served"], "error": entry["error"], "engines": entry["engines"],
-            "backbone": card.get("backbone"), "macro_f1": test.get("macro_f1"), "accuracy": test.get("accuracy"),
+            "backbone": card.get("backbone"), "macro_f1": test.get("macro_f1"),
+            "scores": [{"title": m.title, "value": test.get(m.key)} for m in headline_metrics()],
             "view": test.get("view"), "images": test.get("images"), "synthetic": card.get("synthetic") or 0}
 
 

@@ -200,6 +200,16 @@ def test_results_are_taken_home_as_table_objects_and_map():
     assert exports.as_geojson(items[1:], ["oil"]) == b""
 
 
+def test_a_field_that_a_package_adds_to_the_answer_is_taken_home():
+    served = served_now({}, {"served": "m", "engine": "e", "models": []})
+    of_job = answer_of({"image": "a", "predicted": "oil", "confidence": 0.8, "p_oil": 0.8, "prediction_set": "oil", "not_covered": "", "abstain": "", "error": "", "slick_km2": 1.5}, served)
+    items = [Item("a" * 64, "a.jpg", 0, "done", {**ANSWER, "slick_km2": 2.5, "timing_ms": {"total": 3}, "request_id": "5f"}, bytes=5), Item("b" * 64, "b.jpg", 0, "done", of_job, bytes=5),
+             Item("c" * 64, "c.jpg", 0, "failed", error="torn", bytes=5)]
+    rows = {r["image"]: r for r in csv.DictReader(io.StringIO(exports.as_csv(items, ["oil", "ship"]).decode("utf-8-sig")))}
+    assert [rows[n]["slick_km2"] for n in ("a.jpg", "b.jpg", "c.jpg")] == ["2.5", "1.5", ""] and not {"timing_ms", "request_id"} & rows["a.jpg"].keys()
+    assert {r["image"]: r.get("slick_km2") for r in json.loads(exports.as_json(items, ["oil", "ship"]))} == {"a.jpg": 2.5, "b.jpg": 1.5, "c.jpg": None}
+
+
 def test_a_zip_gives_its_images_and_nothing_else():
     f = io.BytesIO()
     with zipfile.ZipFile(f, "w") as z:

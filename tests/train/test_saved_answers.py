@@ -89,12 +89,13 @@ def lados(place, monkeypatch, capsys):
 @pytest.mark.parametrize("words", [
     ("predict", "flight", "--run=bundle", "--out=flight/délta.png/q.csv"), ("predict", "flight", "--run=bundle", "--out=folder.csv"),
     ("predict", "flight", "--run=bundle", "--out=/proc/q.csv"), ("evaluate", "--run=bundle", "--data=flight", "--out=bundle/card.json/q.json"),
+    ("predict", "flight", "--run=bundle", "--html=flight/délta.png/q.html"), ("predict", "flight", "--run=bundle", "--html=folder.csv"),
     ("job", "submit", "predict", "flight", "--run=bundle", "--out=flight/délta.png/q.csv"),
     ("data", "split", "flight", "--out=flight/délta.png/q"), ("data", "audit", "flight", "--out=flight/délta.png")])
 def test_a_place_for_answers_is_checked_before_the_work(place, lados, words):
     (place / "folder.csv").mkdir(exist_ok=True)
     code, text = lados(*words)
-    assert code == 2 and "->" in text and "--out" in text and "model" not in text.split("error")[0]
+    assert code == 2 and "->" in text and words[-1].partition("=")[0] in text and "model" not in text.split("error")[0]
 
 
 def test_answers_of_another_model_are_not_taken_over(place, lados):

@@ -149,7 +149,7 @@ BAD = {
     "short": {"size": [80, 100], "counts": [5]}, "long": {"size": [80, 100], "counts": [9000]}, "no form": {"size": [80, 100], "counts": "\u00ff!"},
     "halves": {"size": [80, 100], "counts": [100.5, 7899.5]}, "negative": {"size": [80, 100], "counts": [-1, 8001]}, "cut": {"size": [80, 100], "counts": PACKED[:-3]},
     "infinite": [[10, 10, float("inf"), 10, 50, 50]], "another mapping": {"points": SQUARE}, "outside": [[200, 200, 300, 200, 300, 300]],
-    "left of it": [[-90, 10, -50, 10, -50, 50]], "true": True, "texts": [["1,2", "3,4", "5,6"]],
+    "left of it": [[-90, 10, -50, 10, -50, 50]], "in fractions": [[0.1, 0.1, 0.5, 0.1, 0.5, 0.5]], "true": True, "texts": [["1,2", "3,4", "5,6"]],
 }
 EMPTY = {"nothing": [], "null": None, "an empty list": [[]], "two lists": [[], []], "a line": [[10, 10, 50, 50]], "a point": [[10, 10]],
          "three points of a line": [[10, 10, 10, 20, 10, 30]], "no pixel": {"size": [80, 100], "counts": [8000]}, "empty text": "", "empty list as text": "[]"}
@@ -161,7 +161,7 @@ def test_a_good_box_stands_in_for_a_bad_outline(tmp_path, how):
     assert list(frame["label"]) == ["oil", "ship"] and frame["area_oil"][0] == pytest.approx(0.2)
 
 
-@pytest.mark.parametrize("box", [None, [], [NAN] * 4, [1, 2, 3], "box", [10, 10, 0, 0], [300, 300, 10, 10], {"x": 1}, [None] * 4])
+@pytest.mark.parametrize("box", [None, [], [NAN] * 4, [1, 2, 3], "box", [10, 10, 0, 0], [300, 300, 10, 10], [0.1, 0.1, 0.4, 0.4], {"x": 1}, [None] * 4])
 @pytest.mark.parametrize("how", ["nan", "cut", "nothing", "a line", "no pixel"])
 def test_without_a_good_box_the_image_is_left_out_by_name(tmp_path, how, box):
     manifest = import_dataset(export(tmp_path, [oil(segmentation={**BAD, **EMPTY}[how], bbox=box), SHIP]))

@@ -99,6 +99,12 @@ def test_numbered_folders_of_classes(tmp_path, names):
     assert len(import_dataset(tmp_path).label_set) == 6
 
 
+@pytest.mark.parametrize("folder", ["thumbs", "_thumbs", "Thumbnails", "_thumbnails", "@eaDir", ".thumbs"])
+def test_small_copies_that_a_program_has_made_are_no_images_of_their_own(tmp_path, folder):
+    place(tmp_path, "oil/a.png", "ship/b.png", f"oil/{folder}/a.png", f"{folder}/b.png")
+    assert rows(tmp_path) == [("oil/a.png", "", "oil"), ("ship/b.png", "", "ship")]
+
+
 def test_numbers_in_front_of_all_folders_are_no_part_of_their_names(tmp_path):
     place(tmp_path, "1_oil/a.png", "2_kelp/b.png")
     assert [r[2] for r in rows(tmp_path)] == ["oil", "kelp"]

@@ -69,7 +69,7 @@ HOLE[:, :20] = True
 
 @pytest.mark.parametrize(("dtype", "value", "tag"), [
     ("float32", -9999, -9999), ("float32", float(np.finfo(np.float32).min), float(np.finfo(np.float32).min)), ("float32", np.nan, np.nan),
-    ("float32", np.nan, None), ("float32", float(np.finfo(np.float32).min), None), ("float64", 1e20, 1e20), ("int16", -32768, -32768),
+    ("float32", np.nan, None), ("float32", -9999, None), ("float32", float(np.finfo(np.float32).min), None), ("float64", 1e20, 1e20), ("int16", -32768, -32768),
     ("uint16", 65535, 65535), ("uint16", 0, 0), ("uint8", 0, 0), ("int32", -9999, -9999)])
 @pytest.mark.parametrize("bands", [1, 3, 5])
 def test_pixels_without_data_are_left_out_of_the_range(tmp_path, dtype, value, tag, bands):

@@ -153,7 +153,7 @@ function render({ model, el }) {
       h("p", {}, h("b", {}, m.name), " will answer everybody from now on", now ? [", in place of ", h("b", {}, now.name)] : "", "."),
       uncertified(m) && h("p", { class: "warn" }, "It is not certified: nobody has tried whether an engine answers as the trained network does. ", h("code", {}, `lados export ${m.name}`), " does that."),
       h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}), h("th", {}, "served now"), h("th", {}, "this one"))),
-        h("tbody", {}, line("Macro-F1, own test", (x) => (x.macro_f1 == null ? "–" : `${number(x.macro_f1)} (${x.images ?? "?"} images)`)), line("Accuracy, own test", (x) => number(x.accuracy)),
+        h("tbody", {}, line("Images of its own test", (x) => x.images ?? "–"), m.scores.map((s, i) => line(`${s.title[0].toUpperCase()}${s.title.slice(1)} there`, (x) => (x.scores[i].value == null ? "–" : number(x.scores[i].value)))),
           line("Backbone", (x) => x.backbone || "–"), line("Certificate", (x) => (uncertified(x) ? "not certified" : certificate(x)))))),
       busy ? h("p", { class: "comparing", role: "status" }, h("progress", {}), job.state === "queued" ? " The comparison waits for a worker." : " Both answer images that are new to them …")
         : proposal ? h("p", { class: `verdict ${proposal.better ? "" : "warn"}` }, proposal.verdict, report && [" ", report])
