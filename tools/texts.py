@@ -23,14 +23,14 @@ def called(node: ast.Call) -> int:
 
 
 def used() -> dict[tuple[str, ...], str]:
-    """Every text with the file that has it first; those the service says are listed in said.py."""
+    """Every text with the file that has it first; those the service says are listed in phrases.py."""
     found: dict[tuple[str, ...], str] = {}
     for path in sorted(FRONTS.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             words = []
             if isinstance(node, ast.Call) and (n := called(node)):
                 words = [a.value for a in node.args[:n] if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-            elif path.name == "said.py" and isinstance(node, ast.Tuple):
+            elif path.name == "phrases.py" and isinstance(node, ast.Tuple):
                 for word in node.elts:
                     found.setdefault((word.value,), path.relative_to(FRONTS).as_posix())
             if words and all(words):

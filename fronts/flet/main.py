@@ -14,9 +14,9 @@ sys.path[:0] = [str(p) for p in (HERE.parent, HERE.parent.parent) if str(p) not 
 
 import flet as ft  # noqa: E402
 from lados_fronts import exports, images  # noqa: E402
-from lados_fronts.desk import LIVE, desk_of  # noqa: E402
 from lados_fronts.keep import PENDING, Item, Keep, doubtful_first, forget_old, keeping_folder, new_visitor  # noqa: E402
 from lados_fronts.service import Place  # noqa: E402
+from lados_fronts.session import LIVE, session_of  # noqa: E402
 from lados_fronts.texts import LANGUAGES, Texts, reader_language, texts  # noqa: E402
 from lados_fronts.wording import Wording  # noqa: E402
 
@@ -87,14 +87,14 @@ class App(Kept):
     # the frame
 
     @property
-    def desk(self) -> Any:
+    def session(self) -> Any:
         "The outbox."
-        return desk_of(self.keep)
+        return session_of(self.keep)
 
     @property
     def served(self) -> Any:
         "What the service serves."
-        return self.desk.served
+        return self.session.served
 
     @property
     def size(self) -> tuple[float, float]:
@@ -156,14 +156,14 @@ class App(Kept):
 
     def draw_status(self) -> None:
         "Say how the service is."
-        t, problem, served = self.t, self.desk.problem(), self.served
+        t, problem, served = self.t, self.session.problem(), self.served
         if problem:
             waiting = self.keep.counts()["waiting"]
             more = f" {t.many('{n} image waits in the outbox.', '{n} images wait in the outbox.', waiting)}" if waiting else ""
             self.status.controls = [self.line(f"{problem}{more}")]
         elif served.model:
             self.status.controls = [ft.Row([ft.Icon(ft.Icons.CIRCLE, size=10, color="#2a9d5c"), ft.Text(served.model, weight=ft.FontWeight.W_600), ft.Text(served.engine),
-                                            ft.Text(t("asked at {place}", place=self.desk.place.shown), color=ft.Colors.ON_SURFACE_VARIANT)], wrap=True, spacing=10)]
+                                            ft.Text(t("asked at {place}", place=self.session.place.shown), color=ft.Colors.ON_SURFACE_VARIANT)], wrap=True, spacing=10)]
             if caution := self.wording.caution():
                 self.status.controls.append(self.line(caution))
         else:
@@ -182,7 +182,7 @@ class App(Kept):
             await asyncio.sleep(0.6)
             if not self.there:
                 continue
-            now = (self.keep.stamp(), str(self.desk.problem()), self.served.model, self.desk.handing, self.size)
+            now = (self.keep.stamp(), str(self.session.problem()), self.served.model, self.session.handing, self.size)
             if now != self.seen and self.at != SETTINGS:
                 self.seen = now
                 with suppress(Exception): # the visitor may be gone this very moment
@@ -319,8 +319,8 @@ class App(Kept):
         if settled < len(items):
             text = t("Classified {done} of {all}", done=t.number(settled), all=t.number(len(items)))
             job = next((j for j in self.keep.jobs() if not j["collected"]), None)
-            if self.desk.handing:
-                text = t.many("Handing in {n} image as a job", "Handing in {n} images as a job", self.desk.handing)
+            if self.session.handing:
+                text = t.many("Handing in {n} image as a job", "Handing in {n} images as a job", self.session.handing)
             elif job:
                 text = t("Job {id}: {done} of {all}", id=job["id"][:8], done=t.number(job.get("done", 0)), all=t.number(job.get("total", 0)))
                 settled += int(job.get("done") or 0)
@@ -345,7 +345,7 @@ class App(Kept):
         t, kinds = self.t, ["CSV", "JSON", *["GeoJSON"] * placed]
         buttons = [ft.OutlinedButton(t("Download {kind}", kind=k), icon=ft.Icons.DOWNLOAD, on_click=lambda e, k=k: self.page.run_task(self.save, k)) for k in kinds]
         if again:
-            buttons.append(ft.OutlinedButton(t("Send failed images again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.desk.again()))
+            buttons.append(ft.OutlinedButton(t("Send failed images again"), icon=ft.Icons.REFRESH, on_click=lambda e: self.session.again()))
         return ft.Row([*buttons, ft.TextButton(t("Clear"), on_click=lambda e: self.clear())], wrap=True, spacing=8)
 
     async def save(self, kind: str) -> None:
@@ -375,7 +375,7 @@ class App(Kept):
         self.keep.stop()
         for job in self.keep.jobs():
             if not job["collected"] and job["state"] in LIVE:
-                await self.asked(self.desk.cancel(job["id"]))
+                await self.asked(self.session.cancel(job["id"]))
         self.draw()
 
     def matches(self, item: Item) -> bool:
@@ -474,9 +474,9 @@ class App(Kept):
     async def asked(self, coroutine: Any) -> Any:
         "Ask the service for something now; none: it failed, and the visitor was told."
         try:
-            return await asyncio.wrap_future(self.desk.ask(coroutine)) or True
+            return await asyncio.wrap_future(self.session.ask(coroutine)) or True
         except Exception as error:
-            self.say(str(self.desk.problem(error)))
+            self.say(str(self.session.problem(error)))
             return None
 
     def say(self, text: str) -> None:
@@ -485,7 +485,7 @@ class App(Kept):
 
     async def correct(self, key: str, label: str | None) -> None:
         "Keep what a person says."
-        if await self.asked(self.desk.correct(key, label)):
+        if await self.asked(self.session.correct(key, label)):
             self.say(self.t("Kept for the next training.") if label else self.t("Taken back."))
             if self.large:
                 self.large.fit()
@@ -526,7 +526,7 @@ class App(Kept):
 
     async def cancel_job(self, job_id: str) -> None:
         "Stop a job."
-        await self.asked(self.desk.cancel(job_id))
+        await self.asked(self.session.cancel(job_id))
         self.draw()
 
     def history(self) -> list[ft.Control]:
@@ -562,7 +562,7 @@ class App(Kept):
 
         async def save(e: Any) -> None:
             keep.set(url=(url.value or "").strip().rstrip("/"), key=(key.value or "").strip())
-            if await self.asked(self.desk.look()):
+            if await self.asked(self.session.look()):
                 self.say(t("Saved. The service answers: {model}.", model=self.served.model or t("no model yet")))
 
         def choose(name: str) -> Any:
@@ -667,12 +667,12 @@ class Large(Kept):
         try:
             self.note.value = self.t("Looking at what speaks for {name} …", name=self.app.title(label))
             self.note.update()
-            png, thirds, name = await asyncio.wrap_future(self.app.desk.ask(self.app.desk.explain(self.item.key, label)))
+            png, thirds, name = await asyncio.wrap_future(self.app.session.ask(self.app.session.explain(self.item.key, label)))
             share = images.spread(png)
             self.opacity = 0.0 if share > images.DIFFUSE else self.opacity or 0.6
             self.heat, self.words = png, self.app.wording.where(name, thirds, share)
         except Exception as error:
-            self.words = str(self.app.desk.problem(error))
+            self.words = str(self.app.session.problem(error))
         with suppress(Exception): # closed meanwhile
             self.fit()
             self.app.page.update()
@@ -702,7 +702,7 @@ async def main(page: ft.Page) -> None:
     app = App(page, keep, language)
     page.on_platform_brightness_change = lambda e: app.build()
     page.on_disconnect, page.on_connect, page.on_close = app.left, app.back, app.ended
-    await asyncio.to_thread(app.desk.looked.wait, 2.0) # so that the first page has what the service says
+    await asyncio.to_thread(app.session.looked.wait, 2.0) # so that the first page has what the service says
     app.build()
     page.on_resize = lambda e: app.build() if ((page.width or 1200) >= WIDE) == page.navigation_bar.visible else None
     await app.live()

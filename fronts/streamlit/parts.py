@@ -9,9 +9,9 @@ from typing import Any
 
 import streamlit as st
 from lados_fronts import images
-from lados_fronts.desk import Desk, desk_of
 from lados_fronts.keep import Item, Keep, forget_old, new_visitor
 from lados_fronts.service import Served
+from lados_fronts.session import Session, session_of
 from lados_fronts.texts import Texts, reader_language, texts
 from lados_fronts.wording import Wording
 
@@ -41,14 +41,14 @@ class Visit:
     dark: bool
 
     @property
-    def desk(self) -> Desk:
+    def session(self) -> Session:
         "The outbox: asked for anew each time, as another address or a long absence makes another one."
-        return desk_of(self.keep)
+        return session_of(self.keep)
 
     @property
     def served(self) -> Served:
         "What the service serves, as far as is known."
-        return self.desk.served
+        return self.session.served
 
     @property
     def words(self) -> Wording:
@@ -97,7 +97,7 @@ def visit() -> Visit:
     keep = _keep(known)
     if keep.setting("language", "") == "" :
         keep.set(language=language)
-    desk_of(keep).looked.wait(FIRST_LOOK_S) # so that the first page has what the service says, and is not drawn again a moment later
+    session_of(keep).looked.wait(FIRST_LOOK_S) # so that the first page has what the service says, and is not drawn again a moment later
     return Visit(keep, texts(language), st.context.theme.type == "dark")
 
 
@@ -219,7 +219,7 @@ def header(here: Visit) -> None:
 @st.fragment(run_every=2.0)
 def _status() -> None:
     here = visit_again()
-    t, served, problem = here.t, here.served, here.desk.problem()
+    t, served, problem = here.t, here.served, here.session.problem()
     if problem:
         st.html(f'<p class="l-calm{"" if problem.away else " bad"}" role="status">{say(problem)}</p>')
     elif not served.model:
@@ -227,22 +227,22 @@ def _status() -> None:
         st.html(f'<div class="l-status" role="status"><span class="l-lamp away"></span>{say(line)}</div>')
     else:
         st.html(f'<div class="l-status" role="status"><span class="l-lamp"></span><b>{say(served.model)}</b><span class="l-pill">{say(served.engine)}</span>'
-                f'{say(t("asked at {place}", place=here.desk.place.shown))}</div>')
+                f'{say(t("asked at {place}", place=here.session.place.shown))}</div>')
         if caution := here.words.caution():
             st.html(f'<p class="l-calm" role="status">{say(caution)}</p>')
-    if (bool(served.model), here.desk.away is None) != st.session_state.setdefault("shown_state", (bool(served.model), here.desk.away is None)):
-        st.session_state.shown_state = (bool(served.model), here.desk.away is None)
+    if (bool(served.model), here.session.away is None) != st.session_state.setdefault("shown_state", (bool(served.model), here.session.away is None)):
+        st.session_state.shown_state = (bool(served.model), here.session.away is None)
         st.rerun()
 
 
 def ask(here: Visit, coroutine: Any) -> Any: # what it gives; none: it failed, and the visitor was told
     "Ask the service for something now."
     try:
-        return here.desk.ask(coroutine).result(ASK_S)
+        return here.session.ask(coroutine).result(ASK_S)
     except Late:
-        st.error(here.t("The service at {place} does not answer.", place=here.desk.place.shown))
+        st.error(here.t("The service at {place} does not answer.", place=here.session.place.shown))
     except Exception as error:
-        st.error(str(here.desk.problem(error)))
+        st.error(str(here.session.problem(error)))
     return None
 
 
@@ -304,7 +304,7 @@ def corrector(here: Visit, item: Item, where: str) -> None:
              key=f"fix-{where}-{item.key}", on_change=put)
     if (fixing := st.session_state.get("fixing")) and fixing[0] == item.key:
         st.session_state.pop("fixing")
-        if ask(here, _done(here.desk.correct(*fixing))):
+        if ask(here, _done(here.session.correct(*fixing))):
             st.toast(here.t("Kept for the next training.") if fixing[1] else here.t("Taken back."))
             st.rerun(scope="fragment")
 
@@ -355,7 +355,7 @@ def _picture(here: Visit, item: Item) -> None:
     found = None
     if label:
         with st.spinner(t("Looking at what speaks for {name} …", name=here.title(label))):
-            found = ask(here, here.desk.explain(item.key, label))
+            found = ask(here, here.session.explain(item.key, label))
     share = images.spread(found[0]) if found else 0.0
     diffuse = share > images.DIFFUSE
     strength = st.slider(t("Heat map"), 0, 100, 0 if diffuse else 60, format="%d %%", key=f"opacity-{diffuse}", disabled=not found)

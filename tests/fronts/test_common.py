@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FRONTS = ROOT / "fronts"
 sys.path[:0] = [str(FRONTS), str(ROOT / "tools")]
 
-from lados_fronts import desk as desks  # noqa: E402
 from lados_fronts import exports, images  # noqa: E402
-from lados_fronts.desk import answer_of  # noqa: E402
+from lados_fronts import session as sessions  # noqa: E402
 from lados_fronts.keep import Item, Keep, doubtful_first, new_visitor  # noqa: E402
 from lados_fronts.service import Place, problem_of, served_now  # noqa: E402
+from lados_fronts.session import answer_of  # noqa: E402
 from lados_fronts.texts import reader_language, texts  # noqa: E402
 from lados_fronts.wording import Wording  # noqa: E402
 
@@ -168,18 +168,18 @@ def test_what_is_put_away_stays_in_the_history_and_comes_back_with_its_answer(ke
     assert not Keep(keep.visitor, keep.folder.parent).history() and not keep.path(first).exists()
 
 
-def test_a_desk_whose_visitor_has_gone_ends(keep, monkeypatch):
+def test_a_session_whose_visitor_has_gone_ends(keep, monkeypatch):
     "Not while something waits to be sent: that is why it is there."
-    monkeypatch.setattr(desks, "IDLE", 0.0)
+    monkeypatch.setattr(sessions, "IDLE", 0.0)
     keep.set(url="http://127.0.0.1:9")
     keep.add("a.jpg", photo(1))
     keep.release()
-    desk = desks.desk_of(keep)
-    wait_for(lambda: desk.away, 20)
-    assert desks.desk_of(keep) is desk and not desk.over
+    session = sessions.session_of(keep)
+    wait_for(lambda: session.away, 20)
+    assert sessions.session_of(keep) is session and not session.over
     keep.clear()
-    wait_for(lambda: desk.over, 20)
-    assert keep.visitor not in desks._desks
+    wait_for(lambda: session.over, 20)
+    assert keep.visitor not in sessions._sessions
 
 
 def test_doubtful_ones_come_first():
@@ -248,6 +248,6 @@ def test_the_folder_for_flet_build_has_the_client_alone(tmp_path):
     assert {p.name for p in (folder / "lados").iterdir()} == {"__init__.py", "client.py"}
     project = tomllib.loads((folder / "pyproject.toml").read_text())
     assert any(d.startswith("httpx") for d in project["project"]["dependencies"]) and project["tool"]["flet"]["android"]["permission"]
-    code = "import sys, lados_fronts.desk, lados_fronts.wording; print(*(m for m in sys.modules if m.startswith('lados.')))"
+    code = "import sys, lados_fronts.session, lados_fronts.wording; print(*(m for m in sys.modules if m.startswith('lados.')))"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)}, capture_output=True, text=True)
     assert done.stdout.split() == ["lados.client"], done.stderr

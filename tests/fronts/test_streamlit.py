@@ -15,7 +15,7 @@ from streamlit.testing.v1 import AppTest
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "fronts" / "streamlit" / "app.py"
 sys.path[:0] = [str(ROOT / "fronts"), str(APP.parent)]
-from lados_fronts import desk as desks  # noqa: E402
+from lados_fronts import session as sessions  # noqa: E402
 from lados_fronts.keep import Keep, new_visitor  # noqa: E402
 
 
@@ -43,8 +43,8 @@ def visitor(tmp_path, monkeypatch):
     keep = Keep(new_visitor())
     keep.set(language="en")
     yield keep
-    if desk := desks._desks.pop(keep.visitor, None):
-        desk.over = True
+    if session := sessions._sessions.pop(keep.visitor, None):
+        session.over = True
 
 
 def page(keep, url, name="classify", **settings) -> AppTest:
@@ -59,7 +59,7 @@ def page(keep, url, name="classify", **settings) -> AppTest:
 
 
 def settle(keep, done, seconds=60):
-    desks.desk_of(keep)
+    sessions.session_of(keep)
     end = time.monotonic() + seconds
     while keep.counts()["done"] < done:
         assert time.monotonic() < end, keep.counts()
@@ -91,22 +91,22 @@ def test_a_correction_goes_to_the_service(service, visitor):
     visitor.set(url=service.url, key=KEY)
     settle(visitor, 1)
     item = visitor.items()[0]
-    desk = desks.desk_of(visitor)
-    desk.ask(desk.correct(item.key, "sheen")).result(30)
+    session = sessions.session_of(visitor)
+    session.ask(session.correct(item.key, "sheen")).result(30)
     assert visitor.get(item.key).label == "sheen"
     kept = service.get("/corrections", headers={"X-API-Key": KEY}).json()["corrections"]
     assert [c["label"] for c in kept if c["sha256"] == item.key] == ["sheen"]
-    desk.ask(desk.correct(item.key, None)).result(30)
+    session.ask(session.correct(item.key, None)).result(30)
     assert item.key not in {c["sha256"] for c in service.get("/corrections", headers={"X-API-Key": KEY}).json()["corrections"]}
 
 
 def test_the_page_speaks_russian_and_says_calmly_that_nobody_answers(visitor):
     app = page(visitor, "http://127.0.0.1:9", language="ru")
-    desk = desks.desk_of(visitor)
+    session = sessions.session_of(visitor)
     end = time.monotonic() + 20
-    while not desk.away and time.monotonic() < end:
+    while not session.away and time.monotonic() < end:
         time.sleep(0.05)
-    assert "Перетащите снимки вылета" in told(app) and "не отвечает" in str(desk.problem()) and desk.problem().away
+    assert "Перетащите снимки вылета" in told(app) and "не отвечает" in str(session.problem()) and session.problem().away
 
 
 def test_each_image_is_sent_once_when_the_service_comes_back(visitor, tmp_path):
@@ -119,11 +119,11 @@ def test_each_image_is_sent_once_when_the_service_comes_back(visitor, tmp_path):
     for i, d in enumerate([*data, data[0]]):
         visitor.add(f"{i}.png", d)
     visitor.release()
-    desk = desks.desk_of(visitor)
+    session = sessions.session_of(visitor)
     end = time.monotonic() + 20
-    while not desk.away and time.monotonic() < end:
+    while not session.away and time.monotonic() < end:
         time.sleep(0.05)
-    assert desk.away and visitor.counts()["waiting"] == 10
+    assert session.away and visitor.counts()["waiting"] == 10
     with serving(tmp_path / "api", runs() / "first", port=port) as server:
         settle(visitor, 10)
         outcomes = server.get("/metrics").json()["inference"]["outcomes"]

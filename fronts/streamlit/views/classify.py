@@ -79,8 +79,8 @@ def summary(items: Sequence[Item]) -> None:
     if settled < len(items):
         queue = sum(i.state == "job" for i in items)
         text = t("Classified {done} of {all}", done=t.number(settled), all=t.number(len(items)))
-        if here.desk.handing:
-            text = t.many("Handing in {n} image as a job", "Handing in {n} images as a job", here.desk.handing)
+        if here.session.handing:
+            text = t.many("Handing in {n} image as a job", "Handing in {n} images as a job", here.session.handing)
         elif queue and (job := next((j for j in keep.jobs() if not j["collected"]), None)):
             text = t("Job {id}: {done} of {all}", id=job["id"][:8], done=t.number(job.get("done", 0)), all=t.number(job.get("total", queue)))
             settled += int(job.get("done") or 0)
@@ -102,7 +102,7 @@ def tools(items: Sequence[Item], busy: bool) -> None:
         for kind, make, mime in kinds: # made when somebody clicks, as cards are drawn again and again
             st.download_button(t("Download {kind}", kind=kind), lambda make=make: make(keep.items(), classes), f"lados-results.{kind.lower()}", mime, on_click="ignore", icon=":material/download:")
         if any(i.state == "failed" and i.bytes for i in items):
-            st.button(t("Send failed images again"), on_click=here.desk.again, icon=":material/refresh:")
+            st.button(t("Send failed images again"), on_click=here.session.again, icon=":material/refresh:")
         if busy:
             st.button(t("Stop"), on_click=keep.stop, icon=":material/stop_circle:")
         st.button(t("Clear"), on_click=keep.clear, type="tertiary")

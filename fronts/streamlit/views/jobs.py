@@ -2,7 +2,7 @@
 
 import parts
 import streamlit as st
-from lados_fronts.desk import LIVE
+from lados_fronts.session import LIVE
 
 here = parts.visit_again()
 t = here.t
@@ -32,7 +32,7 @@ def job_card(job: dict, mine: bool) -> None:
         if job["state"] in LIVE:
             left.progress(float(job.get("fraction") or 0))
             if right.button(t("Cancel"), key=f"cancel-{job['id']}-{mine}"):
-                parts.ask(here, parts._done(here.desk.cancel(job["id"])))
+                parts.ask(here, parts._done(here.session.cancel(job["id"])))
         if job.get("error"):
             left.html(f'<p class="l-error">{parts.say(t.sentence(job["error"]))}</p>')
 
@@ -47,11 +47,11 @@ def listed() -> None:
                      n=here.served.threshold))
     for job in mine:
         job_card(job, True)
-    if not here.desk.place.key:
+    if not here.session.place.key:
         st.caption(t("With the key, in Settings, everybody's jobs are shown, too."))
         return
     st.subheader(t("Everybody's"))
-    found = parts.ask(here, here.desk.client.jobs(limit=30)) if not here.desk.away else None
+    found = parts.ask(here, here.session.client.jobs(limit=30)) if not here.session.away else None
     known = {j["id"] for j in mine}
     for job in (found or {}).get("jobs", []):
         if job["id"] not in known:

@@ -34,8 +34,8 @@ def line(points: list[tuple[float, float | None]], title: str, fmt: str = "") ->
 @st.fragment(run_every=3.0)
 def numbers() -> None:
     "Show health and the metrics, live."
-    metrics = parts.ask(here, here.desk.client.metrics()) if not here.desk.away else None
-    seen = samples(here.desk.place.url)
+    metrics = parts.ask(here, here.session.client.metrics()) if not here.session.away else None
+    seen = samples(here.session.place.url)
     if metrics:
         found = metrics["inference"]
         latency, recent = (found.get("latency") or {}).get("total") or {}, found.get("recent") or {}
@@ -59,15 +59,15 @@ def numbers() -> None:
 
 async def promoted(model: str) -> dict:
     "Serve another model from now on."
-    answer = await here.desk.client.promote(model)
-    await here.desk.look()
+    answer = await here.session.client.promote(model)
+    await here.session.look()
     return answer
 
 
 def models() -> None:
     "List the models; with the key, another one can be served."
     st.subheader(t("Models"))
-    found = parts.ask(here, here.desk.client.models()) if not here.desk.away else None
+    found = parts.ask(here, here.session.client.models()) if not here.session.away else None
     for model in (found or {}).get("models", []):
         card = model.get("card") or {}
         test = (card.get("metrics") or {}).get("test") or {}
@@ -80,12 +80,12 @@ def models() -> None:
             left.html(f'<p class="l-verdict"><b>{parts.say(model["name"])}</b>{served}</p><p class="l-set">{parts.say(" · ".join(filter(None, scores)))}</p>'
                       + (f'<p class="l-error">{parts.say(model["error"])}</p>' if model.get("error") else ""))
             if not model["served"] and not model.get("error") and right.button(
-                    t("Promote"), key=f"promote-{model['name']}", disabled=not here.desk.place.key, help=None if here.desk.place.key else t("needs the key, in Settings")):
+                    t("Promote"), key=f"promote-{model['name']}", disabled=not here.session.place.key, help=None if here.session.place.key else t("needs the key, in Settings")):
                 with st.spinner(t("Loading and measuring {name} …", name=model["name"])):
                     if parts.ask(here, promoted(model["name"])):
                         st.toast(t("Served from now on: {name}", name=model["name"]))
                         st.rerun()
-    if not here.desk.place.key:
+    if not here.session.place.key:
         st.caption(t("To promote a model, enter the key in Settings."))
 
 

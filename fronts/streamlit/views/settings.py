@@ -2,8 +2,8 @@
 
 import parts
 import streamlit as st
-from lados_fronts.desk import desk_of
 from lados_fronts.service import Place
+from lados_fronts.session import session_of
 from lados_fronts.texts import LANGUAGES
 
 here = parts.visit_again()
@@ -26,14 +26,14 @@ with st.form("service"):
         st.session_state.saved = True
         st.rerun()
 if st.session_state.pop("saved", False):
-    desk = desk_of(keep)
+    session = session_of(keep)
 
     async def looked() -> bool:
-        await desk.look()
+        await session.look()
         return True
 
     if parts.ask(here, looked()):
-        st.success(t("Saved. The service answers: {model}.", model=desk.served.model or t("no model yet")))
+        st.success(t("Saved. The service answers: {model}.", model=session.served.model or t("no model yet")))
 st.caption(t("Light or dark follows the system. Images and answers are kept on the machine that serves this page, "
              "for this browser only, and are forgotten after 30 days without a visit."))
 if st.button(t("Forget everything that is kept for this browser"), type="tertiary"):

@@ -21,14 +21,14 @@ from .texts import texts
 
 AT_ONCE = 4 # requests on their way
 PAUSES = (0.5, 1.0, 2.0, 4.0) # seconds between two looks at a service that is away
-IDLE = 600.0 # seconds without a visit, after which a desk that has nothing to do is closed
+IDLE = 600.0 # seconds without a visit, after which a session that has nothing to do is closed
 LIVE = ("queued", "running")
 GIVEN_UP = ("cancelled", "failed")
 T = TypeVar("T")
 log = logging.getLogger("lados.fronts")
 
 
-class Desk:
+class Session:
     "One visitor's work with the service. Its coroutines run in one event loop; everything else may call from any thread."
 
     def __init__(self, keep: Keep, place: Place):
@@ -64,12 +64,12 @@ class Desk:
         await self.client.close()
 
     def _left(self) -> bool:
-        "Return True, with the desk off the list, once its visitor has gone and nothing waits."
+        "Return True, with the session off the list, once its visitor has gone and nothing waits."
         if time.monotonic() - self.visited < IDLE or any(self.keep.counts()[s] for s in PENDING) or not all(j["collected"] for j in self.keep.jobs()):
             return False
         with _lock:
-            if time.monotonic() - self.visited > IDLE and _desks.get(self.keep.visitor) is self:
-                del _desks[self.keep.visitor]
+            if time.monotonic() - self.visited > IDLE and _sessions.get(self.keep.visitor) is self:
+                del _sessions[self.keep.visitor]
                 self.over = True
         return self.over
 
@@ -179,7 +179,7 @@ class Desk:
         found = [(key, answer_of(row, self.served), row.get("error") or "") for key, row in zip(keys, rows, strict=False)]
         self.keep.answered([(key, "done" if answer else "failed", answer, "" if answer else error) for key, answer, error in found])
 
-    # what a visitor asks for; awaited in the desk's own loop
+    # what a visitor asks for; awaited in the session's own loop
 
     async def explain(self, key: str, label: str | None = None) -> tuple[bytes, dict[str, float], str]: # PNG, thirds, class
         "Return where in an image an answer comes from."
@@ -212,7 +212,7 @@ class Desk:
                 self.keep.change(item.key, state="waiting", error="", remedy="")
 
     def ask(self, what: Coroutine[Any, Any, T]) -> Future[T]:
-        "Run a coroutine in the desk's loop."
+        "Run a coroutine in the session's loop."
         return asyncio.run_coroutine_threadsafe(what, _loop())
 
     def problem(self, error: Exception | None = None) -> Any: # a `Problem`, or none
@@ -239,9 +239,9 @@ def answer_of(
             "model": row.get("model") or served.model, "engine": row.get("engine") or served.engine}
 
 
-# one loop for all desks of a process
+# one loop for all sessions of a process
 
-_desks: dict[str, Desk] = {}
+_sessions: dict[str, Session] = {}
 _lock = threading.Lock()
 _running: list[asyncio.AbstractEventLoop] = []
 
@@ -252,22 +252,22 @@ def _loop() -> asyncio.AbstractEventLoop:
             _running.append(asyncio.get_event_loop())
         else:
             _running.append(asyncio.new_event_loop())
-            threading.Thread(target=_running[0].run_forever, daemon=True, name="desks").start()
+            threading.Thread(target=_running[0].run_forever, daemon=True, name="sessions").start()
     return _running[0]
 
 
 
-def desk_of(keep: Keep) -> Desk:
-    "Return the desk of a visitor, at the service that the visitor's settings or the environment name."
+def session_of(keep: Keep) -> Session:
+    "Return the session of a visitor, at the service that the visitor's settings or the environment name."
     given = Place.from_environment()
     place = Place(keep.setting("url") or given.url, keep.setting("key") or given.key)
     with _lock:
-        desk = _desks.get(keep.visitor)
-        if desk and desk.place == place:
-            desk.visited = time.monotonic()
-            return desk
-        if desk:
-            desk.over = True
-        desk = _desks[keep.visitor] = Desk(keep, place) # its client opens no connection before it is used
-        asyncio.run_coroutine_threadsafe(desk.work(), _loop())
-    return desk
+        session = _sessions.get(keep.visitor)
+        if session and session.place == place:
+            session.visited = time.monotonic()
+            return session
+        if session:
+            session.over = True
+        session = _sessions[keep.visitor] = Session(keep, place) # its client opens no connection before it is used
+        asyncio.run_coroutine_threadsafe(session.work(), _loop())
+    return session

@@ -1,6 +1,6 @@
 """What the service says in a fixed form, and the fronts translate: classes, problems, states."""
 
-SAID = (
+PHRASES = (
     "oil", "emulsion", "oil platform", "sheen", "ship", "background", "thick and dark, brown to black", "oil churned with water: orange-brown, ropy",
     "a rig or platform", "a film: silvery, rainbow or dull metallic", "a vessel", "sea, coast or sky: none of the others",
     "Image too large", "Not an image", "Image cannot be read", "Form cannot be read", "Images cannot be used", "Disk full", "Body did not arrive",
