@@ -10,12 +10,13 @@ __all__ = ['Problems', 'PROBLEMS', 'GONE', 'DEFECT', 'IMAGES', 'MAX_PLAIN_BODY',
 import asyncio
 import json
 import math
+import os
+import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from fastapi import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -175,6 +176,8 @@ async def audited(
 
 # %% ../../nbs/serve/10_http.ipynb #0dc910f5
 _ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_RANDOM = random.Random(os.urandom(32)) # the system, asked for each id, takes the interpreter's lock
+os.register_at_fork(after_in_child=lambda: _RANDOM.seed(os.urandom(32)))
 _TRACE = re.compile(rb"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}") # https://www.w3.org/TR/trace-context/
 
 
@@ -186,7 +189,7 @@ def _begin(scope: Scope, root_path: str) -> tuple[str, str]: # the request's id;
             given = value
         elif name == b"traceparent":
             trace = _TRACE.fullmatch(value)
-    request_id = given.decode() if _ID.fullmatch(given) else uuid4().hex
+    request_id = given.decode() if _ID.fullmatch(given) else f"{_RANDOM.getrandbits(128):032x}"
     # a request has a context of its own, so nothing need be taken back
     FIELDS.set({"http.request.id": request_id, **({"trace.id": trace[1].decode()} if trace else {})})
     scope["root_path"] = root_path or scope.get("root_path", "")

@@ -187,7 +187,7 @@ class AnswerEncoder(OpenedBundle):
         classes, conformal, values = self.label_set.names, self.card.get("conformal"), probs.tolist()
         options, likely = (prediction_set(probs, conformal, classes, always) for always in (True, False))
         strange = bool(self.outlier and distance > self.outlier["threshold"])
-        unsure, best = is_unsure(probs, conformal, classes), int(probs.argmax())
+        unsure, best = is_unsure(probs, conformal, classes), values.index(max(values))
         unclaimed = options is not None and classes[best] in self.not_covered
         reason = _doubts([self.label_set[o].title for o in likely or []], strange, unsure, unclaimed, self.most)
         return Answer(classes[best], values[best], dict(zip(classes, values, strict=True)), options, self.not_covered,

@@ -419,7 +419,8 @@ def _feed(decoders: Decoders, loaded: LoadedModel, data: bytes, name: str, item:
         if not item.future.done():
             decode = loaded.predictor.decode if large else partial(_decode_small, loaded.predictor)
             item.image = decode(data, name)
-            if item.image is None:
+            if item.image is None: # nobody waits for it
+                loaded.batcher.withdraw(item)
                 decoders.large.submit(_feed, decoders, loaded, data, name, item, True)
                 return
             item.arrived = time.monotonic()
