@@ -2731,7 +2731,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'lados.serve.server.Outlet.write': ('serve/server.html#outlet.write', 'lados/serve/server.py'),
                                     'lados.serve.server._Config': ('serve/server.html#_config', 'lados/serve/server.py'),
                                     'lados.serve.server._Config.load': ('serve/server.html#_config.load', 'lados/serve/server.py'),
-                                    'lados.serve.server._lives': ('serve/server.html#_lives', 'lados/serve/server.py'),
                                     'lados.serve.server.application': ('serve/server.html#application', 'lados/serve/server.py'),
                                     'lados.serve.server.config': ('serve/server.html#config', 'lados/serve/server.py'),
                                     'lados.serve.server.let_go': ('serve/server.html#let_go', 'lados/serve/server.py'),

@@ -83,7 +83,8 @@ def check_place(
         why = f"{path}: cannot be written there ({e.strerror})"
         raise ConfigError(why, f"choose another place with {option}") from None
     if not folder and path.is_dir():
-        raise ConfigError(f"{path} is a folder", f"name a file in it: {option} {path / 'answers.csv'}")
+        name = "answers.html" if option == "--html" else "answers.csv"
+        raise ConfigError(f"{path} is a folder", f"name a file in it: {option} {path / name}")
     return path
 
 # %% ../nbs/01_files.ipynb #57bacfdc

@@ -22,7 +22,7 @@ def row(
     item: Item,
     classes: Sequence[str], # of the label set, in its order
 ) -> dict[str, Any]: # column -> value
-    "Return an image's row: the columns of `lados predict`, those that a package has added too, and then what only a front end knows."
+    "Return an image's row: the columns of `lados predict`, those that a package has added, and what only a front end knows."
     a = item.answer
     shares, confirmed = a.get("probabilities") or {}, bool(item.label) and item.label == a.get("label")
     plain = {n: a.get(n) for n in (*PLAIN, *(n for n, v in a.items() if n not in {*PLAIN, *OTHERWISE} and not isinstance(v, dict)))}

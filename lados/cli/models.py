@@ -316,6 +316,7 @@ def _write_gallery(html: Path, table: "pd.DataFrame", files: list[Path], predict
 if TYPE_CHECKING:
     from lados.runs.folders import Run
 
+
 # %% ../../nbs/cli/02_models.ipynb #e0985aa1
 def assignments(
     texts: list[str], # key=value
@@ -409,12 +410,12 @@ def _started(preset: str | None, given: dict[str, Any]) -> "Run":
 
 
 def _resumed(name: str, given: dict[str, Any]) -> "Run":
-    "A run to go on with, `latest` being the newest that did not end well; parameters given now stand above its own."
+    "A run to go on with, `latest` being the newest training; parameters given now stand above its own."
     from lados.runs.execution import wait_until_free
-    from lados.runs.folders import find_run, list_runs
+    from lados.runs.folders import find_run
     from lados.model.params import make_params, plain_params
 
-    run = next(filter(_unfinished, list_runs() if name == "latest" else ()), None) or find_run(name)
+    run = (_unfinished() if name == "latest" else None) or find_run(name)
     if given:
         values = plain_params(make_params({**run.params, **given}))
         wait_until_free(run)
@@ -422,13 +423,6 @@ def _resumed(name: str, given: dict[str, Any]) -> "Run":
             write_json(run.path / "params.json", values)
     return run
 
-
-def _unfinished(run: "Run") -> bool:
-    "Whether a run is a training that was stopped or has failed, and no mere trial."
-    with suppress(LadosError): # its folder is damaged
-        stopped = run.info["job"] == "train" and run.state != "succeeded" and not run.alive
-        return stopped and not run.params.get("dry_run")
-    return False
 
 # %% ../../nbs/cli/02_models.ipynb #67d18099
 def _watch_training(run: "Run") -> "Run":
@@ -487,6 +481,17 @@ def _show_run(run: "Run") -> None:
     for note in read_json(split)["notes"] if split.exists() else []:
         say("note", note)
     out.print(f"report  {run.path / 'report.html'}\nbundle  {run.path / 'bundle'}")
+
+
+def _unfinished() -> "Run | None": # none: it has succeeded, or there is none
+    "The newest training, if it has not succeeded; trials, and jobs, which go on by themselves, are none."
+    from lados.runs.folders import list_runs
+
+    for run in list_runs():
+        with suppress(LadosError): # its folder is damaged
+            if run.info["job"] == "train" and "queued_as" not in run.info and not run.params.get("dry_run"):
+                return run if run.state != "succeeded" else None
+    return None
 
 # %% ../../nbs/cli/02_models.ipynb #25ebe0cc
 def demo() -> None:

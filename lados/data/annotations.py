@@ -149,7 +149,7 @@ def polygon_rle(
     points = points.clip(-1e9, 1e9)
     if not len(points) or not np.ptp(points, axis=0).all():
         return None
-    if max(width, height) > 1 and points.min() >= 0 and points.max() <= 1: # or all of it in the corner pixel
+    if max(width, height) > 1 and points.min() >= 0 and points.max() <= 1 and (points % 1).any(): # no whole pixel
         raise BadOutline("an outline in fractions of the image, not in pixels")
     beyond = max(-points.min(), (points - (width, height)).max())
     if beyond > MIN_OUTSIDE:

@@ -29,8 +29,10 @@ from ..serve.service import mirror_promotion, record_promotion, refuse_other_cla
 def serving_settings() -> Settings:
     "Return the settings of the service: these, with what a `lados up` or `lados serve` of this home was told to serve."
     here, told = settings().lados_home / "up.json", {}
-    if settings().model_path is None: # else whoever asks was told the same
-        told = read_record(here, "up.json") if here.exists() else next(iter(noted_servers()), {})
+    if settings().model_path is None: # else it is what the service is told, too, as far as anybody here knows
+        notes = [read_record(here, "up.json")] if here.exists() else noted_servers()
+        several = {(n.get("model"), n.get("engine")) for n in notes} # where they differ, none of them stands for all
+        told = notes[0] if len(several) == 1 else {}
     model = told.get("model")
     where = model if is_url(model) else model and Path(model)
     engine = {"lados_engine": told["engine"]} if told.get("engine") else {}

@@ -128,9 +128,10 @@ class ImageQueue(ImageTurns):
     def withdraw(self, item: Item) -> None:
         "An image that was announced, and is not put in, does not come."
         with self._there:
-            self.coming, item.coming = self.coming - item.coming, False
-            if self._worth():
-                self._there.notify()
+            if item.coming: # else it was put in, or withdrawn before
+                self.coming, item.coming = self.coming - 1, False
+                if self._worth():
+                    self._there.notify()
 
     def put(self, item: Item) -> None:
         "Let a decoded image wait for its turn. Raises Overloaded."
@@ -156,7 +157,8 @@ class EngineLanes(ImageQueue):
         while True:
             with self._there:
                 while not (self._worth() or self._closed):
-                    self._there.wait(LINGER_S if self.waiting and not self.busy else None)
+                    left = max(0.0, self._since + LINGER_S - time.monotonic())
+                    self._there.wait(left if self.waiting and not self.busy else None)
                 if not self._owners:
                     return
                 alone = lane is None or (not self.busy and not self.coming and self.waiting == 1)

@@ -10,6 +10,7 @@ __all__ = ['HEAD_SECONDS', 'IDLE_SECONDS', 'LOOK_SECONDS', 'AHEAD', 'QUEUED', 'D
 # %% ../../nbs/serve/12_server.ipynb #72b6e987
 import asyncio
 import errno
+import json
 import os
 import resource
 import shutil
@@ -27,7 +28,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
 from ..core import ServeError, settings
-from ..files import read_json, write_json
+from ..files import hold_lock, take_lock, write_json
 from ..processes import collector_paused
 
 # %% ../../nbs/serve/12_server.ipynb #775add2e
@@ -235,29 +236,27 @@ def serving_note(
 ) -> Iterator[Path]: # the note
     "Leave a note of where this process serves, and which model it was told to, as long as it does."
     path, s = settings().lados_home / "serve" / f"api-{os.getpid()}.json", settings()
+    told, lock = {"model": s.model_path and str(s.model_path), "engine": s.lados_engine}, None
     with suppress(OSError): # a home that cannot be written keeps nobody from serving
-        write_json(path, {"url": url, "pid": os.getpid(), "model": s.model_path and str(s.model_path),
-                          "engine": s.lados_engine})
+        write_json(path, {"url": url, "pid": os.getpid(), **told})
+        lock = hold_lock(path) # by which others see that this process lives
     try:
         yield path
     finally:
         path.unlink(missing_ok=True)
+        if lock:
+            lock.close()
 
 
 def noted_servers() -> list[dict[str, Any]]: # url, model and engine as configured; the newest first
     "Return the notes of the processes of this home that serve; those of processes that were killed are passed over."
-    notes = sorted((settings().lados_home / "serve").glob("api-*.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [read_json(p) for p in notes if _lives(int(p.stem.removeprefix("api-")))]
+    notes = []
+    for path in (settings().lados_home / "serve").glob("api-*.json"):
+        with suppress(OSError), path.open() as f: # it may end this moment
+            if not take_lock(f, shared=True):
+                notes.append((os.fstat(f.fileno()).st_mtime, json.load(f)))
+    return [note for _, note in sorted(notes, key=lambda n: n[0], reverse=True)]
 
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError: # it is another user's
-        return True
-    return True
 
 # %% ../../nbs/serve/12_server.ipynb #0baa9fa3
 def application() -> str:

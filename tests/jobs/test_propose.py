@@ -11,7 +11,7 @@ from toy import toy_manifest
 
 from lados.core import DataError, RunError, ServeError, settings
 from lados.data.manifest import Manifest, load_manifest
-from lados.files import read_json, write_json
+from lados.files import hold_lock, read_json, write_json
 from lados.jobs import leases
 from lados.jobs.kinds import run_training
 from lados.jobs.promotion import (
@@ -220,6 +220,13 @@ def test_what_is_served_is_what_a_service_of_this_home_was_told_to(place, monkey
         settings.cache_clear()
         assert served_bundle() == (place / "good" / "bundle").resolve()
         assert serving_settings().lados_engine == "torch"
+        killed = settings().lados_home / "serve" / "api-1.json" # nobody holds it
+        write_json(killed, {"url": "http://127.0.0.1:7", "model": "/gone", "engine": "auto"})
+        assert served_bundle() == (place / "good" / "bundle").resolve()
+        write_json(killed, {"url": "http://127.0.0.1:7", "model": str(place / "poor"), "engine": "auto"})
+        with hold_lock(killed):
+            assert served_bundle() == (place / "poor" / "bundle").resolve(), "two that differ: the latest, as if nobody had said anything"
+            assert serving_settings().lados_engine == "auto"
     assert served_bundle() == (place / "poor" / "bundle").resolve(), "the latest"
 
 

@@ -162,6 +162,8 @@ def test_the_latest_to_go_on_with_is_the_one_that_was_stopped(lados, place):
     stopped.update(state="failed")
     trial.update(state="failed")
     assert _resumed("latest", {}).path == stopped.path, "and not what has succeeded, which is `latest` all else"
+    stopped.update(queued_as="a-job")
+    assert _resumed("latest", {}).path == done.path, "its job goes on by itself"
     shutil.rmtree(stopped.path)
     assert _resumed("latest", {}).path == done.path
     shutil.rmtree(trial.path)

@@ -206,6 +206,12 @@ def test_a_far_ship_smaller_than_a_pixel_is_there(tmp_path):
     assert labels(export(tmp_path, [tiny, SHIP])) == {"a.jpg": "ship", "b.jpg": "ship"}
 
 
+def test_a_speck_in_the_corner_pixel_beside_an_outline_is_no_fault(tmp_path):
+    speck = [0, 0, 1, 0, 1, 1]
+    frame = import_dataset(export(tmp_path, [oil(segmentation=[SQUARE, speck]), SHIP])).frame
+    assert list(frame["label"]) == ["oil", "ship"] and frame["area_oil"][0] == pytest.approx(0.2, abs=0.001)
+
+
 def test_no_dialect_raises_anything_else():
     for how, outline in {**READ, **BAD, **EMPTY}.items():
         told = []
