@@ -143,6 +143,16 @@ def redis_of(home) -> psutil.Process:
         return psutil.Process(c.info("server")["process_id"])
 
 
+def end_pauses(store) -> None:
+    "End all pauses of jobs that wait for an object store, as time would."
+    import sqlalchemy as sa
+
+    from lados.jobs.store import PAUSES
+
+    with store.writing() as c:
+        c.execute(sa.update(PAUSES).values(until=0.0))
+
+
 @contextlib.contextmanager
 def postgres_server() -> Iterator[str]:
     "A PostgreSQL of our own; its address."

@@ -16,7 +16,7 @@ import sqlalchemy
 from commands import refused, run_here
 from serving import KEY, Server, colours, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, ended, environment, redis_server, service, tls_before, working
+from working import TRAINING, end_pauses, ended, environment, redis_server, service, tls_before, working
 
 from lados.core import ConfigError, settings
 from lados.files import hold_lock
@@ -214,12 +214,10 @@ def test_a_task_that_gets_done_ends_no_pause_that_is_not_over(postgres):
     begun = leases.postpone(store, first, "away")
     leases.finish(store, second)
     assert leases.claim(store, job.id, 0, "early") is None and leases.claim(store, job.id, 2, "early") is None
-    with store.writing() as c: # as if it were over
-        c.execute(sqlalchemy.update(job_store.PAUSES).where(job_store.PAUSES.c.job == job.id).values(until=0.0))
+    end_pauses(store)
     again = leases.claim(store, job.id, 0, "w0")
     assert leases.postpone(store, again, "away") == begun, "as long as all before"
-    with store.writing() as c:
-        c.execute(sqlalchemy.update(job_store.PAUSES).where(job_store.PAUSES.c.job == job.id).values(until=0.0))
+    end_pauses(store)
     leases.finish(store, leases.claim(store, job.id, 0, "w0"))
     assert leases.postpone(store, leases.claim(store, job.id, 2, "w2"), "away again") == leases.PAUSES_S[0], "it was there in between"
     with store.reading() as c:

@@ -16,7 +16,7 @@ from commands import run_here
 from objects import AWS, Network, s3_server
 from serving import KEY, Server, colours, copy_run, runs, wait_for
 from toy import toy_manifest
-from working import TRAINING, ended, environment, redis_server, working
+from working import TRAINING, end_pauses, ended, environment, redis_server, working
 
 from lados.core import settings
 from lados.data.corrections import Corrections
@@ -24,7 +24,7 @@ from lados.data.manifest import load_manifest
 from lados.files import read_json, sha256_file, write_json
 from lados.jobs.kinds import job_folder, run_file
 from lados.jobs.leases import cancel_job, list_tasks, retry_job
-from lados.jobs.store import JOBS, PAUSES, add_job, get_job, open_store
+from lados.jobs.store import JOBS, add_job, get_job, open_store
 from lados.jobs.tasks import job_kind, job_results, run_task
 from lados.jobs.workers import Retention
 from lados.model.bundle import FETCHED, checksums, find_bundle, locate_model, seal, verify
@@ -237,12 +237,6 @@ def batch_in_the_store(home, store, images=12) -> str:
     return job_id
 
 
-def over(store) -> None:
-    "End all pauses, as time would."
-    with store.writing() as c:
-        c.execute(sa.update(PAUSES).values(until=0.0))
-
-
 @pytest.mark.long
 def test_work_waits_longer_and_longer_for_an_object_store_that_was_killed(mortal, home, monkeypatch):
     monkeypatch.setenv("JOB_CHUNK", "4")
@@ -258,12 +252,12 @@ def test_work_waits_longer_and_longer_for_an_object_store_that_was_killed(mortal
         for n in (1, 2): # a hint that comes too early, be it of another task, changes nothing
             assert run_task(store, job_id, n, "another") == [] and get_job(store, job_id) == waits
         assert not [t for t in list_tasks(store, "queued") if t.job == job_id], "nobody is sent a hint"
-        over(store)
+        end_pauses(store)
         assert [t.number for t in list_tasks(store, "queued")] == [1, 2]
         for pause in ("10 s", "20 s", "40 s"):
             run_task(store, job_id, 2, "worker")
             assert pause in get_job(store, job_id).error
-            over(store)
+            end_pauses(store)
     finally:
         mortal.start()
     assert run_task(store, job_id, 1, "worker") == [] and get_job(store, job_id).error is None
@@ -284,7 +278,7 @@ def test_an_object_store_that_stays_away_fails_the_job_which_goes_on_when_it_is_
     mortal.kill()
     try:
         run_task(store, job_id, 1, "worker")
-        over(store)
+        end_pauses(store)
         run_task(store, job_id, 1, "worker")
     finally:
         mortal.start()

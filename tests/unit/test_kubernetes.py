@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import yaml
+from working import end_pauses
 
 from lados.core import Settings
 from lados.jobs.leases import claim, finish, postpone
-from lados.jobs.store import PAUSES, Store, add_job
+from lados.jobs.store import Store, add_job
 
 validate = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed: `make setup` installs it")
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,6 +225,5 @@ def test_workers_are_counted_by_tasks_that_wait_or_run(postgres):
     for job in away:
         postpone(store, claim(store, job.id, 0, "w"), "the object store does not answer")
     assert (count("worker-predict"), count("worker-train")) == (0, 1), "what a training has done is in its pod's folder"
-    with store.writing() as c: # as if the pauses were over
-        c.execute(sa.update(PAUSES).values(until=0.0))
+    end_pauses(store)
     assert (count("worker-predict"), count("worker-train")) == (1, 1)
